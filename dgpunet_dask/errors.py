@@ -1,0 +1,309 @@
+"""The whole error tree.
+
+A class's docstring is its message; the braces are filled from the keyword arguments, and the last sentence names the cure.
+`exit_code` is the documented status of the command line (design: 2 usage, 3 check, 100-105 jobs, 130 interrupted)::
+
+    DgpunetError (1)
+    ├── UsageError (2)
+    │   ├── BadValue, BadName, MissingPath, UnreadablePath, UnknownParameter, MissingParameter
+    │   ├── MalformedFile           every mistake of a file at once, as file:line:col
+    │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning
+    ├── CheckFailed (3)
+    ├── JobFailed (100)
+    │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull, DamagedFile
+    ├── StillRunning (101)
+    ├── NotFound (102)
+    │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoHead
+    ├── JobCancelled (103)
+    ├── JobLost (104)
+    ├── Unplaceable (105)
+    └── Interrupted (130)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+
+class DgpunetError(Exception):
+    """Something went wrong that has no name yet: {detail}. Please report it with `-v` output."""
+
+    exit_code: ClassVar[int] = 1
+    code: ClassVar[str] = "unexpected"
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """The docstring's first paragraph with its braces filled in."""
+        text = " ".join((type(self).__doc__ or "").split("\n\n")[0].split())
+        return text.format(**self.fields)
+
+    @property
+    def reasons(self) -> list[dict[str, Any]]:
+        """Details for machines: one mapping per cause, empty where the message says all."""
+        return []
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the `error` object of the JSON results: code, message, reasons."""
+        return {"code": self.code, "message": self.message, "reasons": self.reasons}
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.fields)
+
+
+def _rebuild(kind: type[DgpunetError], fields: dict[str, Any]) -> DgpunetError:
+    return kind(**fields)
+
+
+class UsageError(DgpunetError):
+    """{detail}"""
+
+    exit_code = 2
+    code = "usage"
+
+
+class BadValue(UsageError):
+    """{what} {value!r} is not valid: {why}."""
+
+    code = "bad_value"
+
+
+class BadName(UsageError):
+    """The name {name!r} is not allowed for {what}: use letters, digits, dot, underscore and hyphen, starting with a letter or digit."""
+
+    code = "bad_name"
+
+
+class MissingPath(UsageError):
+    """{path}: there is no such file or directory. Check the spelling; relative paths are taken from where you call."""
+
+    code = "missing_path"
+
+
+class UnreadablePath(UsageError):
+    """{path}: cannot be read ({why}). Give the calling user permission or choose another path."""
+
+    code = "unreadable_path"
+
+
+class UnknownParameter(UsageError):
+    """Workload {workload} has no parameter {name!r}{hint}. Its parameters: {known}."""
+
+    code = "unknown_parameter"
+
+
+class MissingParameter(UsageError):
+    """Workload {workload} needs {name!r}. Add `--set {name}=...`."""
+
+    code = "missing_parameter"
+
+
+class NewerFormat(UsageError):
+    """{path} has format version {found}, and this release reads up to {known}. Upgrade dgpunet-dask, or remove the file."""
+
+    code = "newer_format"
+
+
+class ModelUnavailable(UsageError):
+    """The model {model!r} cannot be loaded: {why}. Use a hub name, a local sentence-transformers folder, or `minilm`."""
+
+    code = "model_unavailable"
+
+
+class BadWorkload(UsageError):
+    """Workload {workload} cannot be used: {why}."""
+
+    code = "bad_workload"
+
+
+class NeedsHead(UsageError):
+    """{what} needs a running head. Start one with `dgpunet-dask up`, then repeat the command."""
+
+    code = "needs_head"
+
+
+class OtherFleetRunning(UsageError):
+    """A cluster with another fleet is running ({running}). Run `dgpunet-dask down` first, then `up` again."""
+
+    code = "other_fleet"
+
+
+class Problem(NamedTuple):
+    """One mistake in a file; `line` and `col` are 1-based."""
+
+    file: str
+    line: int
+    col: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.col}: {self.what}"
+
+
+class MalformedFile(UsageError):
+    """{text}"""
+
+    code = "malformed_file"
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = sorted(set(problems), key=lambda p: (p.file, p.line, p.col, p.what))
+        super().__init__(text="\n".join(map(str, self.problems)))
+
+    @property
+    def message(self) -> str:
+        """One `file:line:col: what` line per mistake."""
+        return str(self.fields["text"])
+
+    @property
+    def reasons(self) -> list[dict[str, Any]]:
+        """The mistakes as mappings with file, line, col, what."""
+        return [p._asdict() for p in self.problems]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)
+
+
+class CheckFailed(DgpunetError):
+    """The check {what} found {count} fault(s). They are listed above."""
+
+    exit_code = 3
+    code = "check_failed"
+
+
+class JobFailed(DgpunetError):
+    """The job failed: {why}"""
+
+    exit_code = 100
+    code = "job_failed"
+
+
+class StageFailed(JobFailed):
+    """Stage {stage} raised {kind}: {why}. The traceback is in `dgpunet-dask jobs logs`."""
+
+    code = "stage_failed"
+
+
+class StageHostLost(JobFailed):
+    """The process of stage {stage} on {device} ended ({how}) during {attempts} attempt(s). Its last words are in {log}."""
+
+    code = "stage_host_lost"
+
+
+class StageHung(JobFailed):
+    """Stage {stage} on {device} reported no progress for {deadline_s:g} s and was killed. Raise `deadline:` in job.yaml if it needs longer."""
+
+    code = "stage_hung"
+
+
+class EnvironmentFailed(JobFailed):
+    """The environment {lock} of stage {stage} could not be built: {why}. Check the lock file by hand with `pip install -r {lock}`."""
+
+    code = "environment_failed"
+
+
+class DiskFull(JobFailed):
+    """No space left on the disk of {path}. Nothing was published and the old state stays; free some space and submit again."""
+
+    code = "disk_full"
+
+
+class DamagedFile(JobFailed):
+    """{path} is damaged: {why}. Remove it and submit again; what it held is computed anew."""
+
+    code = "damaged_file"
+
+
+class StillRunning(DgpunetError):
+    """Job {job_id} is still running after {timeout_s:g} s. `dgpunet-dask jobs wait {job_id}` waits on."""
+
+    exit_code = 101
+    code = "still_running"
+
+
+class NotFound(DgpunetError):
+    """{what} was not found."""
+
+    exit_code = 102
+    code = "not_found"
+
+
+class NoSuchWorkload(NotFound):
+    """There is no workload {name!r}{hint}. Give a shipped name ({known}) or the path of a folder with a job.yaml."""
+
+    code = "no_workload"
+
+
+class NoSuchJob(NotFound):
+    """There is no job {job_id!r} on this cluster. `dgpunet-dask jobs list` shows those there are."""
+
+    code = "no_job"
+
+
+class NoSuchIndex(NotFound):
+    """There is no index {name!r}{hint}. `dgpunet-dask index list` shows those there are; `submit embed-codebase` makes one."""
+
+    code = "no_index"
+
+
+class NoHead(NotFound):
+    """No head answers at {where}. Start one with `dgpunet-dask up`, or check `--cluster` and $DGPUNET_CLUSTER."""
+
+    code = "no_head"
+
+
+class JobCancelled(DgpunetError):
+    """Job {job_id} was cancelled. Submit it again to continue; finished work is reused."""
+
+    exit_code = 103
+    code = "cancelled"
+
+
+class JobLost(DgpunetError):
+    """The head that ran job {job_id} is gone and none took over. Start one with `dgpunet-dask up` and submit again."""
+
+    exit_code = 104
+    code = "lost"
+
+
+class Unplaceable(DgpunetError):
+    """No device of this fleet can ever hold {what}: {summary}. Lower the demand or add a device that fits."""
+
+    exit_code = 105
+    code = "unplaceable"
+
+    @property
+    def reasons(self) -> list[dict[str, Any]]:
+        """One mapping per device: device, code, need, have."""
+        return list(self.fields.get("verdicts", ()))
+
+
+class Interrupted(DgpunetError):
+    """Interrupted. Nothing half-done was published."""
+
+    exit_code = 130
+    code = "interrupted"
+
+
+@dataclass(frozen=True)
+class ReportedError:
+    """An error as it crosses a process border: what `to_json` gave, and the exit code it had."""
+
+    exit_code: int
+    code: str
+    message: str
+    reasons: list[dict[str, Any]]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
