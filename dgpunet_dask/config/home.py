@@ -1,0 +1,77 @@
+"""``$DGPUNET_HOME``: the one folder that holds state, mode 0700."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from dgpunet_dask.errors import UnreadablePath
+
+
+@dataclass(frozen=True)
+class Home:
+    """The paths under one ``$DGPUNET_HOME``. Making the value touches nothing; `ensure` creates the folders."""
+
+    root: Path
+
+    @property
+    def run(self) -> Path:
+        """Sockets, pids and logs of running processes."""
+        return self.root / "run"
+
+    @property
+    def indexes(self) -> Path:
+        """One folder per search index."""
+        return self.root / "indexes"
+
+    @property
+    def workloads(self) -> Path:
+        """Submitted workload folders by digest."""
+        return self.root / "workloads"
+
+    @property
+    def envs(self) -> Path:
+        """Stage environments by the digest of their lock file and interpreter."""
+        return self.root / "envs"
+
+    @property
+    def jobs(self) -> Path:
+        """One folder per job: committed units, log."""
+        return self.root / "jobs"
+
+    @property
+    def policy(self) -> Path:
+        """``generated/*.yaml`` and ``human/*.yaml``."""
+        return self.root / "policy"
+
+    @property
+    def head_file(self) -> Path:
+        """Address, pid and key of the running head."""
+        return self.run / "head.json"
+
+    def ensure(self) -> Home:
+        """Create the folders, readable by their owner only, and return self.
+
+        Raises
+        ------
+        UnreadablePath
+            If a folder cannot be created or written.
+        """
+        for path in (self.root, self.run, self.indexes, self.workloads, self.envs, self.jobs):
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise UnreadablePath(path=path, why=error.strerror or str(error)) from error
+        self.root.chmod(0o700)
+        return self
+
+
+def home_from(environ: Mapping[str, str] | None = None) -> Home:
+    """Return the home that ``$DGPUNET_HOME`` names, else the platform's user data directory."""
+    named = (os.environ if environ is None else environ).get("DGPUNET_HOME")
+    root = Path(named).expanduser() if named else Path(platformdirs.user_data_dir("dgpunet-dask"))
+    return Home(root.absolute())

@@ -1,0 +1,171 @@
+"""What one unit of work asks for. Standard library only: stages in their own interpreters import it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dgpunet_dask.errors import BadValue, did_you_mean
+from dgpunet_dask.units import Mib, VersionSpec, parse_bytes, parse_duration
+
+PRIORITIES: Final = ("interactive", "batch", "idle")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What one unit of work asks of a device. Sizes may be given as text (``"2GiB"``) and are kept as whole MiB.
+
+    Parameters
+    ----------
+    stage, model, user
+        Names that policies match.
+    vram
+        Peak of a call with its model loaded, per card. ``None``: not stated, so the whole card.
+    resident
+        The part of `vram` that stays while the stage is loaded.
+    ram, cpus
+        Host memory and cores.
+    compute_capability, driver
+        Conditions such as ``">=8.9"``; a bare version means at least.
+    features
+        All must be there, e.g. ``["bf16", "fp8"]``.
+    gpus, same_host
+        Number of cards, and whether they must share a host.
+    cpu_ok
+        Whether a host's CPU will do where no card of the fleet can ever hold the work.
+    exclusive
+        Alone on its device.
+    priority
+        ``interactive``, ``batch`` or ``idle``; ``None`` leaves it to the policy.
+    inputs
+        Bytes already lying on a device or host, by its name.
+    work
+        Seconds at speed 1, ``None`` where unknown.
+
+    Raises
+    ------
+    BadValue
+        Naming the field and what would be right.
+    """
+
+    stage: str | None = None
+    model: str | None = None
+    vram: Mib | str | None = None
+    resident: Mib | str | int = 0
+    ram: Mib | str | int = 0
+    cpus: int = 1
+    compute_capability: VersionSpec | str | None = None
+    features: Iterable[str] = ()
+    driver: VersionSpec | str | None = None
+    gpus: int = 1
+    same_host: bool = False
+    cpu_ok: bool = False
+    exclusive: bool = False
+    priority: str | None = None
+    user: str | None = None
+    inputs: Mapping[str, int | str] = field(default_factory=dict, hash=False)
+    work: float | str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vram", "resident", "ram"):
+            self._set(name, _named(name, Mib, getattr(self, name)))
+        for name in ("compute_capability", "driver"):
+            self._set(name, _named(name, _spec, getattr(self, name)))
+        self._set("features", _feature_names(self.features))
+        self._set("inputs", {k: v if isinstance(v, int) else parse_bytes(v) for k, v in dict(self.inputs).items()})
+        self._set("work", _named("work", parse_duration, self.work))
+        self._check()
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check(self) -> None:
+        if self.priority is not None and self.priority not in PRIORITIES:
+            raise BadValue(what="priority", value=self.priority, why=f"choose one of {', '.join(PRIORITIES)}")
+        for name in ("gpus", "cpus"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < (1 if name == "gpus" else 0):
+                raise BadValue(what=name, value=getattr(self, name), why="write a positive whole number")
+        if self.vram_mib is not None and self.resident_mib > self.vram_mib:
+            raise BadValue(what="resident", value=str(self.resident), why=f"it is part of vram, which is {self.vram}")
+
+    @property
+    def vram_mib(self) -> int | None:
+        """The peak in MiB, ``None`` for the whole card."""
+        return None if self.vram is None else int(self.vram)
+
+    @property
+    def resident_mib(self) -> int:
+        """The part that stays, in MiB."""
+        return int(self.resident)
+
+    @property
+    def ram_mib(self) -> int:
+        """Host memory in MiB."""
+        return int(self.ram)
+
+    @property
+    def capability(self) -> VersionSpec | None:
+        """The condition on the compute capability."""
+        return self.compute_capability  # type: ignore[return-value]  # text became a VersionSpec in __post_init__
+
+    @property
+    def feature_set(self) -> frozenset[str]:
+        """The features as a set."""
+        return frozenset(self.features)
+
+    def named(self, stage: str) -> Demand:
+        """Return this demand with `stage` filled in where it had none."""
+        return self if self.stage is not None else dataclasses.replace(self, stage=stage)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return only what differs from the defaults, as plain JSON values; `parse` reads it back."""
+        plain = Demand()
+        changed = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: _plain(v) for k, v in changed.items() if v != getattr(plain, k)}
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any] | Demand) -> Demand:
+        """Return the demand that a mapping states, as in ``dask.annotate(demand={"vram": "4GiB"})``.
+
+        Raises
+        ------
+        BadValue
+            For an unknown key (with the nearest known one) or a bad value.
+        """
+        if isinstance(raw, Demand):
+            return raw
+        if not isinstance(raw, Mapping):
+            raise BadValue(what="demand", value=raw, why='write a mapping such as {"vram": "4GiB"}')
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in raw:
+            if key not in known:
+                raise BadValue(what="demand key", value=key, why=f"known keys: {', '.join(known)}{did_you_mean(key, known)}")
+        return cls(**raw)
+
+
+def _spec(text: VersionSpec | str) -> VersionSpec:
+    return text if isinstance(text, VersionSpec) else VersionSpec(text)
+
+
+def _named(name: str, parse: Any, value: Any) -> Any:
+    """Parse `value` unless it is None, and name the field in the error."""
+    if value is None:
+        return None
+    try:
+        return parse(value)
+    except BadValue as error:
+        raise BadValue(what=name, value=value, why=error.fields["why"]) from None
+
+
+def _feature_names(features: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(features, str) or not all(isinstance(f, str) for f in features):
+        raise BadValue(what="features", value=features, why='write a list, as ["bf16"]')
+    return tuple(sorted(set(features)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mib | VersionSpec):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
