@@ -32,7 +32,7 @@ class Demand:
     features
         All must be there, e.g. ``["bf16", "fp8"]``.
     gpus, same_host
-        Number of cards, and whether they must share a host.
+        Number of cards, and whether they must share a host. ``gpus=0``: no card at all, a host's CPU (`cpu_ok` is then implied).
     cpu_ok
         Whether a host's CPU will do where no card of the fleet can ever hold the work.
     exclusive
@@ -76,6 +76,7 @@ class Demand:
         self._set("features", _feature_names(self.features))
         self._set("inputs", {k: v if isinstance(v, int) else parse_bytes(v) for k, v in dict(self.inputs).items()})
         self._set("work", _named("work", parse_duration, self.work))
+        self._set("cpu_ok", self.cpu_ok or self.gpus == 0)
         self._check()
 
     def _set(self, name: str, value: object) -> None:
@@ -85,8 +86,8 @@ class Demand:
         if self.priority is not None and self.priority not in PRIORITIES:
             raise BadValue(what="priority", value=self.priority, why=f"choose one of {', '.join(PRIORITIES)}")
         for name in ("gpus", "cpus"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < (1 if name == "gpus" else 0):
-                raise BadValue(what=name, value=getattr(self, name), why="write a positive whole number")
+            if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool) or getattr(self, name) < 0:
+                raise BadValue(what=name, value=getattr(self, name), why="write a whole number, 0 or more")
         if self.vram_mib is not None and self.resident_mib > self.vram_mib:
             raise BadValue(what="resident", value=str(self.resident), why=f"it is part of vram, which is {self.vram}")
 

@@ -1,0 +1,61 @@
+"""What makes a unit's result durable: temporary file, fsync, rename, fsync of the directory."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dgpunet_dask.errors import DiskFull
+from dgpunet_dask.stagehost.frames import Buffer, write_frames
+
+
+def commit_frames(path: Path, frames: Sequence[Buffer]) -> str:
+    """Make `frames` durable as `path` and return their digest (hex). The file appears whole or not at all.
+
+    Raises
+    ------
+    DiskFull
+        If there is no room; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            digest = write_frames(file, frames)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _named(error, path) from error
+    return digest
+
+
+def commit_text(path: Path, text: str) -> None:
+    """Make `text` durable as `path`, as `commit_frames` does."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _named(error, path) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename in `path` durable (fsync(2): the entry is in the directory, not in the file)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _named(error: OSError, path: Path) -> Exception:
+    return DiskFull(path=path) if error.errno in (errno.ENOSPC, errno.EDQUOT) else error

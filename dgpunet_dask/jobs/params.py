@@ -1,0 +1,116 @@
+"""Parameters of a job: ``--set KEY=VALUE`` cast to the types that job.yaml states."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from dgpunet_dask.errors import BadName, BadValue, MissingParameter, MissingPath, UnknownParameter, UnreadablePath, did_you_mean
+from dgpunet_dask.model.pipeline import Param, Workload
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_BOOLS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def split_settings(settings: Iterable[str]) -> list[tuple[str, str]]:
+    """Split each ``KEY=VALUE`` at its first ``=``.
+
+    Raises
+    ------
+    BadValue
+        If there is no ``=``, or no key before it.
+    """
+    pairs = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise BadValue(what="--set", value=setting, why="write it as KEY=VALUE")
+        pairs.append((key, value))
+    return pairs
+
+
+def cast_params(workload: Workload, pairs: Iterable[tuple[str, str]], *, cwd: Path) -> dict[str, Any]:
+    """Return every parameter's value: what `pairs` set, cast, else the default. Relative paths are taken from `cwd`.
+
+    Raises
+    ------
+    UnknownParameter, MissingParameter, BadValue, BadName, MissingPath, UnreadablePath
+        Each names the parameter.
+    """
+    given: dict[str, list[Any]] = {}
+    for key, text in pairs:
+        if key not in workload.params:
+            known = sorted(workload.params)
+            raise UnknownParameter(workload=workload.name, name=key, hint=did_you_mean(key, known), known=", ".join(known) or "none")
+        given.setdefault(key, []).append(_CAST[workload.params[key].type](key, text, cwd))
+    return {name: _value(workload.name, param, given.get(name, [])) for name, param in workload.params.items()}
+
+
+def complete_params(workload: Workload, values: Mapping[str, Any], *, cwd: Path) -> dict[str, Any]:
+    """Return `values` (plain Python values, lists for list parameters) checked and completed as `cast_params` does."""
+    pairs = [(key, str(item)) for key, value in values.items() for item in _items(value)]
+    return cast_params(workload, pairs, cwd=cwd)
+
+
+def _items(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _value(workload: str, param: Param, given: list[Any]) -> Any:
+    if not given:
+        if param.required:
+            raise MissingParameter(workload=workload, name=param.name)
+        return _items(param.default) if param.list else param.default
+    if param.list:
+        return given
+    if len(given) > 1:
+        raise BadValue(what=param.name, value=given[1], why="it was set twice, and it takes one value")
+    return given[0]
+
+
+def _path(name: str, text: str, cwd: Path) -> str:
+    if not text:
+        raise BadValue(what=name, value=text, why="it names no path")
+    path = Path(os.path.normpath(cwd / Path(text).expanduser()))
+    if not path.exists():
+        raise MissingPath(path=path)
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        raise UnreadablePath(path=path, why="permission denied")
+    return str(path)
+
+
+def _name(name: str, text: str, cwd: Path) -> str:
+    if not _NAME.fullmatch(text):
+        raise BadName(name=text, what=name)
+    return text
+
+
+def _number(kind: Callable[[str], Any], word: str) -> Callable[[str, str, Path], Any]:
+    def cast(name: str, text: str, cwd: Path) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise BadValue(what=name, value=text, why=f"write {word}") from None
+
+    return cast
+
+
+def _bool(name: str, text: str, cwd: Path) -> bool:
+    if text.lower() not in _BOOLS:
+        raise BadValue(what=name, value=text, why="write true or false")
+    return _BOOLS[text.lower()]
+
+
+_CAST: Final[Mapping[str, Callable[[str, str, Path], Any]]] = {
+    "path": _path,
+    "name": _name,
+    "string": lambda name, text, cwd: text,
+    "int": _number(int, "a whole number"),
+    "float": _number(float, "a number"),
+    "bool": _bool,
+}
