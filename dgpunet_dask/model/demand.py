@@ -112,6 +112,11 @@ class Demand:
         return self.compute_capability  # type: ignore[return-value]  # text became a VersionSpec in __post_init__
 
     @property
+    def driver_spec(self) -> VersionSpec | None:
+        """The condition on the driver."""
+        return self.driver  # type: ignore[return-value]  # text became a VersionSpec in __post_init__
+
+    @property
     def feature_set(self) -> frozenset[str]:
         """The features as a set."""
         return frozenset(self.features)
