@@ -26,6 +26,11 @@ def features_of(capability: tuple[int, ...]) -> frozenset[str]:
     return frozenset(name for name, since in FEATURES_FROM.items() if capability >= since)
 
 
+def is_arch(text: str) -> bool:
+    """Whether `text` names an architecture that code is built for, such as ``sm_86``, ``compute_120``, ``sm_90a``."""
+    return _ARCH.fullmatch(text) is not None
+
+
 def runs_arch(capability: tuple[int, ...], arch: str) -> bool:
     """Whether a card of X.Y runs code built for `arch`.
 
