@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from dgpunet_dask.config.shipped import shipped
-from dgpunet_dask.errors import BadWorkload, MalformedFile, MissingPath, NoSuchWorkload, Problem, UnreadablePath, did_you_mean
+from dgpunet_dask.config.yamlfile import read
+from dgpunet_dask.errors import BadWorkload, MissingPath, NoSuchWorkload, did_you_mean
 from dgpunet_dask.jobs.workload_file import parse_workload
 from dgpunet_dask.model.pipeline import Workload
 
@@ -52,19 +53,12 @@ def read_workload(folder: Path) -> Workload:
 
     Raises
     ------
-    MalformedFile
-        From its job.yaml; also where that is no UTF-8 text.
+    MalformedFile, NewerFormat, UnreadablePath
+        From its job.yaml.
     BadWorkload
         If a stage's module or lock file is missing, or the folder is too large.
     """
-    file = folder / "job.yaml"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise MalformedFile([Problem(str(file), 1, 1, f"it is not UTF-8 text (byte {error.start})")]) from None
-    except OSError as error:
-        raise UnreadablePath(path=file, why=error.strerror) from error
-    workload = parse_workload(text, str(file), digest=digest_of(folder), folder=str(folder))
+    workload = parse_workload(read(folder / "job.yaml"), digest=digest_of(folder), folder=str(folder))
     for stage in workload.stages:
         _check_files(folder, workload.name, stage.run.split(":")[0], stage.env)
     return workload

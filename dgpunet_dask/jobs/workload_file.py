@@ -1,20 +1,20 @@
-"""``job.yaml``: the file that joins stages into a workload (design §5.5). Text in, `Workload` out; no file is read here."""
+"""``job.yaml``: the file that joins stages into a workload (design §5.5). A document in, a `Workload` out; no file is read here."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-from dgpunet_dask.config.yamlfile import Document, load, validate
+from dgpunet_dask.config.yamlfile import Document, YamlModel, check_version, parsed, validate
 from dgpunet_dask.errors import BadValue, MalformedFile, Problem, did_you_mean
 from dgpunet_dask.model.pipeline import Param, ParamType, StageSpec, Workload
 from dgpunet_dask.units import parse_bytes, parse_duration
 
-FORMAT_VERSION = 1
-_RUN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+FORMAT_VERSION: Final = 1
+_RUN: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def _run_target(text: str) -> str:
@@ -35,31 +35,25 @@ def _lock_name(text: str) -> str:
     return text
 
 
-def _duration(text: str) -> str:
-    try:
-        positive = parse_duration(text) > 0
-    except BadValue as error:
-        raise ValueError(error.fields["why"]) from None
-    if not positive:
-        raise ValueError("it must be longer than 0 s")
-    return text
+def _positive_s(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise BadValue(what="duration", value=text, why="it must be longer than 0 s")
+    return seconds
 
 
-def _size(text: str) -> str:
-    try:
-        positive = parse_bytes(text) > 0
-    except BadValue as error:
-        raise ValueError(error.fields["why"]) from None
-    if not positive:
-        raise ValueError("it must be larger than 0 bytes")
-    return text
+def _positive_bytes(text: str) -> int:
+    size = parse_bytes(text)
+    if size <= 0:
+        raise BadValue(what="size", value=text, why="it must be larger than 0 bytes")
+    return size
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+Name = Annotated[str, AfterValidator(_plain_name)]
+Count = Annotated[int, Field(gt=0)]
 
 
-class _Param(_Model):
+class _Param(YamlModel):
     type: ParamType = "string"
     list: bool = False
     required: bool = False
@@ -67,41 +61,41 @@ class _Param(_Model):
     help: str = ""
 
 
-class _Batch(_Model):
-    items: Annotated[int, Field(gt=0)] | None = None
-    tokens: Annotated[int, Field(gt=0)] | None = None
+class _Batch(YamlModel):
+    items: Count | None = None
+    tokens: Count | None = None
 
 
-class _Unit(_Model):
-    items: Annotated[int, Field(gt=0)] = 64
-    bytes: Annotated[str, AfterValidator(_size)] = "1MiB"
+class _Unit(YamlModel):
+    items: Count = 64
+    bytes: Annotated[int, parsed(_positive_bytes)] = 1 << 20
 
 
-class _Stage(_Model):
+class _Stage(YamlModel):
     run: Annotated[str, AfterValidator(_run_target)]
     after: str | None = None
     batch: _Batch = _Batch()
     unit: _Unit | None = None
     env: Annotated[str, AfterValidator(_lock_name)] | None = None
     gather: bool = False
-    deadline: Annotated[str, AfterValidator(_duration)] = "600s"
+    deadline: Annotated[float, parsed(_positive_s)] = 600.0
     retries: Annotated[int, Field(ge=0, le=10)] = 2
 
 
-class _Job(_Model):
+class _Job(YamlModel):
     version: Literal[1]
-    name: Annotated[str, AfterValidator(_plain_name)]
-    params: dict[Annotated[str, AfterValidator(_plain_name)], _Param] = {}
-    stages: Annotated[dict[Annotated[str, AfterValidator(_plain_name)], _Stage], Field(min_length=1)]
+    name: Name
+    params: dict[Name, _Param] = {}
+    stages: Annotated[dict[Name, _Stage], Field(min_length=1)]
 
 
-def parse_workload(text: str, file: str, *, digest: str = "", folder: str = "") -> Workload:
+def parse_workload(document: Document, *, digest: str = "", folder: str = "") -> Workload:
     """Return the workload that a job.yaml states.
 
     Parameters
     ----------
-    text, file
-        The file's content, and its name for error messages.
+    document
+        The file's content, as `config.yamlfile` reads it.
     digest, folder
         Of the folder it lies in; kept in the result.
 
@@ -109,10 +103,12 @@ def parse_workload(text: str, file: str, *, digest: str = "", folder: str = "") 
     ------
     MalformedFile
         With every mistake as file:line:col.
+    NewerFormat
+        If a newer release wrote it.
     """
-    document = load(text, file)
+    check_version(document, FORMAT_VERSION)
     job = validate(document, _Job)
-    problems = list(_graph_problems(document, file, job))
+    problems = list(_graph_problems(document, job))
     if problems:
         raise MalformedFile(problems)
     return Workload(
@@ -135,8 +131,8 @@ def _spec(name: str, stage: _Stage) -> StageSpec:
         env=stage.env,
         gather=stage.gather,
         unit_items=unit.items,
-        unit_bytes=parse_bytes(unit.bytes),
-        deadline_s=parse_duration(stage.deadline),
+        unit_bytes=unit.bytes,
+        deadline_s=stage.deadline,
         retries=stage.retries,
     )
 
@@ -152,30 +148,24 @@ def _data_order(stages: dict[str, _Stage]) -> list[str]:
     return sorted(ordered, key=lambda n: stages[n].gather)
 
 
-def _graph_problems(document: Document, file: str, job: _Job) -> list[Problem]:
-    def problem(path: tuple[str, ...], what: str) -> Problem:
-        line, col = document.position(path)
-        return Problem(file, line, col, what)
-
-    stages = job.stages
-    found = [
-        problem(("stages", n, "after"), f"there is no stage {s.after!r}{did_you_mean(s.after, stages)}")
-        for n, s in stages.items()
-        if s.after is not None and s.after not in stages
-    ]
+def _graph_problems(document: Document, job: _Job) -> list[Problem]:
+    """Return what is wrong with how the stages are joined."""
+    stages, problem = job.stages, document.problem
     sources = [n for n, s in stages.items() if s.after is None]
-    if len(sources) != 1:
-        found.append(problem(("stages",), f"exactly one stage reads the input and has no `after:`, here {len(sources)} do: {', '.join(sources) or '-'}"))
     gathers = [n for n, s in stages.items() if s.gather]
+    found = [problem(("stages", n), "a stage with `gather: true` takes all results and needs `after:`") for n in gathers if n in sources]
     found += [problem(("stages", n, "gather"), "only one stage may gather") for n in gathers[1:]]
-    found += [problem(("stages", n), "a stage with `gather: true` takes all results and needs `after:`") for n in gathers if n in sources]
-    found += [
-        problem(("stages", n, "after"), f"{s.after!r} gathers and ends the job; nothing can come after it")
-        for n, s in stages.items()
-        if s.after in gathers
-    ]
-    found += [problem(("stages", n, "unit"), "only the source cuts the input into units") for n, s in stages.items() if s.unit and s.after is not None]
     found += [problem(("stages", n), "this stage takes from itself, by way of the others") for n in _circular(stages)]
+    for name, stage in stages.items():
+        if stage.after is not None and stage.after not in stages:
+            found.append(problem(("stages", name, "after"), f"there is no stage {stage.after!r}{did_you_mean(stage.after, stages)}"))
+        if stage.after in gathers:
+            found.append(problem(("stages", name, "after"), f"{stage.after!r} gathers and ends the job; nothing can come after it"))
+        if stage.unit is not None and stage.after is not None:
+            found.append(problem(("stages", name, "unit"), "only the source cuts the input into units"))
+    if len(sources) != 1:
+        listed = ", ".join(sources) or "none"
+        found.append(problem(("stages",), f"exactly one stage reads the input and has no `after:`; found: {listed}"))
     return found
 
 

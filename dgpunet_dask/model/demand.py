@@ -125,6 +125,10 @@ class Demand:
         """Return this demand with `stage` filled in where it had none."""
         return self if self.stage is not None else dataclasses.replace(self, stage=stage)
 
+    def of_model(self, model: str | None) -> Demand:
+        """Return this demand with `model` filled in where it had none."""
+        return self if self.model is not None or model is None else dataclasses.replace(self, model=str(model))
+
     def to_mapping(self) -> dict[str, Any]:
         """Return only what differs from the defaults, as plain JSON values; `parse` reads it back."""
         plain = Demand()

@@ -1,0 +1,129 @@
+"""From a workload, its parameters and what its code says to a call per stage. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgpunet_dask.errors import BadWorkload
+from dgpunet_dask.jobs.task import StageCall
+from dgpunet_dask.model.demand import Demand
+from dgpunet_dask.model.pipeline import StageFacts, StageSpec, Workload
+from dgpunet_dask.stagehost.spec import StageCallSpec
+
+#: A stage that loads something and states no demand takes no card: it must say so to get one.
+DEFAULT_DEMAND = Demand(gpus=0)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of one job: its call, and its demand unless it is light."""
+
+    spec: StageSpec
+    call: StageCall
+    demand: Demand | None
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """All stages of one job in the order of the data."""
+
+    workload: Workload
+    source: StagePlan
+    units: tuple[StagePlan, ...]
+    gather: StagePlan | None
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The stages whose results are committed: what the gather stage takes, else the ends of the graph."""
+        if self.gather is not None:
+            return (str(self.gather.spec.after),)
+        taken = {plan.spec.after for plan in self.units}
+        return tuple(p.spec.name for p in (self.source, *self.units) if p.spec.name not in taken)
+
+
+@dataclass(frozen=True)
+class HeadHost:
+    """The host where sources and gather stages run: its CPU device, threads, and the home they may use."""
+
+    device: str
+    threads: int
+    home: Path
+
+
+def facts_from_wire(raw: Mapping[str, Any]) -> StageFacts:
+    """Return the facts that a stage's interpreter reported."""
+    demand = raw.get("demand")
+    return StageFacts(
+        demand=None if demand is None else Demand.parse(demand),
+        light=bool(raw["light"]),
+        load_params=tuple(raw.get("load_params", ())),
+    )
+
+
+def plan_job(
+    workload: Workload, params: Mapping[str, Any], facts: Mapping[str, StageFacts], *, job_id: str, host: HeadHost, scratch: Path
+) -> JobPlan:
+    """Return the plan of one job.
+
+    Raises
+    ------
+    BadWorkload
+        If a stage's `load` wants something that is no parameter.
+    """
+    gather = workload.gather
+
+    def planned(spec: StageSpec) -> StagePlan:
+        on_head = spec is workload.source or spec is gather
+        call = _call(workload, spec, facts[spec.name], params, job_id, host if on_head else None, scratch)
+        return StagePlan(spec, call, _demand(spec, facts[spec.name], params, on_head=on_head))
+
+    return JobPlan(
+        workload=workload,
+        source=planned(workload.source),
+        units=tuple(planned(s) for s in workload.unit_stages),
+        gather=None if gather is None else planned(gather),
+    )
+
+
+def _demand(spec: StageSpec, facts: StageFacts, params: Mapping[str, Any], *, on_head: bool) -> Demand | None:
+    if on_head or facts.light:
+        return None
+    demand = (facts.demand or DEFAULT_DEMAND).named(spec.name)
+    return demand.of_model(params.get("model"))
+
+
+def _call(
+    workload: Workload,
+    spec: StageSpec,
+    facts: StageFacts,
+    params: Mapping[str, Any],
+    job_id: str,
+    host: HeadHost | None,
+    scratch: Path,
+) -> StageCall:
+    unknown = [name for name in facts.load_params if name not in params]
+    if unknown:
+        known = ", ".join(sorted(params)) or "none"
+        raise BadWorkload(workload=workload.name, why=f"{spec.run}.load wants {', '.join(unknown)}, and its parameters are {known}")
+    demand = facts.demand or DEFAULT_DEMAND
+    call = StageCallSpec(
+        stage=spec.name,
+        run=spec.run,
+        digest=workload.digest,
+        env=spec.env,
+        load={name: params[name] for name in facts.load_params},
+        device="" if host is None else host.device,
+        vram_mib=None if host is not None else demand.vram_mib,
+        resident_mib=0 if host is not None else demand.resident_mib,
+        threads=1 if host is None else host.threads,
+        deadline_s=spec.deadline_s,
+        job_id=job_id,
+        folder=None if host is None else str(scratch),
+        home=None if host is None else str(host.home),
+        batch_items=spec.batch_items,
+        batch_tokens=spec.batch_tokens,
+    )
+    return StageCall(call, light=facts.light and host is None, retries=spec.retries)

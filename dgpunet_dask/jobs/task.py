@@ -1,0 +1,101 @@
+"""The thin function that Dask workers run: one unit through one stage, in the worker or in the stage host of its device."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dgpunet_dask.config.home import home_from
+from dgpunet_dask.errors import StageHostLost, StageHung
+from dgpunet_dask.model.fleet import Device
+from dgpunet_dask.plugins.worker import current_device
+from dgpunet_dask.stagehost.client import AgentClient
+from dgpunet_dask.stagehost.frames import Buffer
+from dgpunet_dask.stagehost.inline import call_light
+from dgpunet_dask.stagehost.spec import CallResult, StageCallSpec
+
+#: Compute threads of one stage on a CPU; the agent sets it from the cores that its devices share.
+THREADS_VARIABLE = "DGPUNET_STAGE_THREADS"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage did with one unit: items in and out, what it counted, starts, where, and its own seconds."""
+
+    items: int
+    counts: Mapping[str, Any]
+    attempts: int
+    device: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A unit on its way: packed items, opaque to the scheduler and the head, and a record per stage that it has passed."""
+
+    frames: Sequence[Buffer]
+    items: int
+    records: Mapping[str, StageRecord] = field(default_factory=dict)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Hand the frames to Dask out of band, so that its comms send them as they lie in memory."""
+        frames = [pickle.PickleBuffer(f) for f in self.frames] if protocol >= 5 else [bytes(f) for f in self.frames]
+        return Parcel, (frames, self.items, dict(self.records))
+
+    def __sizeof__(self) -> int:
+        return sum(memoryview(f).nbytes for f in self.frames)
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """What a task needs besides the unit: the stage, without the device it will run on, and how often to start it again."""
+
+    spec: StageCallSpec
+    light: bool
+    retries: int
+
+
+def run_stage(call: StageCall, parcel: Parcel) -> Parcel:
+    """Pass one unit through one stage. Runs in a worker's thread.
+
+    A stage host that crashes or hangs is replaced and the unit tried again, here, so that the unit keeps its device and its charge.
+
+    Raises
+    ------
+    JobFailed
+        Its subclasses, for the reason that the last attempt had.
+    """
+    if call.light:
+        result = call_light(call.spec, parcel.frames, home_from().workloads)
+        return _passed(call, parcel, result, attempts=1, device=None)
+    device = current_device()
+    result, attempts = _call_with_retries(_on_device(call.spec, device), call.retries, parcel.frames)
+    return _passed(call, parcel, result, attempts=attempts, device=device.name)
+
+
+def _call_with_retries(spec: StageCallSpec, retries: int, frames: Sequence[Buffer]) -> tuple[CallResult, int]:
+    agent = AgentClient(home_from().agent_socket)
+    for attempt in range(1, retries + 1):
+        try:
+            return agent.call(spec, frames), attempt
+        except (StageHostLost, StageHung):
+            continue  # the last attempt, below, tells
+    return agent.call(spec, frames), retries + 1
+
+
+def _on_device(spec: StageCallSpec, device: Device) -> StageCallSpec:
+    """Return `spec` bound to `device`: a simulated card is computed on the CPU, and its charge is the whole card where none was stated."""
+    threads = int(os.environ.get(THREADS_VARIABLE, "1"))
+    if device.kind == "cpu":
+        return replace(spec, device=device.name, torch_device="cpu", vram_mib=None, resident_mib=0, threads=threads)
+    vram_mib = device.usable_mib if spec.vram_mib is None else spec.vram_mib
+    torch_device = "cuda:0" if device.uuid else "cpu"
+    return replace(spec, device=device.name, torch_device=torch_device, vram_mib=vram_mib, threads=threads)
+
+
+def _passed(call: StageCall, parcel: Parcel, result: CallResult, *, attempts: int, device: str | None) -> Parcel:
+    record = StageRecord(result.items, result.counts, attempts, device, result.seconds)
+    return Parcel(result.frames, result.items, {**parcel.records, call.spec.stage: record})
