@@ -1,0 +1,67 @@
+"""Parameters: cast to the types of job.yaml, or refused with the parameter's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dgpunet_dask.errors import BadName, BadValue, DgpunetError, MissingParameter, MissingPath, UnknownParameter
+from dgpunet_dask.jobs.params import cast_params, complete_params, split_settings
+from dgpunet_dask.model.pipeline import Param, StageSpec, Workload
+
+WORKLOAD = Workload(
+    name="w",
+    digest="",
+    folder="",
+    params={
+        p.name: p
+        for p in (
+            Param(name="path", type="path", list=True, required=True),
+            Param(name="index", type="name"),
+            Param(name="n", type="int", default=3),
+            Param(name="rate", type="float"),
+            Param(name="deep", type="bool", default=False),
+        )
+    },
+    stages=(StageSpec(name="read", run="stages:Read"),),
+)
+
+
+def cast(cwd: Path, *settings: str) -> dict[str, object]:
+    return cast_params(WORKLOAD, split_settings(settings), cwd=cwd)
+
+
+def test_values_are_cast_and_defaults_filled_in(tmp_path: Path) -> None:
+    (tmp_path / "a=b").mkdir()
+    (tmp_path / "c").mkdir()
+    found = cast(tmp_path, "path=a=b", "path=./c/../c", "n=-4", "rate=0.5", "deep=yes")
+    assert found == {"path": [f"{tmp_path}/a=b", f"{tmp_path}/c"], "index": None, "n": -4, "rate": 0.5, "deep": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "told"),
+    [
+        (["path"], BadValue, "KEY=VALUE"),
+        (["=x"], BadValue, "KEY=VALUE"),
+        ([], MissingParameter, "path"),
+        (["path=.", "pth=."], UnknownParameter, "did you mean 'path'"),
+        (["path=."] + ["n=x"], BadValue, "whole number"),
+        (["path=.", "rate=fast"], BadValue, "a number"),
+        (["path=.", "deep=maybe"], BadValue, "true or false"),
+        (["path=.", "n=1", "n=2"], BadValue, "set twice"),
+        (["path=.", "index=../x"], BadName, "../x"),
+        (["path=nowhere"], MissingPath, "nowhere"),
+        (["path="], BadValue, "names no path"),
+    ],
+)
+def test_bad_settings_are_usage_errors(tmp_path: Path, settings: list[str], error: type[DgpunetError], told: str) -> None:
+    with pytest.raises(error, match=told) as caught:
+        cast(tmp_path, *settings)
+    assert caught.value.exit_code == 2
+
+
+def test_plain_values_are_checked_like_settings(tmp_path: Path) -> None:
+    assert complete_params(WORKLOAD, {"path": [str(tmp_path)], "n": 5}, cwd=Path("/"))["n"] == 5
+    with pytest.raises(MissingPath):
+        complete_params(WORKLOAD, {"path": str(tmp_path / "gone")}, cwd=Path("/"))
