@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import platformdirs
 
 from dgpunet_dask.errors import UnreadablePath
+
+#: What every system takes as the path of a Unix socket, with room to spare.
+_SOCKET_BYTES: Final = 100
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,20 @@ class Home:
     def head_file(self) -> Path:
         """Address, pid and key of the running head."""
         return self.run / "head.json"
+
+    @property
+    def agent_socket(self) -> Path:
+        """The agent's Unix socket.
+
+        The system takes at most 104 bytes (macOS; 108 on Linux) for its path. For a longer home it is in a folder of mode 0700 under
+        ``/tmp``, named by user and the home's digest; the agent removes it when it ends in good order, and takes over one that was left.
+        ``/tmp`` and not ``$TMPDIR``, so that every process computes the same path.
+        """
+        path = self.run / "agent.sock"
+        if len(os.fsencode(path)) <= _SOCKET_BYTES:
+            return path
+        digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:16]
+        return Path(f"/tmp/dgpunet-{os.getuid()}-{digest}") / path.name  # noqa: S108  # owner and mode are checked when it is used
 
     def ensure(self) -> Home:
         """Create the folders, readable by their owner only, and return self.

@@ -21,7 +21,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, Final
+from typing import Final
 
 from dgpunet_dask.errors import BadWorkload, DgpunetError, did_you_mean
 from dgpunet_dask.model.stage import Stage
@@ -134,14 +134,13 @@ class WorkloadLoader(SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType | None:
         """Return the module's code, compiled from source each time."""
         path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
+        return self._compiled(self.get_data(path), path)
 
-    def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> CodeType:
-        """Compile `data` with its sibling imports rewritten."""
+    def _compiled(self, data: bytes, path: str) -> CodeType:
         package = self.name.partition(".")[0]
         tree = ast.parse(data, path)
         rewritten = ast.fix_missing_locations(SiblingImports(package, self._folder).visit(tree))
-        code: CodeType = compile(rewritten, path, "exec", dont_inherit=True, optimize=_optimize)
+        code: CodeType = compile(rewritten, path, "exec", dont_inherit=True)
         return code
 
 

@@ -34,10 +34,6 @@ _MEMFD: Final = hasattr(os, "memfd_create")
 _MOST_PIECES: Final = 1024
 
 
-class WireBroken(ConnectionError):
-    """The other side ended in the middle of a message, or does not speak this protocol."""
-
-
 class Packet:
     """One message as it travels: owns the descriptor of its payload until `close` or `frames`."""
 
@@ -95,7 +91,7 @@ def parse_head(head: Buffer) -> tuple[bool, int, int]:
     """Return whether a descriptor comes along, the bytes of the JSON part, and the bytes of the payload."""
     magic, has_fd, meta_bytes, payload_bytes = HEAD.unpack(head)
     if magic != _MAGIC:
-        raise WireBroken("the other side does not speak this protocol")
+        raise ConnectionAbortedError("the other side does not speak this protocol")
     return bool(has_fd), meta_bytes, payload_bytes
 
 
@@ -141,7 +137,10 @@ class Wire:
         OSError
             If the other side is gone.
         """
-        packet = Packet.of(kind, fields, frames, self._memfd)
+        self.send_packet(Packet.of(kind, fields, frames, self._memfd))
+
+    def send_packet(self, packet: Packet) -> None:
+        """Send `packet` and close it."""
         try:
             head = packet.head()
             sent = self._sock.sendmsg([head], rights(packet.fd))
@@ -156,7 +155,7 @@ class Wire:
 
         Raises
         ------
-        WireBroken
+        ConnectionAbortedError
             If it closed in the middle of one.
         """
         first, fd = receive_some(self._sock, HEAD.size)
@@ -177,14 +176,17 @@ class Wire:
         while filled < nbytes:
             got = self._sock.recv_into(view[filled:])
             if got == 0:
-                raise WireBroken("the other side ended in the middle of a message")
+                raise ConnectionAbortedError("the other side ended in the middle of a message")
             filled += got
         return content
 
-    def close(self) -> None:
+    def shutdown(self) -> None:
         """End the connection; a thread that waits in `receive` gets ``None``."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection; no thread may be using it."""
         self._sock.close()
 
 
@@ -201,7 +203,7 @@ def _memory_file(flat: Sequence[memoryview]) -> int:
     fd = os.memfd_create("dgpunet-frames")
     try:
         os.ftruncate(fd, sum(aligned(frame.nbytes) for frame in flat))
-        pieces = [piece for piece in map(memoryview, _padded(flat)) if piece.nbytes]
+        pieces = [memoryview(piece) for piece in _padded(flat) if len(piece)]
         while pieces:
             written = os.writev(fd, pieces[:_MOST_PIECES])
             pieces = _after(pieces, written)

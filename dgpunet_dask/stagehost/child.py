@@ -1,0 +1,237 @@
+"""The process that holds one stage: ``python -m dgpunet_dask.stagehost.child --socket FD``. Standard library only.
+
+The agent starts it in a session of its own, with stdout and stderr on its log file, and speaks with it over an inherited socket (`wire`):
+
+=========  ============================================  =================================================================
+from agent  fields, frames                               answers
+=========  ============================================  =================================================================
+load       spec, workloads                               ``loaded`` or ``error``
+call       spec; the items                               ``progress``…, then ``result`` (items, counts, seconds) or ``error``
+gather     spec, files                                   the same
+stream     spec, unit_items, unit_bytes, credits         ``result`` per unit while credits last, then ``end`` or ``error``
+credit     n                                             (allows n more results of the running stream)
+cancel                                                   ``end`` of the running stream
+inspect    digest, workloads, stages                     ``facts`` or ``error``
+end                                                      unloads the stage and exits with status 0
+=========  ============================================  =================================================================
+
+It ends with its process group as soon as the agent is gone: the write end of the inherited pipe in ``$DGPUNET_LIFELINE_FD`` closes, even
+when the agent is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import inspect
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+from dgpunet_dask.errors import DgpunetError, StageFailed
+from dgpunet_dask.model.stage import Stage, is_light
+from dgpunet_dask.stagehost import loader
+from dgpunet_dask.stagehost.calls import run_call, run_gather, source_units
+from dgpunet_dask.stagehost.frames import pack, unpack
+from dgpunet_dask.stagehost.reports import error_to_json, failure_of
+from dgpunet_dask.stagehost.spec import StageCallSpec
+from dgpunet_dask.stagehost.wire import Packet, Wire
+
+LIFELINE_VARIABLE: Final = "DGPUNET_LIFELINE_FD"
+#: Progress is told at most this often: a source may yield a hundred thousand items a second.
+PROGRESS_EVERY_S: Final = 0.1
+_MIB: Final = 1 << 20
+
+
+class StageHost:
+    """Serves one connection: one stage, one call at a time."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._stage: Stage | None = None
+        self._told = 0.0
+        self._credits = 0
+
+    def serve(self) -> None:
+        """Answer until ``end``, or until the agent closes the connection."""
+        answers: dict[str, Callable[[Packet], Packet]] = {
+            "load": self._load,
+            "call": self._call,
+            "gather": self._gather,
+            "stream": self._stream,
+            "inspect": self._inspect,
+        }
+        while (packet := self._wire.receive()) is not None and packet.kind != "end":
+            answer = answers.get(packet.kind)
+            if answer is not None:  # a credit or a cancel may come late, when its stream has ended
+                self._wire.send_packet(self._guarded(answer, packet))
+        self._unload()
+
+    def _guarded(self, answer: Callable[[Packet], Packet], packet: Packet) -> Packet:
+        """Return what `answer` gives, or the error that user code raised, whatever it is."""
+        try:
+            return answer(packet)
+        except BaseException as error:
+            traceback.print_exc()
+            sys.stderr.flush()
+            name = packet.fields.get("spec", {}).get("stage", "?")
+            return Packet.of("error", {"error": error_to_json(failure_of(error, name))})
+
+    def _progress(self) -> None:
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_EVERY_S:
+            self._told = now
+            self._wire.send("progress")
+
+    def _load(self, packet: Packet) -> Packet:
+        started = time.monotonic()
+        spec = StageCallSpec.from_json(packet.fields["spec"])
+        loader.install(packet.fields["workloads"])
+        stage = loader.load_stage(spec.digest, spec.run)()
+        stage.context = spec.context()
+        cap_torch(spec)
+        stage.load(**spec.load)
+        cap_torch(spec)
+        self._stage = stage
+        return Packet.of("loaded", {"seconds": time.monotonic() - started})
+
+    def _ready(self, packet: Packet) -> tuple[Stage, StageCallSpec]:
+        """Return the stage and the spec of this call; what an earlier, failed call counted is forgotten."""
+        spec = StageCallSpec.from_json(packet.fields["spec"])
+        if self._stage is None:
+            raise StageFailed(stage=spec.stage, kind="RuntimeError", why="it was called before it was loaded")
+        self._stage.context = spec.context()
+        self._stage.take_counts()
+        return self._stage, spec
+
+    def _call(self, packet: Packet) -> Packet:
+        stage, spec = self._ready(packet)
+        items = unpack(packet.frames())
+        started = time.monotonic()
+        return _result(stage, run_call(stage, spec, items, self._progress), started)
+
+    def _gather(self, packet: Packet) -> Packet:
+        stage, _ = self._ready(packet)
+        started = time.monotonic()
+        return _result(stage, run_gather(stage, packet.fields["files"], self._progress), started)
+
+    def _stream(self, packet: Packet) -> Packet:
+        stage, _ = self._ready(packet)
+        self._credits = int(packet.fields["credits"])
+        started = time.monotonic()
+        units = source_units(stage, packet.fields["unit_items"], packet.fields["unit_bytes"], self._progress)
+        with contextlib.closing(units):
+            for unit in units:
+                result = _result(stage, unit, started)
+                if not self._take_credit():
+                    break
+                self._wire.send_packet(result)
+                started = time.monotonic()
+        return Packet.of("end", {"counts": stage.take_counts(), "seconds": time.monotonic() - started})
+
+    def _take_credit(self) -> bool:
+        """Wait until the stream may give a result: its reader sets the pace. False if it was cancelled."""
+        while self._credits <= 0:
+            packet = self._wire.receive()
+            if packet is None or packet.kind != "credit":
+                return False
+            self._credits += int(packet.fields["n"])
+        self._credits -= 1
+        return True
+
+    def _inspect(self, packet: Packet) -> Packet:
+        loader.install(packet.fields["workloads"])
+        digest = packet.fields["digest"]
+        return Packet.of("facts", {name: facts_of(digest, run, env) for name, (run, env) in packet.fields["stages"].items()})
+
+    def _unload(self) -> None:
+        if self._stage is not None:
+            self._stage.unload()
+
+
+def _result(stage: Stage, results: list[Any], started: float) -> Packet:
+    fields = {"items": len(results), "counts": stage.take_counts(), "seconds": time.monotonic() - started}
+    return Packet.of("result", fields, pack(results))
+
+
+def facts_of(digest: str, run: str, env: str | None) -> dict[str, Any]:
+    """Return `model.pipeline.StageFacts` of one stage as JSON values; `demand` is a mapping that `Demand.parse` reads."""
+    stage = loader.load_stage(digest, run)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = list(inspect.signature(stage.load).parameters.values())[1:]
+    return {
+        "demand": None if stage.demand is None else stage.demand.to_mapping(),
+        "light": is_light(stage, env),
+        "load_params": [p.name for p in parameters if p.kind in named],
+    }
+
+
+def cap_torch(spec: StageCallSpec) -> None:
+    """Keep torch within the stage's charge, so that an overrun fails this process and never its neighbour on the card."""
+    torch: Any = sys.modules.get("torch")  # never imported for this: it costs seconds
+    if torch is None or spec.vram_mib is None or not spec.torch_device.startswith("cuda"):
+        return
+    total = torch.cuda.get_device_properties(spec.torch_device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, spec.vram_mib * _MIB / total), spec.torch_device)
+
+
+def end_group() -> None:
+    """Kill this process, and with it what user code started, if it leads a process group of its own."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def watch_lifeline(fd: int) -> None:
+    """End this process once the other end of the pipe `fd` is closed, whoever closed it."""
+
+    def wait() -> None:
+        while os.read(fd, 1):
+            pass
+        end_group()
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent ends: holds even while user code keeps the interpreter's lock."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        import ctypes
+    except ImportError:  # an interpreter built without it: the lifeline remains
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGKILL), 0, 0, 0)
+
+
+def _protocol(argv: list[str]) -> socket.socket:
+    sock = socket.socket(fileno=int(argv[argv.index("--socket") + 1]))
+    sock.set_inheritable(False)  # a process that user code starts must not hold the connection open
+    return sock
+
+
+def main(argv: list[str]) -> int:
+    """Serve the inherited socket; return the exit status."""
+    faulthandler.enable()
+    die_with_parent()
+    lifeline = os.environ.pop(LIFELINE_VARIABLE, None)
+    if lifeline is not None:
+        os.set_inheritable(int(lifeline), False)
+        watch_lifeline(int(lifeline))
+    try:
+        StageHost(Wire(_protocol(argv))).serve()
+    except (ConnectionError, DgpunetError):
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,178 @@
+"""Calling stages from worker threads and from the head: blocking, safe to share between threads (each request has its own connection).
+
+    agent = AgentClient(home.agent_socket)
+    result = agent.call(spec, pack(items))
+    for result in agent.stream(spec, unit_items=64, unit_bytes=1 << 20): ...
+    result = agent.gather(spec, files)
+    facts = agent.inspect(digest, {"embed": ("stages:Embed", "embed.lock")})
+    agent.evict("4090l", "embed")
+    with agent.subscribe(["4090l"], print): ...
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from dgpunet_dask.errors import StageHostLost
+from dgpunet_dask.stagehost.frames import Buffer
+from dgpunet_dask.stagehost.listening import peer_uid
+from dgpunet_dask.stagehost.reports import error_from_json
+from dgpunet_dask.stagehost.spec import CallResult, StageCallSpec
+from dgpunet_dask.stagehost.wire import Packet, Wire
+
+#: Units that a source may be ahead of its reader: one is read while the next is made.
+READ_AHEAD: Final = 2
+
+
+class AgentClient:
+    """Requests to the agent of this host. Making the value touches nothing."""
+
+    def __init__(self, socket_path: Path | str) -> None:
+        self._path = str(socket_path)
+
+    def call(self, spec: StageCallSpec, frames: Sequence[Buffer]) -> CallResult:
+        """Pass one unit's items (packed) through a stage.
+
+        Raises
+        ------
+        StageFailed
+            The stage's code raised; ``fields["traceback"]`` says where.
+        StageHostLost, StageHung
+            Its process died, or was killed after `spec.deadline_s` without progress; another call gets a fresh one.
+        EnvironmentFailed
+            Its environment could not be built.
+        DgpunetError
+            Whatever of our own errors the stage raised, as its own class.
+        """
+        with self._connected(spec.stage, spec.device) as wire:
+            wire.send("call", {"spec": spec.to_json()}, frames)
+            return _result(_answer(wire))
+
+    def stream(
+        self, spec: StageCallSpec, unit_items: int, unit_bytes: int, read_ahead: int = READ_AHEAD
+    ) -> Iterator[CallResult]:
+        """Yield what a source stage yields, in units of at most `unit_items` items and `unit_bytes` packed bytes.
+
+        The source is at most `read_ahead` units (and the one it makes) ahead. Closing the iterator ends it. The last result may have no
+        items: it carries what was counted after the last one. Raises as `call` does, after the units that were made before.
+        """
+        with self._connected(spec.stage, spec.device) as wire:
+            request = {"spec": spec.to_json(), "unit_items": unit_items, "unit_bytes": unit_bytes, "credits": read_ahead}
+            wire.send("stream", request)
+            while (packet := _answer(wire)).kind == "result":
+                yield _result(packet)
+                wire.send("credit", {"n": 1})
+            if packet.fields["counts"]:
+                yield CallResult([], 0, packet.fields["counts"], packet.fields["seconds"])
+
+    def gather(self, spec: StageCallSpec, files: Iterable[Path | str]) -> CallResult:
+        """Call a gather stage once with an iterator over the items of the frame `files`, in their order. Raises as `call` does."""
+        with self._connected(spec.stage, spec.device) as wire:
+            wire.send("gather", {"spec": spec.to_json(), "files": [os.path.abspath(file) for file in files]})
+            return _result(_answer(wire))
+
+    def inspect(self, digest: str, stages: Mapping[str, tuple[str, str | None]]) -> dict[str, dict[str, Any]]:
+        """Return ``demand`` (a mapping or ``None``), ``light`` and ``load_params`` of each stage, read in its own interpreter.
+
+        Parameters
+        ----------
+        stages
+            ``run`` and ``env`` by the stage's name.
+
+        Raises
+        ------
+        BadWorkload
+            If a stage cannot be imported.
+        EnvironmentFailed
+            If an environment could not be built.
+        """
+        with self._connected(", ".join(sorted(stages)), "this host") as wire:
+            wire.send("inspect", {"digest": digest, "stages": {name: list(pair) for name, pair in stages.items()}})
+            return _answer(wire).fields
+
+    def evict(self, device: str, stage: str) -> bool:
+        """End the idle processes of `stage` (its name, or a process's id) on `device`; return whether none is left, once they are gone."""
+        with self._connected(stage, device) as wire:
+            wire.send("evict", {"device": device, "stage": stage})
+            return not _answer(wire).fields["busy"]
+
+    def subscribe(self, devices: Iterable[str], callback: Callable[[str, list[dict[str, Any]]], None]) -> Subscription:
+        """Call `callback(device, residents)` now for each device, and after each change, in a thread of its own, until closed."""
+        wire = self._connect(", ".join(devices := sorted(devices)), "this host")
+        wire.send("subscribe", {"devices": devices})
+        return Subscription(wire, callback)
+
+    @contextmanager
+    def _connected(self, stage: str, device: str) -> Iterator[Wire]:
+        wire = self._connect(stage, device)
+        try:
+            yield wire
+        except (ConnectionError, BrokenPipeError) as error:
+            raise self._no_agent(stage, device, "its agent ended") from error
+        finally:
+            wire.close()
+
+    def _connect(self, stage: str, device: str) -> Wire:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(self._path)
+            if peer_uid(sock) not in (os.getuid(), None):
+                raise PermissionError("it belongs to another user")
+        except OSError as error:
+            sock.close()
+            raise self._no_agent(stage, device, f"its agent does not answer: {error}") from error
+        return Wire(sock)
+
+    def _no_agent(self, stage: str, device: str, how: str) -> StageHostLost:
+        return StageHostLost(stage=stage, device=device, how=how, attempts=1, log=os.path.join(os.path.dirname(self._path), "stagehosts"))
+
+
+class Subscription:
+    """A running subscription; `close` ends it. A context manager."""
+
+    def __init__(self, wire: Wire, callback: Callable[[str, list[dict[str, Any]]], None]) -> None:
+        self._wire = wire
+        self._callback = callback
+        self._thread = threading.Thread(target=self._run, name="residents", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while (packet := self._wire.receive()) is not None:
+                self._callback(packet.fields["device"], packet.fields["residents"])
+        except OSError:
+            return  # closed by us, or the agent ended, and with it every worker of it
+
+    def close(self) -> None:
+        """End it; no callback runs after this returns."""
+        self._wire.shutdown()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._wire.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        self.close()
+
+
+def _answer(wire: Wire) -> Packet:
+    packet = wire.receive()
+    if packet is None:
+        raise ConnectionResetError("the agent closed the connection")
+    if packet.kind == "error":
+        raise error_from_json(packet.fields["error"])
+    return packet
+
+
+def _result(packet: Packet) -> CallResult:
+    fields = packet.fields
+    return CallResult(packet.frames(), fields["items"], fields["counts"], fields["seconds"])

@@ -1,0 +1,399 @@
+"""The agent's stage hosts: serves worker threads over a Unix socket; starts, shares, watches and ends the processes that hold stages.
+
+Used by the agent's event loop::
+
+    hosts = StageHosts(home, clock=SystemClock(), cards={"4090l": "GPU-1a2b…"})   # UUIDs of the real cards
+    await hosts.start()          # listens on home.agent_socket
+    hosts.residents()            # {"4090l": [{"stage": "embed", "id": "9f…", "mib": 600, "busy": False}]}
+    await hosts.stop()           # unloads every stage, ends every process, removes the socket
+
+One connection carries one request (`AgentClient` in `client` makes them):
+
+=========  ==========================================  =======================================================================
+request    fields, frames                              answers
+=========  ==========================================  =======================================================================
+call       spec; the items                             ``result`` or ``error``
+gather     spec, files                                 ``result`` or ``error``
+stream     spec, unit_items, unit_bytes, credits       ``result``…, then ``end`` or ``error``; takes ``credit`` meanwhile
+inspect    digest, stages                              ``facts`` or ``error``
+evict      device, stage (a name or an id)             ``evicted`` (n, busy) once the processes are gone
+subscribe  devices                                     ``residents`` (device, residents) now and after each change, until closed
+=========  ==========================================  =======================================================================
+
+Calls of equal `StageCallSpec.host_key` share processes. On a CPU there are as many processes of one stage as calls at once, and the idle
+ones beyond a cap end, the longest unused first. On a card one stage has one process, and calls wait for it; loading another
+version of a stage under the same name first ends the old one, so that a stage's name tells what is charged for it.
+
+A caller that goes away in the middle of a call changes nothing: the call runs to its end, and until then its process is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.errors import DgpunetError, JobFailed
+from dgpunet_dask.stagehost import launching
+from dgpunet_dask.stagehost.asyncwire import AsyncWire
+from dgpunet_dask.stagehost.environments import ensure_environment
+from dgpunet_dask.stagehost.listening import Listener
+from dgpunet_dask.stagehost.process import Grace, Launch, StageProcess
+from dgpunet_dask.stagehost.reports import error_from_json, error_to_json
+from dgpunet_dask.stagehost.spec import StageCallSpec
+from dgpunet_dask.stagehost.wire import Packet
+
+logger = logging.getLogger(__name__)
+
+#: Log files of ended stage hosts that are kept.
+LOGS_KEPT: Final = 100
+#: How long reading a workload's stages may take: importing torch from a cold disk takes most of a minute.
+INSPECT_S: Final = 300.0
+
+Answer = Callable[[AsyncWire, Packet], Coroutine[Any, Any, Packet | None]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many idle stage hosts a CPU keeps, and how long ending one, or a stream that nobody reads, may take."""
+
+    cpu_hosts: int = max(2, os.cpu_count() or 2)
+    grace: Grace = Grace()
+    cancel_s: float = 10.0
+
+
+@dataclass(eq=False)
+class _Host:
+    """One stage host in the books: from before its process starts until the process is gone."""
+
+    spec: StageCallSpec
+    process: StageProcess | None = None
+    busy: bool = True
+    ending: bool = False
+    used: float = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether a call may take it."""
+        return not self.busy and not self.ending and self.process is not None and self.process.alive
+
+
+@dataclass
+class StageHosts:
+    """All stage hosts of one agent. Making the value touches nothing; `start` serves.
+
+    Parameters
+    ----------
+    home
+        Sockets and logs go to ``H/run``, environments to ``H/envs``, workloads come from ``H/workloads``.
+    clock
+        Tells which idle process was used longest ago.
+    cards
+        The UUID of each real card by its device's name. A stage on any other device sees no card.
+    """
+
+    home: Home
+    clock: Clock = field(default_factory=SystemClock)
+    cards: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    _hosts: list[_Host] = field(default_factory=list, init=False)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    _listener: Listener | None = field(default=None, init=False)
+    _lifeline: tuple[int, int] | None = field(default=None, init=False)
+    _started: int = field(default=0, init=False)
+
+    async def start(self) -> None:
+        """Listen on ``home.agent_socket``; a socket that a killed agent left is taken over.
+
+        Raises
+        ------
+        OSError
+            If the socket cannot be made.
+        """
+        self._changed = asyncio.Event()
+        self._stopping = False
+        self.log_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        launching.link_package(self._import_dir)
+        self._lifeline = os.pipe()
+        self._listener = Listener(self.home.agent_socket)
+        self._listener.open(lambda wire: self._spawn(self._serve(wire)))
+
+    async def stop(self) -> None:
+        """Stop serving, end every process (the idle ones in good order, the busy ones at once) and remove the socket."""
+        self._stopping = True
+        if self._listener is not None:
+            self._listener.close()
+        hosts, tasks = list(self._hosts), [t for t in self._tasks if t is not asyncio.current_task()]
+        busy = [h for h in hosts if h.busy]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(self._end(h, at_once=h in busy) for h in hosts))
+        if self._lifeline is not None:
+            for fd in self._lifeline:
+                os.close(fd)
+            self._lifeline = None
+
+    @property
+    def log_folder(self) -> Path:
+        """Where the stage hosts' logs are."""
+        return self.home.run / "stagehosts"
+
+    @property
+    def _import_dir(self) -> Path:
+        return self.home.run / "import"
+
+    def residents(self) -> dict[str, list[dict[str, Any]]]:
+        """Return what is loaded on each card: the stage's name, the process's id (`host_key`), its MiB, and whether a call uses it.
+
+        A process counts from before it starts until it is seen gone.
+        """
+        found: dict[str, list[dict[str, Any]]] = {}
+        for host in sorted((h for h in self._hosts if h.spec.on_card), key=lambda h: (h.spec.device, h.spec.stage)):
+            entry = {"stage": host.spec.stage, "id": host.spec.host_key, "mib": host.spec.resident_mib, "busy": not host.idle}
+            found.setdefault(host.spec.device, []).append(entry)
+        return found
+
+    def pids(self) -> dict[int, str]:
+        """Return the device of each running stage host by process id, so that its use of a card is known as ours."""
+        return {h.process.pid: h.spec.device for h in self._hosts if h.process is not None and h.process.alive}
+
+    # Serving
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, wire: AsyncWire) -> None:
+        """Answer the one request of a connection."""
+        answers: dict[str, Answer] = {
+            "call": self._call,
+            "gather": self._call,
+            "stream": self._stream,
+            "inspect": self._inspect,
+            "evict": self._evict,
+            "subscribe": self._subscribe,
+        }
+        try:
+            packet = await wire.receive()
+            if packet is not None:
+                answer = await self._answered(answers.get(packet.kind), wire, packet)
+                if answer is not None:
+                    await wire.send(answer)
+        except OSError as error:  # the caller went away: there is nobody to tell
+            logger.debug("a caller went away: %s", error)
+        finally:
+            wire.close()
+
+    async def _answered(self, answer: Answer | None, wire: AsyncWire, packet: Packet) -> Packet | None:
+        try:
+            if answer is None:
+                raise JobFailed(why=f"the agent knows no request {packet.kind!r}; run one release on all machines")
+            return await answer(wire, packet)
+        except DgpunetError as error:
+            return Packet.of("error", {"error": error_to_json(error)})
+        except OSError as error:
+            logger.exception("a request failed")
+            return Packet.of("error", {"error": error_to_json(JobFailed(why=f"the agent could not serve it: {error}"))})
+        finally:
+            packet.close()
+
+    async def _call(self, wire: AsyncWire, packet: Packet) -> Packet | None:
+        async with self._lent(StageCallSpec.from_json(packet.fields["spec"]), wire) as process:
+            return None if process is None else await process.exchange(packet, _nowhere)
+
+    async def _stream(self, wire: AsyncWire, packet: Packet) -> Packet | None:
+        async with self._lent(StageCallSpec.from_json(packet.fields["spec"]), wire) as process:
+            if process is None:
+                return None
+            reading = asyncio.create_task(self._reader(wire, process))
+            try:
+                return await process.exchange(packet, _to(wire), credits=int(packet.fields["credits"]))
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    async def _reader(self, wire: AsyncWire, process: StageProcess) -> None:
+        """Pass a stream's credits on; its reader's end cancels it."""
+        with contextlib.suppress(OSError):
+            while (packet := await wire.receive()) is not None:
+                await process.credit(int(packet.fields["n"]))
+        with contextlib.suppress(OSError):
+            await process.cancel(self.limits.cancel_s)
+
+    async def _inspect(self, wire: AsyncWire, packet: Packet) -> Packet | None:
+        """Read the facts of stages, those of each environment in an interpreter of their own."""
+        digest, stages = packet.fields["digest"], packet.fields["stages"]
+        facts: dict[str, Any] = {}
+        for env in sorted({env for _, env in stages.values()}, key=str):
+            asked = {name: pair for name, pair in stages.items() if pair[1] == env}
+            spec = StageCallSpec(stage=min(asked), run="", digest=digest, env=env, deadline_s=INSPECT_S)
+            process = await self._process(spec, await self._python(spec))
+            try:
+                request = Packet.of("inspect", {"digest": digest, "workloads": str(self.home.workloads), "stages": asked})
+                answer = await process.exchange(request, _nowhere)
+            finally:
+                await process.end(self.limits.grace)
+            if answer.kind == "error":
+                return answer
+            facts |= answer.fields
+        return Packet.of("facts", facts)
+
+    async def _evict(self, wire: AsyncWire, packet: Packet) -> Packet | None:
+        device, stage = packet.fields["device"], packet.fields["stage"]
+        meant = [h for h in self._hosts if h.spec.device == device and stage in (h.spec.stage, h.spec.host_key)]
+        leaving = [h for h in meant if h.idle or h.ending]
+        await asyncio.gather(*(self._end(h) for h in leaving))
+        return Packet.of("evicted", {"n": len(leaving), "busy": len(meant) - len(leaving)})
+
+    async def _subscribe(self, wire: AsyncWire, packet: Packet) -> Packet | None:
+        """Tell the residents of the asked devices whenever they changed, until the connection is closed."""
+        told: dict[str, list[dict[str, Any]] | None] = dict.fromkeys(packet.fields["devices"])
+        closed = asyncio.create_task(wire.receive())
+        try:
+            while not closed.done():
+                changed = asyncio.create_task(self._changed.wait())
+                now = self.residents()
+                for device in [d for d in told if told[d] != now.get(d, [])]:
+                    told[device] = now.get(device, [])
+                    await wire.send(Packet.of("residents", {"device": device, "residents": told[device]}))
+                await asyncio.wait({changed, closed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+        finally:
+            closed.cancel()
+            await asyncio.gather(closed, return_exceptions=True)
+        return None
+
+    # Processes
+
+    @contextlib.asynccontextmanager
+    async def _lent(self, spec: StageCallSpec, wire: AsyncWire) -> AsyncIterator[StageProcess | None]:
+        """Lend a loaded process for one call; ``None`` if the caller went away meanwhile."""
+        python = await self._python(spec)
+        host = await self._taken(spec)
+        try:
+            process = host.process or await self._loaded(host, python)
+            yield None if wire.closed_by_peer() else process
+        finally:
+            self._give_back(host)
+
+    async def _python(self, spec: StageCallSpec) -> Path | None:
+        if spec.env is None:
+            return None
+        return await ensure_environment(self.home.workloads / spec.digest / spec.env, self.home.envs, spec.stage)
+
+    async def _taken(self, spec: StageCallSpec) -> _Host:
+        """Return a host for `spec`, marked busy: an idle one, or a new one whose process is not started yet."""
+        while True:
+            for host in self._hosts:
+                if host.idle and host.spec.host_key == spec.host_key:
+                    host.busy = True
+                    self._note()
+                    return host
+            in_the_way = list(self._in_the_way(spec))
+            if not in_the_way:
+                host = _Host(spec)
+                self._hosts.append(host)
+                self._note()
+                return host
+            changed = self._changed
+            leaving = [h for h in in_the_way if h.idle or h.ending]
+            await (asyncio.gather(*(self._end(h) for h in leaving)) if leaving else changed.wait())
+
+    def _in_the_way(self, spec: StageCallSpec) -> Iterator[_Host]:
+        """Yield what must end, or become idle, before a new process for `spec` may start."""
+        if spec.on_card:
+            yield from (h for h in self._hosts if h.spec.device == spec.device and h.spec.stage == spec.stage)
+            return
+        kept = [h for h in self._hosts if not h.spec.on_card and not h.spec.of_one_job]
+        spare = len(kept) - self.limits.cpu_hosts + (not spec.of_one_job)
+        yield from sorted((h for h in kept if h.idle), key=lambda h: h.used)[: max(0, spare)]
+
+    async def _loaded(self, host: _Host, python: Path | None) -> StageProcess:
+        """Start the host's process and load its stage."""
+        process = host.process = await self._process(host.spec, python)
+        self._spawn(self._watch(host, process))
+        request = Packet.of("load", {"spec": host.spec.to_json(), "workloads": str(self.home.workloads)})
+        try:
+            answer = await process.exchange(request, _nowhere)
+        except BaseException:
+            host.ending = True
+            raise
+        if answer.kind == "error":
+            host.ending = True
+            raise error_from_json(answer.fields["error"])
+        return process
+
+    async def _process(self, spec: StageCallSpec, python: Path | None) -> StageProcess:
+        assert self._lifeline is not None, "start() comes first"
+        self._started += 1
+        prune_logs(self.log_folder, {h.process.log for h in self._hosts if h.process is not None})
+        log = self.log_folder / f"{spec.stage}-{spec.host_key[:8]}-{os.getpid()}-{self._started}.log"
+        variables = launching.environ(
+            spec, python is not None, self._import_dir, self._lifeline[0], self.cards.get(spec.device), os.environ
+        )
+        folder = Path(spec.folder) if spec.folder is not None else self.log_folder
+        return await StageProcess.start(spec, Launch(launching.command(python), variables, folder, log, self._lifeline[0]))
+
+    async def _watch(self, host: _Host, process: StageProcess) -> None:
+        """Take the host off the books once its process is gone, however it ended."""
+        await process.gone()
+        process.close()
+        if host in self._hosts:
+            self._hosts.remove(host)
+        self._note()
+
+    def _give_back(self, host: _Host) -> None:
+        """Mark the host idle; one whose load failed, or that serves no other job, ends."""
+        host.busy = False
+        host.used = self.clock.monotonic()
+        if host.process is None:  # it never started
+            self._hosts.remove(host)
+        elif host.ending or host.spec.of_one_job:
+            host.ending = True
+            if not self._stopping:
+                self._spawn(self._end(host))
+        self._note()
+
+    async def _end(self, host: _Host, at_once: bool = False) -> None:
+        """End the host's process and wait until it is gone and off the books."""
+        host.ending = True
+        self._note()
+        if host.process is not None:
+            await (host.process.kill() if at_once else host.process.end(self.limits.grace))
+        if host in self._hosts:
+            self._hosts.remove(host)
+        self._note()
+
+    def _note(self) -> None:
+        """Wake whoever waits for a change of the books."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+async def _nowhere(packet: Packet) -> None:
+    packet.close()
+
+
+def _to(wire: AsyncWire) -> Callable[[Packet], Coroutine[Any, Any, None]]:
+    async def deliver(packet: Packet) -> None:
+        with contextlib.suppress(OSError):  # the reader went away; the stream is being cancelled
+            await wire.send(packet)
+
+    return deliver
+
+
+def prune_logs(folder: Path, live: Iterable[Path]) -> None:
+    """Remove all but the newest `LOGS_KEPT` logs in `folder` that no running process writes."""
+    in_use = set(live)
+    ended = sorted((p for p in folder.glob("*.log") if p not in in_use), key=lambda p: (p.stat().st_mtime, p.name))
+    for path in ended[: max(0, len(ended) - LOGS_KEPT)]:
+        path.unlink(missing_ok=True)

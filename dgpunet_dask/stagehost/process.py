@@ -1,0 +1,236 @@
+"""One stage host as the agent sees it: started, spoken with, watched and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dgpunet_dask.errors import DgpunetError, StageHostLost, StageHung
+from dgpunet_dask.stagehost.asyncwire import AsyncWire
+from dgpunet_dask.stagehost.spec import StageCallSpec
+from dgpunet_dask.stagehost.wire import Packet
+
+#: Lines of the log that an error carries.
+TAIL_LINES: Final = 20
+_TAIL_BYTES: Final = 16 * 1024
+#: The messages that end an exchange; the others are on the way.
+_LAST: Final = frozenset({"loaded", "facts", "error", "end"})
+#: How long a process whose connection is gone may take to be gone itself.
+_EXIT_S: Final = 5.0
+
+Deliver = Callable[[Packet], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start a stage host."""
+
+    command: Sequence[str]
+    environ: Mapping[str, str]
+    folder: Path
+    log: Path
+    lifeline: int
+
+
+@dataclass(frozen=True)
+class Grace:
+    """How long a stage host may take to end: to unload its stage, then after SIGTERM. In seconds."""
+
+    unload_s: float = 10.0
+    term_s: float = 3.0
+
+
+class StageProcess:
+    """A child process and the connection to it. `start` makes one."""
+
+    def __init__(self, spec: StageCallSpec, process: asyncio.subprocess.Process, wire: AsyncWire, log: Path) -> None:
+        self.spec = spec
+        self.log = log
+        self._process = process
+        self._wire = wire
+        self._moved = 0.0
+        self._credits: int | None = None
+        self._deadline_s = spec.deadline_s
+
+    @classmethod
+    async def start(cls, spec: StageCallSpec, launch: Launch) -> StageProcess:
+        """Start the process; the stage is not loaded yet.
+
+        It is started by the loop's own thread: the child asks the kernel to end it with the thread that started it.
+        """
+        ours, theirs = socket.socketpair()
+        log = os.open(launch.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *launch.command, "--socket", str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=launch.folder, env=dict(launch.environ),
+                pass_fds=(theirs.fileno(), launch.lifeline), start_new_session=True,
+            )  # fmt: skip
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(log)
+        return cls(spec, process, AsyncWire(ours), launch.log)
+
+    @property
+    def pid(self) -> int:
+        """The process id, also the id of its process group."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not been seen to end."""
+        return self._process.returncode is None
+
+    async def gone(self) -> None:
+        """Wait until the process has ended, then end what it left in its group."""
+        await self._process.wait()
+        self._signal(signal.SIGKILL)
+
+    async def exchange(self, request: Packet, deliver: Deliver, credits: int | None = None) -> Packet:
+        """Send `request`, hand each answer on the way to `deliver` and return the last one.
+
+        Parameters
+        ----------
+        credits
+            For a stream: how many results it may give before `credit` allows more. While it has none, its deadline stands still.
+
+        Raises
+        ------
+        StageHung
+            If there was no progress for the request's deadline; the process is killed.
+        StageHostLost
+            If the process ended.
+        """
+        self._credits, self._deadline_s = credits, _deadline_of(request, self.spec)
+        self._moved = asyncio.get_running_loop().time()
+        try:
+            await self._wire.send(request)
+            while True:
+                answer = await self._answer()
+                if answer.kind in _LAST or (answer.kind == "result" and credits is None):
+                    return answer
+                if answer.kind == "result" and self._credits is not None:
+                    self._credits -= 1
+                if answer.kind != "progress":
+                    await deliver(answer)
+        except (ConnectionError, OSError) as error:
+            raise await self._lost() from error
+
+    async def _answer(self) -> Packet:
+        """Return the next message; a missing one ends the process after the deadline."""
+        loop = asyncio.get_running_loop()
+        waiting = asyncio.ensure_future(self._wire.receive())
+        try:
+            while True:
+                left = self._moved + self._deadline_s - loop.time()
+                done, _ = await asyncio.wait({waiting}, timeout=max(0.0, left))
+                if done:
+                    break
+                if self._credits is not None and self._credits <= 0:
+                    self._moved = loop.time()
+                elif loop.time() >= self._moved + self._deadline_s:
+                    raise await self._hung()
+        except BaseException:
+            waiting.cancel()
+            raise
+        self._moved = loop.time()
+        packet = waiting.result()
+        if packet is None:
+            raise ConnectionResetError("the stage host closed its connection")
+        return packet
+
+    async def credit(self, n: int) -> None:
+        """Allow `n` more results of the running stream."""
+        if self._credits is not None:
+            self._credits += n
+            self._moved = asyncio.get_running_loop().time()
+            await self._wire.send(Packet.of("credit", {"n": n}))
+
+    async def cancel(self, within_s: float) -> None:
+        """Ask the running stream to stop; if it has not after `within_s`, the deadline ends the process."""
+        self._credits = None
+        self._moved = asyncio.get_running_loop().time()
+        self._deadline_s = min(self._deadline_s, within_s)
+        await self._wire.send(Packet.of("cancel"))
+
+    async def end(self, grace: Grace) -> None:
+        """End the process and wait until it is gone: unload, then SIGTERM, then SIGKILL. The stage must be idle."""
+        if self.alive:
+            with contextlib.suppress(OSError):
+                await self._wire.send(Packet.of("end"))
+            if not await self._gone_within(grace.unload_s):
+                self._signal(signal.SIGTERM)
+                if not await self._gone_within(grace.term_s):
+                    await self.kill()
+        await self.gone()
+
+    def close(self) -> None:
+        """Close the connection to a process that is gone."""
+        self._wire.close()
+
+    async def kill(self) -> None:
+        """Kill the process with its whole group, at once, and wait until it is gone."""
+        self._signal(signal.SIGKILL)
+        await self.gone()
+
+    async def _gone_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._process.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
+            os.killpg(self.pid, number)
+
+    async def _hung(self) -> DgpunetError:
+        await self.kill()
+        return StageHung(
+            stage=self.spec.stage, device=self.spec.device, deadline_s=self._deadline_s, log=str(self.log), tail=self.tail()
+        )
+
+    async def _lost(self) -> DgpunetError:
+        if not await self._gone_within(_EXIT_S):
+            await self.kill()
+        await self.gone()
+        how = how_ended(self._process.returncode)
+        return StageHostLost(
+            stage=self.spec.stage, device=self.spec.device, how=how, attempts=1, log=str(self.log), tail=self.tail()
+        )
+
+    def tail(self) -> str:
+        """Return the last lines of the log."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
+                return "\n".join(file.read().decode(errors="replace").splitlines()[-TAIL_LINES:])
+        except OSError as error:
+            return f"(the log cannot be read: {error})"
+
+
+def _deadline_of(request: Packet, spec: StageCallSpec) -> float:
+    return float(request.fields.get("spec", {}).get("deadline_s", spec.deadline_s))
+
+
+def how_ended(returncode: int | None) -> str:
+    """Return ``SIGKILL`` or ``exit status 3``."""
+    if returncode is None:
+        return "it is not known how"
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    try:
+        return signal.Signals(-returncode).name
+    except ValueError:
+        return f"signal {-returncode}"

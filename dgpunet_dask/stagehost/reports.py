@@ -1,0 +1,68 @@
+"""Errors as they cross a process border: by class name and fields, so that the receiver raises the same class. Standard library only."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Mapping
+from typing import Any, Final
+
+from dgpunet_dask import errors
+from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed, MalformedFile, Problem, StageFailed
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+#: A traceback is cut to its last characters: what raised stands there.
+_TRACEBACK_LETTERS: Final = 20_000
+
+
+def failure_of(error: BaseException, stage: str) -> DgpunetError:
+    """Return the product's error for what a stage's code raised.
+
+    An error of our own tree stays what it is, a full disk becomes `DiskFull`, anything else `StageFailed`, whose
+    ``fields["traceback"]`` says where it was raised.
+    """
+    if isinstance(error, DgpunetError) and _known(type(error).__name__) is type(error):
+        return error
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return DiskFull(path=error.filename or "the job's folder")
+    text = "".join(traceback.format_exception(error))[-_TRACEBACK_LETTERS:]
+    return StageFailed(stage=stage, kind=type(error).__name__, why=_text_of(error), traceback=text)
+
+
+def error_to_json(error: DgpunetError) -> dict[str, Any]:
+    """Return `error` as JSON values."""
+    if isinstance(error, MalformedFile):
+        return {"class": "MalformedFile", "fields": {"problems": [list(p) for p in error.problems]}}
+    return {"class": type(error).__name__, "fields": {name: _plain(value) for name, value in error.fields.items()}}
+
+
+def error_from_json(raw: Mapping[str, Any]) -> DgpunetError:
+    """Return the error that `error_to_json` wrote down."""
+    kind, fields = _known(raw["class"]), dict(raw["fields"])
+    if kind is MalformedFile:
+        return MalformedFile(Problem(*problem) for problem in fields["problems"])
+    if kind is None:
+        return JobFailed(why=f"{raw['class']}: {fields}")
+    return kind(**fields)
+
+
+def _known(name: str) -> type[DgpunetError] | None:
+    found = getattr(errors, name, None)
+    return found if isinstance(found, type) and issubclass(found, DgpunetError) else None
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error) or "no message"
+    except Exception as broken:  # a user's __str__ may fail, and the failure must still be reported
+        return f"its message cannot be shown ({type(broken).__name__})"
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value)
