@@ -60,6 +60,7 @@ def facts_from_wire(raw: Mapping[str, Any]) -> StageFacts:
         demand=None if demand is None else Demand.parse(demand),
         light=bool(raw["light"]),
         load_params=tuple(raw.get("load_params", ())),
+        load_required=tuple(raw.get("load_required", ())),
     )
 
 
@@ -104,7 +105,7 @@ def _call(
     host: HeadHost | None,
     scratch: Path,
 ) -> StageCall:
-    unknown = [name for name in facts.load_params if name not in params]
+    unknown = [name for name in facts.load_required if name not in params]
     if unknown:
         known = ", ".join(sorted(params)) or "none"
         raise BadWorkload(workload=workload.name, why=f"{spec.run}.load wants {', '.join(unknown)}, and its parameters are {known}")
@@ -114,7 +115,7 @@ def _call(
         run=spec.run,
         digest=workload.digest,
         env=spec.env,
-        load={name: params[name] for name in facts.load_params},
+        load={name: params[name] for name in facts.load_params if name in params},
         device="" if host is None else host.device,
         vram_mib=None if host is not None else demand.vram_mib,
         resident_mib=0 if host is not None else demand.resident_mib,

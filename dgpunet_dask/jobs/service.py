@@ -27,7 +27,7 @@ from dgpunet_dask.jobs.store import add_workload, checked_digest, read_workload
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.job import JobStatus, UnitCounts
 from dgpunet_dask.model.pipeline import Workload
-from dgpunet_dask.placement.explain import verdict_rows
+from dgpunet_dask.placement.explain import rows
 from dgpunet_dask.placement.place import place
 from dgpunet_dask.stagehost.client import AgentClient
 
@@ -282,7 +282,7 @@ def _add_rate(record: JobRecord) -> None:
 
 def _stage_rows(plan: JobPlan, fleet: Fleet, head: str) -> list[dict[str, Any]]:
     stages = [plan.source, *plan.units, *([plan.gather] if plan.gather else [])]
-    rows = []
+    table = []
     for stage in stages:
         row: dict[str, Any] = {"stage": stage.spec.name, "env": stage.spec.env, "demand": None, "outcome": "placed"}
         if stage.demand is None:
@@ -290,6 +290,6 @@ def _stage_rows(plan: JobPlan, fleet: Fleet, head: str) -> list[dict[str, Any]]:
         else:
             decision = place(fleet, stage.demand)
             row |= {"demand": stage.demand.to_mapping(), "outcome": decision.outcome, "ranking": [s.device for s in decision.ranking]}
-            row["refusals"] = verdict_rows(decision)
-        rows.append(row)
-    return rows
+            row["refusals"] = [refusal._asdict() for refusal in rows(decision)]
+        table.append(row)
+    return table

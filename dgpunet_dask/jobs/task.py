@@ -6,7 +6,7 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from dgpunet_dask.config.home import home_from
 from dgpunet_dask.errors import StageHostLost, StageHung
@@ -18,7 +18,9 @@ from dgpunet_dask.stagehost.inline import call_light
 from dgpunet_dask.stagehost.spec import CallResult, StageCallSpec
 
 #: Compute threads of one stage on a CPU; the agent sets it from the cores that its devices share.
-THREADS_VARIABLE = "DGPUNET_STAGE_THREADS"
+THREADS_VARIABLE: Final = "DGPUNET_STAGE_THREADS"
+#: Where the agent of this host listens; the agent sets it too.
+SOCKET_VARIABLE: Final = "DGPUNET_AGENT_SOCKET"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def run_stage(call: StageCall, parcel: Parcel) -> Parcel:
 
 
 def _call_with_retries(spec: StageCallSpec, retries: int, frames: Sequence[Buffer]) -> tuple[CallResult, int]:
-    agent = AgentClient(home_from().agent_socket)
+    agent = AgentClient(os.environ[SOCKET_VARIABLE])
     for attempt in range(1, retries + 1):
         try:
             return agent.call(spec, frames), attempt

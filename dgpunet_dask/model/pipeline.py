@@ -67,6 +67,7 @@ class StageFacts:
     demand: Demand | None
     light: bool
     load_params: tuple[str, ...] = ()
+    load_required: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

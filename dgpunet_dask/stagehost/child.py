@@ -169,6 +169,7 @@ def facts_of(digest: str, run: str, env: str | None) -> dict[str, Any]:
         "demand": None if stage.demand is None else stage.demand.to_mapping(),
         "light": is_light(stage, env),
         "load_params": [p.name for p in parameters if p.kind in named],
+        "load_required": [p.name for p in parameters if p.kind in named and p.default is p.empty],
     }
 
 
