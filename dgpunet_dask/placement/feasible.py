@@ -123,6 +123,8 @@ def evictions(device: Device, charges: Sequence[Charge], demand: Demand) -> tupl
     idle = sorted((c for c in charges if c.evictable and must_leave(c, demand)), key=lambda c: (c.vram_mib, c.holder))
     if demand.exclusive:
         return tuple(sorted(idle, key=lambda c: c.holder))
+    if device.kind == "cpu":
+        return ()  # a unit's `ram` is its whole need, its loaded stage with it
     missing = need_mib(device, charges, demand) - free_mib(device, charges)
     chosen: list[Charge] = []
     for charge in idle:
@@ -256,15 +258,18 @@ def _busy(at: Moment) -> Shortfall | None:
 
 
 def _cpu_full(at: Moment, running: Sequence[Charge]) -> Shortfall | None:
-    """A CPU takes units while cores and memory last; one at a time where the host does not report its cores."""
+    """A CPU takes units while cores and memory last; one at a time where the host does not report its cores.
+
+    Idle stages do not count: a unit's `ram` covers its own.
+    """
     if at.host.cpus is None:
         return Shortfall("a free unit slot", f"running {running[0].holder}") if running else None
-    if not at.charges:
+    if not running:
         return None  # what an empty host cannot hold is for host_ram and host_cpus to say
-    cpus = at.host.cpus - sum(c.cpus for c in at.charges)
+    cpus = at.host.cpus - sum(c.cpus for c in running)
     if at.demand.cpus > cpus:
         return Shortfall(f"{at.demand.cpus} cpus", f"{max(0, cpus)} free")
-    ram = None if at.host.ram_mib is None else at.host.ram_mib - sum(c.ram_mib for c in at.charges)
+    ram = None if at.host.ram_mib is None else at.host.ram_mib - sum(c.ram_mib for c in running)
     if ram is not None and at.demand.ram_mib > ram:
         return Shortfall(f"{_size(at.demand.ram_mib)} RAM", f"{_size(max(0, ram))} free")
     return None
