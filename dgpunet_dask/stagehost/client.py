@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -68,7 +68,8 @@ class AgentClient:
             wire.send("stream", request)
             while (packet := _answer(wire)).kind == "result":
                 yield _result(packet)
-                wire.send("credit", {"n": 1})
+                with suppress(BrokenPipeError):  # it has ended meanwhile, and its last message waits to be read
+                    wire.send("credit", {"n": 1})
             if packet.fields["counts"]:
                 yield CallResult([], 0, packet.fields["counts"], packet.fields["seconds"])
 
@@ -102,6 +103,15 @@ class AgentClient:
         with self._connected(stage, device) as wire:
             wire.send("evict", {"device": device, "stage": stage})
             return not _answer(wire).fields["busy"]
+
+    def end_job(self, job_id: str) -> int:
+        """Kill the source and gather processes of a cancelled job, in the middle of a call too; return how many there were.
+
+        Their callers get `StageHostLost`. Processes that other jobs may share are left alone.
+        """
+        with self._connected("source and gather", "this host") as wire:
+            wire.send("end_job", {"job_id": job_id})
+            return int(_answer(wire).fields["n"])
 
     def subscribe(self, devices: Iterable[str], callback: Callable[[str, list[dict[str, Any]]], None]) -> Subscription:
         """Call `callback(device, residents)` now for each device, and after each change, in a thread of its own, until closed."""

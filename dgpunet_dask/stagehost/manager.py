@@ -17,6 +17,7 @@ gather     spec, files                                 ``result`` or ``error``
 stream     spec, unit_items, unit_bytes, credits       ``result``…, then ``end`` or ``error``; takes ``credit`` meanwhile
 inspect    digest, stages                              ``facts`` or ``error``
 evict      device, stage (a name or an id)             ``evicted`` (n, busy) once the processes are gone
+end_job    job_id                                      ``ended`` (n) once the job's source and gather processes are killed
 subscribe  devices                                     ``residents`` (device, residents) now and after each change, until closed
 =========  ==========================================  =======================================================================
 
@@ -76,13 +77,14 @@ class _Host:
     spec: StageCallSpec
     process: StageProcess | None = None
     busy: bool = True
+    failed: bool = False
     ending: bool = False
     used: float = 0.0
 
     @property
     def idle(self) -> bool:
         """Whether a call may take it."""
-        return not self.busy and not self.ending and self.process is not None and self.process.alive
+        return not (self.busy or self.failed or self.ending) and self.process is not None and self.process.alive
 
 
 @dataclass
@@ -105,6 +107,7 @@ class StageHosts:
     limits: Limits = field(default_factory=Limits)
     _hosts: list[_Host] = field(default_factory=list, init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    _watches: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _listener: Listener | None = field(default=None, init=False)
     _lifeline: tuple[int, int] | None = field(default=None, init=False)
     _started: int = field(default=0, init=False)
@@ -130,12 +133,13 @@ class StageHosts:
         self._stopping = True
         if self._listener is not None:
             self._listener.close()
-        hosts, tasks = list(self._hosts), [t for t in self._tasks if t is not asyncio.current_task()]
+        hosts, tasks = list(self._hosts), list(self._tasks)
         busy = [h for h in hosts if h.busy]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(self._end(h, at_once=h in busy) for h in hosts))
+        await asyncio.gather(*(self._finish(h, at_once=h in busy) for h in hosts))
+        await asyncio.gather(*self._watches)
         if self._lifeline is not None:
             for fd in self._lifeline:
                 os.close(fd)
@@ -168,9 +172,7 @@ class StageHosts:
     # Serving
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        _keep(self._tasks, work)
 
     async def _serve(self, wire: AsyncWire) -> None:
         """Answer the one request of a connection."""
@@ -180,6 +182,7 @@ class StageHosts:
             "stream": self._stream,
             "inspect": self._inspect,
             "evict": self._evict,
+            "end_job": self._end_job,
             "subscribe": self._subscribe,
         }
         try:
@@ -200,7 +203,7 @@ class StageHosts:
             return await answer(wire, packet)
         except DgpunetError as error:
             return Packet.of("error", {"error": error_to_json(error)})
-        except OSError as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:  # ours, or a caller of another release
             logger.exception("a request failed")
             return Packet.of("error", {"error": error_to_json(JobFailed(why=f"the agent could not serve it: {error}"))})
         finally:
@@ -253,6 +256,12 @@ class StageHosts:
         leaving = [h for h in meant if h.idle or h.ending]
         await asyncio.gather(*(self._end(h) for h in leaving))
         return Packet.of("evicted", {"n": len(leaving), "busy": len(meant) - len(leaving)})
+
+    async def _end_job(self, wire: AsyncWire, packet: Packet) -> Packet | None:
+        """Kill the processes that serve only one job, in the middle of their call: the job was cancelled."""
+        meant = [h for h in self._hosts if h.spec.of_one_job and h.spec.job_id == packet.fields["job_id"]]
+        await asyncio.gather(*(self._end(h, at_once=True) for h in meant))
+        return Packet.of("ended", {"n": len(meant)})
 
     async def _subscribe(self, wire: AsyncWire, packet: Packet) -> Packet | None:
         """Tell the residents of the asked devices whenever they changed, until the connection is closed."""
@@ -320,15 +329,15 @@ class StageHosts:
     async def _loaded(self, host: _Host, python: Path | None) -> StageProcess:
         """Start the host's process and load its stage."""
         process = host.process = await self._process(host.spec, python)
-        self._spawn(self._watch(host, process))
+        _keep(self._watches, self._watch(host, process))
         request = Packet.of("load", {"spec": host.spec.to_json(), "workloads": str(self.home.workloads)})
         try:
             answer = await process.exchange(request, _nowhere)
         except BaseException:
-            host.ending = True
+            host.failed = True
             raise
         if answer.kind == "error":
-            host.ending = True
+            host.failed = True
             raise error_from_json(answer.fields["error"])
         return process
 
@@ -347,28 +356,33 @@ class StageHosts:
         """Take the host off the books once its process is gone, however it ended."""
         await process.gone()
         process.close()
-        if host in self._hosts:
-            self._hosts.remove(host)
-        self._note()
+        self._forget(host)
 
     def _give_back(self, host: _Host) -> None:
         """Mark the host idle; one whose load failed, or that serves no other job, ends."""
         host.busy = False
         host.used = self.clock.monotonic()
         if host.process is None:  # it never started
-            self._hosts.remove(host)
-        elif host.ending or host.spec.of_one_job:
-            host.ending = True
-            if not self._stopping:
-                self._spawn(self._end(host))
+            self._forget(host)
+        elif (host.failed or host.spec.of_one_job) and not self._stopping:
+            self._spawn(self._end(host))
         self._note()
 
     async def _end(self, host: _Host, at_once: bool = False) -> None:
-        """End the host's process and wait until it is gone and off the books."""
+        """End the host's process, unless somebody does already, and wait until it is off the books."""
+        if not host.ending or at_once:
+            await self._finish(host, at_once)
+        while host in self._hosts:
+            await self._changed.wait()
+
+    async def _finish(self, host: _Host, at_once: bool) -> None:
         host.ending = True
         self._note()
         if host.process is not None:
             await (host.process.kill() if at_once else host.process.end(self.limits.grace))
+        self._forget(host)
+
+    def _forget(self, host: _Host) -> None:
         if host in self._hosts:
             self._hosts.remove(host)
         self._note()
@@ -377,6 +391,13 @@ class StageHosts:
         """Wake whoever waits for a change of the books."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Run `work`, held in `tasks` until it is done: the loop itself keeps only weak references."""
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 async def _nowhere(packet: Packet) -> None:

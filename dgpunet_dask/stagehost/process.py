@@ -88,8 +88,8 @@ class StageProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it has not been seen to end."""
-        return self._process.returncode is None
+        """Whether it runs: a process that died a moment ago has closed its connection before the loop hears of its end."""
+        return self._process.returncode is None and not self._wire.closed_by_peer()
 
     async def gone(self) -> None:
         """Wait until the process has ended, then end what it left in its group."""
@@ -165,7 +165,7 @@ class StageProcess:
 
     async def end(self, grace: Grace) -> None:
         """End the process and wait until it is gone: unload, then SIGTERM, then SIGKILL. The stage must be idle."""
-        if self.alive:
+        if self._process.returncode is None:
             with contextlib.suppress(OSError):
                 await self._wire.send(Packet.of("end"))
             if not await self._gone_within(grace.unload_s):
@@ -202,10 +202,9 @@ class StageProcess:
         )
 
     async def _lost(self) -> DgpunetError:
-        if not await self._gone_within(_EXIT_S):
-            await self.kill()
-        await self.gone()
-        how = how_ended(self._process.returncode)
+        left = await self._gone_within(_EXIT_S)
+        await self.kill()
+        how = how_ended(self._process.returncode) if left else "it closed its connection and was killed"
         return StageHostLost(
             stage=self.spec.stage, device=self.spec.device, how=how, attempts=1, log=str(self.log), tail=self.tail()
         )
