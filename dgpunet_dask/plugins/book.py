@@ -1,0 +1,172 @@
+"""Which devices there are, which worker speaks for each, and what is charged: Dask's workers and reports, written into the pool."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from distributed.core import Status
+
+from dgpunet_dask.errors import BadValue
+from dgpunet_dask.model.fleet import Charge, Device, DeviceState
+from dgpunet_dask.placement.feasible import need_mib
+from dgpunet_dask.placement.pool import Pool
+from dgpunet_dask.plugins.facts import EXTRA, device_from_wire, host_from_wire
+from dgpunet_dask.plugins.records import Record, Signature
+
+if TYPE_CHECKING:
+    from distributed.scheduler import WorkerState
+
+logger = logging.getLogger(__name__)
+
+#: Dask's worker status -> state of its devices. `init` is a worker that has registered and not yet said that it runs.
+_STATES: Final[Mapping[Status, DeviceState]] = {
+    Status.running: "running",
+    Status.init: "paused",
+    Status.paused: "paused",
+    Status.closing_gracefully: "draining",
+    Status.closing: "draining",
+}
+
+
+class Book:
+    """Devices by worker, and the ledger.
+
+    A device whose worker is lost stays in the fleet as `lost`: it may come back, so work that needs it waits. Its residents stay
+    charged as well, since stage hosts outlive workers; the next worker's report replaces them. A worker that was retired on purpose
+    takes its devices along.
+    """
+
+    def __init__(self) -> None:
+        self.pool = Pool()
+        self.worker_of: dict[str, str] = {}
+        self.devices_of: dict[str, tuple[str, ...]] = {}
+        self._units: dict[str, Signature] = {}  # holder -> what it runs
+        self._lingering: dict[str, tuple[str, str]] = {}  # holder -> worker asked, key
+        self._waiting_claims: dict[str, list[WorkerState]] = {}
+        self._number = 0
+
+    # Workers
+
+    def add_worker(self, ws: WorkerState) -> None:
+        """Take in the devices that `ws` announces; a worker that announces none is not ours."""
+        facts = (ws.extra or {}).get(EXTRA)
+        if facts is None:
+            return
+        try:
+            host = host_from_wire(facts["host"])
+            devices = tuple(device_from_wire(raw) for raw in facts["devices"])
+        except (BadValue, KeyError, TypeError, AttributeError):
+            logger.exception("worker %s announces facts that cannot be read; it gets no placed work", ws.address)
+            return
+        for device in devices:
+            owner = self.worker_of.get(device.name)
+            if owner not in (None, ws.address):
+                logger.error("device %s is announced by %s while %s has it; the newcomer waits", device.name, ws.address, owner)
+                self._waiting_claims.setdefault(device.name, []).append(ws)
+                continue
+            self.pool.add_device(device, host, _STATES.get(ws.status, "paused"))
+            self.worker_of[device.name] = ws.address
+            self.devices_of[ws.address] = (*self.devices_of.get(ws.address, ()), device.name)
+
+    def remove_worker(self, address: str, *, for_good: bool) -> None:
+        """Let go of the worker's devices: `lost`, or out of the fleet where it left `for_good`. Its units are gone either way."""
+        for claims in self._waiting_claims.values():
+            claims[:] = [ws for ws in claims if ws.address != address]
+        for name in self.devices_of.pop(address, ()):
+            del self.worker_of[name]
+            for charge in tuple(self.pool.slot(name).charges.values()):
+                if charge.kind == "activation":
+                    self.forget(charge.holder)
+            if for_good:
+                self.pool.remove_device(name)
+            else:
+                self.pool.set_state(name, "lost")
+            for ws in self._waiting_claims.pop(name, ())[:1]:
+                self.add_worker(ws)
+
+    def set_status(self, ws: WorkerState) -> None:
+        """Follow the status of a worker: paused, running again, closing."""
+        for name in self.devices_of.get(ws.address, ()):
+            self.pool.set_state(name, _STATES.get(ws.status, "draining"))
+
+    # Units
+
+    def charge(self, record: Record, names: Iterable[str]) -> None:
+        """Charge a unit of `record` on each of `names`."""
+        holder = str(record.key)
+        if holder in self._units or holder in self._lingering:
+            self._number += 1
+            holder = f"{holder} #{self._number}"
+        demand = record.signature.demand
+        names = tuple(names)
+        for name in names:
+            self.pool.charge(self.pool.activation(name, demand, holder))
+        self._units[holder] = record.signature
+        record.holder, record.devices = holder, names
+
+    def release(self, record: Record) -> None:
+        """Take off what `record` has charged, if anything."""
+        if record.holder is not None:
+            self.forget(record.holder)
+            record.holder, record.devices = None, ()
+
+    def linger(self, record: Record, address: str) -> str:
+        """Leave the charge of `record` where it is until worker `address` reports the end of the call; return the holder to ask about."""
+        holder = record.holder
+        assert holder is not None  # only charged records linger
+        self._lingering[holder] = (address, str(record.key))
+        record.holder, record.devices = None, ()
+        return holder
+
+    def settle(self, holder: str) -> bool:
+        """Take off a charge that lingered; return whether there was one."""
+        found = holder in self._lingering
+        if found:
+            self.forget(holder)
+        return found
+
+    def forget(self, holder: str) -> None:
+        """Take off all that `holder` has charged."""
+        self._units.pop(holder, None)
+        self._lingering.pop(holder, None)
+        self.pool.release(holder)
+
+    def lingering_on(self, address: str) -> tuple[str, ...]:
+        """Return the holders whose end worker `address` still has to report."""
+        return tuple(holder for holder, (asked, _) in self._lingering.items() if asked == address)
+
+    @property
+    def lingering(self) -> tuple[str, ...]:
+        """The holders of calls that may run on although their task has left."""
+        return tuple(self._lingering)
+
+    # Residents
+
+    def set_residents(self, device: str, residents: Iterable[Mapping[str, Any]]) -> None:
+        """Replace what is loaded on `device`: mappings with `stage` (its name), `id` (what an eviction names), `mib` and `busy`.
+
+        A unit whose own stage has just been loaded was charged for it too; its charge shrinks by what the resident now carries.
+        """
+        if device not in self.pool:
+            logger.error("residents are reported for %s, which no worker has announced", device)
+            return
+        slot = self.pool.slot(device)
+        for old in [c.holder for c in slot.charges.values() if c.kind == "resident"]:
+            self.pool.release(old, device)
+        for raw in residents:
+            mib = 0 if slot.device.kind == "cpu" else int(raw["mib"])
+            stage, idle = str(raw["stage"]), not raw.get("busy", False)
+            holder = str(raw.get("id") or stage)
+            self.pool.charge(Charge(holder=holder, device=device, vram_mib=mib, kind="resident", stage=stage, evictable=idle))
+        self._recharge(slot.device)
+
+    def _recharge(self, device: Device) -> None:
+        charges = tuple(self.pool.slot(device.name).charges.values())
+        standing = tuple(c for c in charges if c.kind == "resident")
+        for charge in charges:
+            signature = self._units.get(charge.holder)
+            if charge.kind == "activation" and signature is not None:
+                self.pool.charge(replace(charge, vram_mib=need_mib(device, standing, signature.demand)))

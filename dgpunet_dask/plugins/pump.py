@@ -1,0 +1,251 @@
+"""From waiting to processing: the pump asks the pool for each waiting head and hands what it places to Dask.
+
+It runs on its own turn of the event loop, never inside a hook, because Dask's transitions may not be started from within one. Many
+events in one turn arm it once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+from distributed.protocol.pickle import dumps
+
+from dgpunet_dask.errors import DgpunetError, Unplaceable
+from dgpunet_dask.model.decision import Decision
+from dgpunet_dask.placement.pool import Plan
+from dgpunet_dask.plugins.book import Book
+from dgpunet_dask.plugins.queues import Queue, Queues
+from dgpunet_dask.plugins.records import DEVICE, DEVICES, HOLD, DecisionLog, Pins, Record, Signature
+
+if TYPE_CHECKING:
+    from dask.typing import Key
+    from distributed.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+_HELD = {HOLD}
+
+
+class Pump:
+    """Waiting tasks, and what moves them.
+
+    Parameters
+    ----------
+    evict
+        Called with device and holder for each idle resident that must leave; the answer is a report of residents.
+    """
+
+    def __init__(self, scheduler: Scheduler, book: Book, records: dict[Key, Record], evict: Callable[[str, str], None]) -> None:
+        self.scheduler, self.book, self.records, self.evict = scheduler, book, records, evict
+        self.queues = Queues()
+        self.log = DecisionLog()
+        self._armed = False
+        self._stimulus = itertools.count(1)
+
+    # Waiting
+
+    def hold(self, record: Record) -> None:
+        """Restrict the task to nowhere, so that Dask parks it in `no-worker` once it is ready."""
+        ts = record.ts
+        ts.worker_restrictions = _HELD
+        ts.host_restrictions = None  # host restrictions would be or-ed with the worker's
+        ts.resource_restrictions = record.signature.resources
+        ts.loose_restrictions = False  # loose would let it escape
+
+    def wait(self, record: Record) -> None:
+        """Let a parked task wait for a device."""
+        self.queues.push(record, self._plan_of)
+        self.arm()
+
+    def _plan_of(self, signature: Signature) -> Plan | None:
+        return None if signature.error is not None else self.book.pool.plan(signature.demand)
+
+    def waits(self, record: Record) -> bool:
+        """Whether a queued record still is a parked task of ours without a device."""
+        return (
+            record.ts.state == "no-worker"
+            and record.holder is None
+            and not record.settling
+            and self.records.get(record.key) is record
+        )
+
+    def arm(self) -> None:
+        """Run the pump on the next turn of the loop."""
+        if not self._armed:
+            self._armed = True
+            asyncio.get_running_loop().call_soon(self.run)
+
+    # Placing
+
+    def run(self) -> None:
+        """Place what can be placed now."""
+        self._armed = False
+        try:
+            self._run()
+        except Exception:
+            logger.exception("the placement pump failed; waiting tasks stay until the next event")
+
+    def _run(self) -> None:
+        barred: set[str] = set()
+        placed: dict[Key, str] = {}
+        failed: list[tuple[Record, DgpunetError]] = []
+        for queue in self.queues.in_order(self.waits):
+            self._serve(queue, barred, placed, failed)
+        if placed:
+            stimulus = f"dgpunet-place-{next(self._stimulus)}"
+            self.scheduler.transitions(dict(reversed(placed.items())), stimulus)  # Dask pops the last one first
+            for key in placed:
+                self._undo_unless_moved(key)
+        for record, error in failed:
+            self._fail(record, error)
+
+    def _serve(self, queue: Queue, barred: set[str], placed: dict[Key, Any], failed: list[tuple[Record, DgpunetError]]) -> None:
+        """Place from one queue until its head cannot be placed."""
+        error = self._look(queue)
+        while error is None:
+            record = queue.head(self.waits)
+            if record is None:
+                return
+            if self._place_head(queue, record, barred):
+                placed[record.key] = "processing"
+                queue.pop()
+                continue
+            decision = self.decide(queue.signature, barred)
+            if decision.outcome != "never":
+                self._keep_free(queue, decision, barred)
+                return
+            error = self._impossible(queue.signature)
+        while (record := queue.head(self.waits)) is not None:
+            failed.append((record, error))
+            queue.pop()
+
+    def _look(self, queue: Queue) -> DgpunetError | None:
+        """Refresh what the queue knows of the fleet; return the error that all its tasks fail with, if any."""
+        if queue.plan is not None:
+            queue.plan = self.book.pool.current(queue.plan)
+        if queue.signature.pins is not None:
+            queue.only = self._pinned(queue.signature.pins)[0]
+        return queue.signature.error
+
+    def _place_head(self, queue: Queue, record: Record, barred: Collection[str]) -> bool:
+        signature, pool = queue.signature, self.book.pool
+        if queue.plan is not None and signature.pins is None and signature.demand.gpus == 1:
+            name = pool.pick(queue.plan, barred)
+            if name is None or (pool.slot(name).charges and pool.evict(name, signature.demand)):
+                return False
+            names: tuple[str, ...] = (name,)
+        else:
+            decision = self.decide(signature, barred)
+            if decision.outcome != "placed" or decision.evict:
+                return False
+            names = decision.devices
+        self._send(record, names)
+        for name in names:
+            self.queues.passed(queue, pool.slot(name).kind, name)
+        return True
+
+    def decide(self, signature: Signature, barred: Collection[str] = (), *, verdicts: bool = False) -> Decision:
+        """Return what the pool says to `signature`, within the user's pins."""
+        pool, pins = self.book.pool, signature.pins
+        if pins is None:
+            return pool.place(signature.demand, verdicts=verdicts, barred=barred)
+        only, complete = self._pinned(pins)
+        if only is None:
+            return pool.place(signature.demand, verdicts=verdicts, barred=barred)
+        decision = pool.place(signature.demand, verdicts=verdicts, barred=barred, among=only)
+        if pins.loose and decision.outcome != "placed":
+            return pool.place(signature.demand, verdicts=verdicts, barred=barred, among=self._offering(pins))
+        if decision.outcome == "never" and not complete:
+            return Decision("wait", decision.ranking, decision.refusals)
+        return decision
+
+    def _pinned(self, pins: Pins) -> tuple[frozenset[str] | None, bool]:
+        """Return the devices that `pins` leave, and whether every worker that they name is here."""
+        s = self.scheduler
+        offering = self._offering(pins)
+        if not pins.workers and not pins.hosts:
+            return offering, bool(offering)
+        infos = [s.host_info.get(s.coerce_hostname(h)) for h in pins.hosts]
+        at_hosts = {address for info in infos if info is not None for address in info["addresses"]}
+        addresses = pins.workers | at_hosts
+        complete = pins.workers <= s.workers.keys() and None not in infos
+        return frozenset(n for a in addresses for n in self.book.devices_of.get(a, ()) if n in offering), complete
+
+    def _offering(self, pins: Pins) -> frozenset[str]:
+        """Return the devices whose worker offers the resources that the user asked of Dask."""
+        workers, book = self.scheduler.workers, self.book
+        able = (a for a in book.devices_of if all(workers[a].resources.get(r, 0) >= q for r, q in pins.resources))
+        return frozenset(name for address in able for name in book.devices_of[address])
+
+    def _send(self, record: Record, names: tuple[str, ...]) -> None:
+        """Charge, and point the task at the one worker of its first device."""
+        book, ts, demand = self.book, record.ts, record.signature.demand
+        book.charge(record, names)
+        address = book.worker_of[names[0]]
+        ts.worker_restrictions = {address}
+        ts.resource_restrictions = {**record.signature.resources, **self._interlock(record, address)}
+        ts.annotations[DEVICE] = names[0]
+        if len(names) > 1:
+            ts.annotations[DEVICES] = list(names)
+        for name in names:
+            slot = book.pool.slot(name)
+            mib = slot.charges[record.holder or ""].vram_mib
+            self.log.add(str(record.key), demand.stage, name, mib, slot.charged_mib, slot.device.usable_mib)
+
+    def _interlock(self, record: Record, address: str) -> dict[str, int]:
+        """Return the worker resources that keep two units from one device even where the ledger was wrong. Whole MiB: floats drift."""
+        found = {}
+        for name in record.devices:
+            slot = self.book.pool.slot(name)
+            charge = slot.charges[record.holder or ""]
+            if slot.device.kind == "cpu":
+                amount, resource = charge.cpus, f"CPUS:{name}"
+            else:
+                amount, resource = charge.vram_mib, f"VRAM:{name}"
+            if amount and self.book.worker_of[name] == address:
+                found[resource] = amount
+        return found
+
+    def _undo_unless_moved(self, key: Key) -> None:
+        """Take back a placement that Dask did not accept."""
+        record = self.records.get(key)
+        if record is not None and record.ts.state == "no-worker" and record.holder is not None:
+            logger.error("Dask did not accept %s on %s; it waits again", key, ", ".join(record.devices))
+            self.book.release(record)
+            self.hold(record)
+            self.queues.push(record, self._plan_of)
+
+    # Not placed
+
+    def _keep_free(self, queue: Queue, decision: Decision, barred: set[str]) -> None:
+        """Keep others from devices that empty for this queue: those whose residents it sends away, and those an aged head needs."""
+        if decision.outcome == "placed":
+            barred.update(decision.devices)
+            for name in decision.devices:
+                for holder in decision.evict:
+                    if holder in self.book.pool.slot(name).charges:
+                        self.evict(name, holder)
+        elif queue.aged:
+            running = all(n in self.book.worker_of and self.book.pool.slot(n).state == "running" for n in queue.kept)
+            if not queue.kept or not running or barred.intersection(queue.kept):
+                queue.kept = self.book.pool.ideal(queue.signature.demand, barred, queue.only)
+            barred.update(queue.kept)
+
+    def _impossible(self, signature: Signature) -> Unplaceable:
+        decision = self.decide(signature, verdicts=True)
+        verdicts = [v.to_json() for v in decision.first_verdicts]
+        return Unplaceable(what=f"a demand of {signature.name}", summary=decision.summary(), verdicts=verdicts)
+
+    def _fail(self, record: Record, error: DgpunetError) -> None:
+        """Let the task err with `error`."""
+        if record.ts.state != "no-worker" or self.records.get(record.key) is not record:
+            return
+        stimulus = f"dgpunet-refuse-{next(self._stimulus)}"
+        more = self.scheduler.transition(
+            record.key, "erred", stimulus_id=stimulus, cause=record.key, exception=dumps(error), exception_text=repr(error)
+        )
+        self.scheduler.transitions(more, stimulus)

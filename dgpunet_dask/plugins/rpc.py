@@ -1,0 +1,71 @@
+"""What the scheduler answers about placement: plain mappings, for the head, `explain` and the status page.
+
+=========================  ==============================================================================================
+``dgpunet_fleet``          hosts, devices, charges, states (of devices that do not run), lingering holders, waiting tasks
+``dgpunet_placements``     the decision log after a sequence number
+``dgpunet_explain``        one task: its state, its place in the queue, and every verdict of every device
+=========================  ==============================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dgpunet_dask.plugins.facts import to_wire
+
+if TYPE_CHECKING:
+    from dask.typing import Key
+
+    from dgpunet_dask.plugins.scheduler import PlacementPlugin
+
+
+def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
+    """Return the RPC handlers by name."""
+
+    def dgpunet_fleet() -> dict[str, Any]:
+        return fleet(plugin)
+
+    def dgpunet_placements(since: int = 0) -> list[Mapping[str, Any]]:
+        return plugin.pump.log.since(since)
+
+    def dgpunet_explain(key: Key) -> dict[str, Any]:
+        return explain(plugin, key)
+
+    return {f.__name__: f for f in (dgpunet_fleet, dgpunet_placements, dgpunet_explain)}
+
+
+def fleet(plugin: PlacementPlugin) -> dict[str, Any]:
+    """Return the fleet as it is now. `lingering` names charges of calls that run on after their task has gone."""
+    now = plugin.book.pool.fleet()
+    return {
+        "hosts": [to_wire(h) for h in now.hosts],
+        "devices": [to_wire(d) for d in now.devices],
+        "charges": [to_wire(c) for c in now.charges],
+        "states": dict(now.states),
+        "lingering": sorted(plugin.book.lingering),
+        "waiting": sum(plugin.pump.waits(record) for record in plugin.records.values()),
+    }
+
+
+def explain(plugin: PlacementPlugin, key: Key) -> dict[str, Any]:
+    """Return why `key` is where it is.
+
+    `managed` is false for a task without a demand. `passed`: how often others went before the head of its queue on devices that it
+    could use; `kept`: devices held free for that head.
+    """
+    record = plugin.records.get(key)
+    if record is None:
+        return {"key": key, "managed": False}
+    signature = record.signature
+    queue = next((q for q in plugin.pump.queues if q.signature is signature), None)
+    answer: dict[str, Any] = {
+        "key": key, "managed": True, "state": record.ts.state, "demand": signature.plain, "devices": list(record.devices),
+        "passed": queue.passed if queue else 0, "kept": list(queue.kept) if queue else [], "settling": record.settling,
+    }  # fmt: skip
+    if signature.error is not None:
+        return answer | {"error": signature.error.to_json()}
+    decision = plugin.pump.decide(signature, verdicts=True)
+    verdicts = {name: [v.to_json() for v in found] for name, found in decision.refusals.items()}
+    ranking = [{"device": s.device, "total": s.total, "parts": dict(s.parts)} for s in decision.ranking]
+    return answer | {"outcome": decision.outcome, "summary": decision.summary(), "verdicts": verdicts, "ranking": ranking}

@@ -1,0 +1,265 @@
+"""Placement on a stock Dask scheduler: hold, pump, interlock.
+
+*Hold*: tasks with a ``demand`` annotation are restricted to a worker address that never exists, so Dask parks them in ``no-worker``
+once they are ready. *Pump*: on its own turn of the loop, the pure core picks a device, the ledger is charged, the task is restricted
+to that one worker and Dask is asked to go on. *Interlock*: an integer resource per device on the worker refuses what would not fit,
+even if the ledger were wrong. Everything else in Dask stays as it is; tasks without a demand are never looked at twice.
+
+A call that was cancelled runs on in its thread. Its charge therefore stays until its worker has reported the end: after a task left
+``processing`` in any way but a result or an error of its own, the worker is asked (`dgpunet-settle`) and answers at once or when the
+call has ended (`dgpunet-ended`). Only then may the task be placed again.
+
+Hooks log their own failures, since Dask logs those of `transition` at a level that nobody sees.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from dgpunet_dask.plugins import rpc
+from dgpunet_dask.plugins.book import Book
+from dgpunet_dask.plugins.pump import Pump
+from dgpunet_dask.plugins.records import ANNOTATION, DEVICE, HOLD, Pins, Record, Signature, Signatures
+
+if TYPE_CHECKING:
+    from dask.typing import Key
+    from distributed.scheduler import Scheduler, TaskState
+
+logger = logging.getLogger(__name__)
+
+NAME: Final = "dgpunet-placement"
+TOPIC: Final = "dgpunet"
+#: A resident that was asked to leave and is still there is asked again after this long.
+EVICT_RETRY_S: Final = 2.0
+_BARRIER: Final = "shuffle-barrier-"
+
+
+def _loud(hook: Callable[..., None]) -> Callable[..., None]:
+    """Log what a hook raises at ERROR and go on, as Dask would, only not in silence."""
+
+    @functools.wraps(hook)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            hook(*args, **kwargs)
+        except Exception:
+            logger.exception("placement hook %s failed", hook.__name__)
+
+    return run
+
+
+class PlacementPlugin(SchedulerPlugin):
+    """Places tasks that carry a demand. Add it with ``scheduler.add_plugin`` in a preload, or live with ``client.register_plugin``."""
+
+    name = NAME
+    idempotent = True
+
+    def __init__(self) -> None:
+        self.records: dict[Key, Record] = {}
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Take in what is there already: a plugin may join a scheduler that has workers and tasks."""
+        self.scheduler = scheduler
+        self.book = Book()
+        self.pump = Pump(scheduler, self.book, self.records, self._evict)
+        self._signatures = Signatures()
+        self._settling: dict[str, Record] = {}
+        self._evicting: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._retired: set[str] = set()
+        scheduler.stream_handlers["dgpunet-ended"] = self._ended
+        scheduler.handlers.update(rpc.handlers(self))
+        for ws in list(scheduler.workers.values()):
+            self.book.add_worker(ws)
+        asyncio.get_running_loop().call_soon(self._requeue, [k for k in list(scheduler.tasks) if self._adopt(scheduler.tasks[k])])
+
+    # Tasks
+
+    @_loud
+    def update_graph(self, scheduler: Scheduler, *, tasks: list[Key], annotations: dict[str, dict[Key, Any]], **kwargs: Any) -> None:
+        """Hold the new tasks that carry a demand."""
+        demands = annotations.get(ANNOTATION)
+        if not demands:
+            return
+        shuffles = _of_shuffles(scheduler, tasks)
+        seen: dict[int, Signature] = {}  # most tasks of a graph share one annotation object
+        for key, raw in demands.items():
+            if key in self.records or key in shuffles:
+                continue
+            ts = scheduler.tasks[key]
+            pins = Pins.of(ts)
+            signature = seen.get(id(raw)) if pins is None else None
+            if signature is None:
+                signature = self._signatures.of(raw, pins)
+                if pins is None:
+                    seen[id(raw)] = signature
+            self._manage(ts, signature)
+
+    def _manage(self, ts: TaskState, signature: Signature) -> Record:
+        record = self.records[ts.key] = Record(ts, signature)
+        ts.annotations[ANNOTATION] = signature.plain  # travels to the worker, which takes plain values only
+        self.pump.hold(record)
+        return record
+
+    def transition(self, key: Key, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any) -> None:
+        """Follow our tasks. Called for every transition of every task, hence a bare look-up first."""
+        record = self.records.get(key)
+        if record is None:
+            return
+        try:
+            self._moved(record, start, finish)
+        except Exception:
+            logger.exception("placement lost track of %s (%s to %s)", key, start, finish)
+
+    def _moved(self, record: Record, start: str, finish: str) -> None:
+        if finish == "no-worker":
+            if start != finish and not record.settling:
+                self.pump.wait(record)
+        elif record.holder is not None and start in ("processing", "memory") and start != finish:
+            if finish == "memory" and record.ts.actor:
+                return  # an actor keeps its device until it is let go
+            self._left(record, finish)
+        if finish == "forgotten":
+            self.book.release(record)
+            del self.records[record.key]
+
+    def _left(self, record: Record, finish: str) -> None:
+        """Free the charge of a task that left its worker, or let it linger while the call may run on; hold the task again."""
+        address = self.book.worker_of.get(record.devices[0], "")
+        if finish in ("memory", "erred") or record.ts.actor or address not in self.scheduler.workers:
+            self.book.release(record)
+        else:
+            self._settle(record, address)
+        self.pump.hold(record)
+        self.pump.arm()
+
+    def _settle(self, record: Record, address: str) -> None:
+        holder = self.book.linger(record, address)
+        self._settling[holder] = record
+        record.settling += 1
+        # Asked on the next turn: by then Dask has sent the worker what these transitions have for it.
+        asyncio.get_running_loop().call_soon(self._ask, address, holder, record.key)
+
+    def _ask(self, address: str, holder: str, key: Key) -> None:
+        if address in self.scheduler.stream_comms:
+            self.scheduler.worker_send(address, {"op": "dgpunet-settle", "key": key, "holder": holder})
+
+    @_loud
+    def _ended(self, holder: str, worker: str | None = None, **kwargs: Any) -> None:
+        """Take off the charge of a call that has ended after its task had left."""
+        self.book.settle(holder)
+        record = self._settling.pop(holder, None)
+        if record is not None:
+            record.settling -= 1
+            if not record.settling and record.ts.state == "no-worker" and self.records.get(record.key) is record:
+                self.pump.wait(record)
+        self.pump.arm()
+
+    # What is there when the plugin starts
+
+    def _adopt(self, ts: TaskState) -> bool:
+        """Manage a task that came before the plugin; return whether it must be queued anew."""
+        raw = (ts.annotations or {}).get(ANNOTATION)
+        if raw is None or ts.key in _of_shuffles(self.scheduler, [ts.key, *(d.key for d in ts.dependencies | ts.dependents)]):
+            return False
+        state, resources = ts.state, ts.resource_restrictions
+        record = self._manage(ts, self._signatures.of(raw, Pins.of(ts)))
+        if state == "processing":
+            ts.resource_restrictions = resources  # Dask gives back what stands here when the task leaves
+            here = self.book.devices_of.get(ts.processing_on.address, ())
+            if here:
+                name = (ts.annotations or {}).get(DEVICE)
+                self.book.charge(record, [name if name in here else here[0]])
+        return state in ("queued", "no-worker")
+
+    @_loud
+    def _requeue(self, keys: list[Key]) -> None:
+        """Send tasks that Dask had queued by its own rules through `waiting`, where the hold applies."""
+        moves = {key: "waiting" for key in keys if key in self.records and self.records[key].ts.state in ("queued", "no-worker")}
+        self.scheduler.transitions(moves, "dgpunet-adopt")
+        self.pump.arm()
+
+    # Workers
+
+    @_loud
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Take in the devices of a worker."""
+        self.book.add_worker(scheduler.workers[worker])
+        self.pump.arm()
+
+    @_loud
+    def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **kwargs: Any) -> None:
+        """Let go of its devices. Its tasks have left it by now."""
+        for holder in self.book.lingering_on(worker):
+            self._ended(holder)
+        self.book.remove_worker(worker, for_good=worker in self._retired)
+        self._retired.discard(worker)
+        self.pump.arm()
+
+    @_loud
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Follow what is told only as an event: a worker's status, its retirement, reports of residents."""
+        action = msg.get("action") if isinstance(msg, dict) else None
+        if action == "worker-status-change":
+            ws = self.scheduler.workers.get(topic)
+            if ws is not None:
+                self.book.set_status(ws)
+                self.pump.arm()
+        elif action == "remove-worker" and topic == "all" and msg.get("expected"):
+            self._retired.add(msg["worker"])
+        elif action == "residents" and topic == TOPIC:
+            self._residents(msg["device"], msg["residents"], msg.get("worker"))
+
+    def _residents(self, device: str, residents: Iterable[Mapping[str, Any]], worker: str | None) -> None:
+        if worker is not None and self.book.worker_of.get(device) != worker:
+            logger.error("worker %s reports residents of %s, which is not its own", worker, device)
+            return
+        self.book.set_residents(device, residents)
+        for key in [k for k in self._evicting if k[0] == device and k[1] not in self.book.pool.slot(device).charges]:
+            self._evicting.pop(key).cancel()
+        self.pump.arm()
+
+    def _evict(self, device: str, holder: str) -> None:
+        """Ask the worker of `device` to have an idle resident unloaded; the report of its residents is the answer."""
+        if (device, holder) not in self._evicting:
+            self._evicting[device, holder] = asyncio.get_running_loop().create_task(self._request_eviction(device, holder))
+
+    async def _request_eviction(self, device: str, holder: str) -> None:
+        try:
+            await self.scheduler.rpc(self.book.worker_of[device]).dgpunet_evict(device=device, stage=holder)
+        except Exception:
+            logger.exception("worker of %s could not be asked to unload %s", device, holder)
+        await asyncio.sleep(EVICT_RETRY_S)
+        self._evicting.pop((device, holder), None)
+        self.pump.arm()
+
+    # The end
+
+    @_loud
+    def restart(self, scheduler: Scheduler) -> None:
+        """Forget all tasks. What they had charged stays until their workers, which are restarted too, have gone."""
+        for record in list(self.records.values()):
+            if record.holder is not None:
+                self._settle(record, self.book.worker_of.get(record.devices[0], ""))
+        self.records.clear()
+        self.pump.queues.clear()
+
+    async def close(self) -> None:
+        """Stop asking."""
+        for task in self._evicting.values():
+            task.cancel()
+        self._evicting.clear()
+
+
+def _of_shuffles(scheduler: Scheduler, keys: Iterable[Key]) -> frozenset[Key]:
+    """Return the tasks of P2P shuffles: barriers, what they wait for and what waits for them. Dask pins those itself."""
+    tasks = scheduler.tasks
+    barriers = [tasks[k] for k in keys if isinstance(k, str) and k.startswith(_BARRIER) and k in tasks]
+    return frozenset(ts.key for b in barriers for ts in (b, *b.dependencies, *b.dependents))
+
+
+__all__ = ["HOLD", "NAME", "TOPIC", "PlacementPlugin"]

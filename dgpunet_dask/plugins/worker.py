@@ -1,0 +1,149 @@
+"""The worker's side of placement: announce devices, know which device each task is on, report the end of cancelled calls."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from distributed import get_worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from dgpunet_dask.errors import NotFound
+from dgpunet_dask.model.fleet import Device, Host
+from dgpunet_dask.plugins.facts import EXTRA, to_wire
+from dgpunet_dask.plugins.records import DEVICE
+
+if TYPE_CHECKING:
+    from dask.typing import Key
+    from distributed.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+NAME: Final = "dgpunet-device"
+#: Tasks of light stages ask a CPU worker for one of these.
+LIGHT: Final = "LIGHT"
+Evict = Callable[[str, str], Awaitable[None] | None]
+
+
+class DeviceWorker(WorkerPlugin):
+    """Speaks for devices on a worker. It must be there before the worker registers: ``Worker(plugins=[...])`` or `announce`.
+
+    Parameters
+    ----------
+    host
+        The machine.
+    devices
+        The devices that this worker runs tasks for.
+    agent
+        Process id of the agent, ``None`` without one.
+    evict
+        Called with device and resident id on the worker's loop when a resident should leave; may be a coroutine function.
+    light
+        How many light tasks a CPU worker takes at a time; ``None``: as many as it has threads.
+    """
+
+    name = NAME
+
+    def __init__(
+        self,
+        host: Host,
+        devices: Sequence[Device],
+        *,
+        agent: int | None = None,
+        evict: Evict | None = None,
+        light: int | None = None,
+    ) -> None:
+        self.host, self.devices, self.agent, self.light = host, tuple(devices), agent, light
+        self._on_evict = evict
+        self.running: dict[Key, str | None] = {}
+        self._asked: dict[Key, list[str]] = {}
+
+    def setup(self, worker: Worker) -> None:
+        """Announce facts and interlock resources, and listen to the scheduler."""
+        self.worker = worker
+        facts = {"host": to_wire(self.host), "devices": [to_wire(d) for d in self.devices], "agent": self.agent}
+        worker.startup_information[EXTRA] = lambda _: facts
+        amounts = self._resources()
+        worker.state.total_resources.update(amounts)
+        worker.state.available_resources.update(amounts)
+        worker.stream_handlers["dgpunet-settle"] = self._settle
+        worker.handlers["dgpunet_evict"] = self._evict
+
+    def _resources(self) -> dict[str, int]:
+        found = {f"VRAM:{d.name}": d.usable_mib for d in self.devices if d.kind == "gpu" and d.usable_mib}
+        cpus = [d for d in self.devices if d.kind == "cpu"]
+        found |= {f"CPUS:{d.name}": _ANY if self.host.cpus is None else self.host.cpus for d in cpus}
+        return found | ({LIGHT: self.light or self.worker.state.nthreads} if cpus else {})
+
+    def transition(self, key: Key, start: str, finish: str, **kwargs: Any) -> None:
+        """Note which calls run, and report the end of those that the scheduler has asked about."""
+        if finish == "executing":
+            # setdefault: a cancelled call that is wanted again goes on where it started
+            self.running.setdefault(key, (self.worker.state.tasks[key].annotations or {}).get(DEVICE))
+        elif key in self.running and not self._runs(key):
+            del self.running[key]
+            for holder in self._asked.pop(key, ()):
+                self._report_end(holder)
+
+    def _runs(self, key: Key) -> bool:
+        state = self.worker.state
+        ts = state.tasks.get(key)
+        return ts is not None and (ts in state.executing or ts in state.long_running)
+
+    def _settle(self, key: Key, holder: str, **kwargs: Any) -> None:
+        """Answer the scheduler's question whether a call still runs: now if it does not, else when it has ended."""
+        if self._runs(key):
+            self._asked.setdefault(key, []).append(holder)
+        else:
+            self._report_end(holder)
+
+    def _report_end(self, holder: str) -> None:
+        self.worker.batched_stream.send({"op": "dgpunet-ended", "holder": holder})
+
+    def report_residents(self, device: str, residents: Iterable[Mapping[str, Any]]) -> None:
+        """Tell the scheduler what is loaded on `device`: mappings with `stage`, `id`, `mib`, `busy`. May be called from any thread."""
+        self.worker.log_event("dgpunet", {"action": "residents", "device": device, "residents": [dict(r) for r in residents]})
+
+    async def _evict(self, device: str, stage: str) -> str:
+        if self._on_evict is None:
+            raise NotFound(what=f"Something that can unload {stage} from {device}")
+        answer = self._on_evict(device, stage)
+        if inspect.isawaitable(answer):
+            await answer
+        return "OK"
+
+
+#: Where a host does not report its cores: room for any sum of `cpus`; placement admits one unit at a time there.
+_ANY: Final = 1 << 20
+
+
+async def announce(
+    worker: Worker, host: Host, devices: Sequence[Device], *, agent: int | None = None, evict: Evict | None = None, light: int | None = None
+) -> DeviceWorker:
+    """Let `worker`, which has not registered yet, speak for `devices`; for a preload's ``dask_setup``. See `DeviceWorker`."""
+    plugin = DeviceWorker(host, devices, agent=agent, evict=evict, light=light)
+    await worker.plugin_add(plugin=plugin, name=NAME)
+    return plugin
+
+
+def current_device() -> str:
+    """Return the name of the device that the running task was placed on.
+
+    A task that was not placed gets its worker's device where there is only one.
+
+    Raises
+    ------
+    NotFound
+        If the worker speaks for no device, or for several and the task was not placed.
+    """
+    worker = get_worker()
+    plugin = worker.plugins.get(NAME)
+    key = worker.get_current_task()
+    device = plugin.running.get(key) if plugin is not None else None
+    if device is not None:
+        return str(device)
+    if plugin is not None and len(plugin.devices) == 1:
+        return str(plugin.devices[0].name)
+    raise NotFound(what=f"The device of task {key}")
