@@ -1,0 +1,62 @@
+"""What every command is given: the options before its name, and the ways to a cluster."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.errors import NeedsHead, NoHead
+
+if TYPE_CHECKING:
+    from dgpunet_dask.client import Client
+
+
+@dataclass(frozen=True)
+class CliContext:
+    """The options before the command's name.
+
+    Parameters
+    ----------
+    home
+        ``$DGPUNET_HOME``.
+    cluster
+        ``--cluster``, else ``$DGPUNET_CLUSTER``.
+    verbose, quiet
+        How much goes to stderr.
+    """
+
+    home: Home
+    cluster: str | None = None
+    verbose: bool = False
+    quiet: bool = False
+
+    def head_runs(self) -> bool:
+        """Whether a head that outlives this command answers: a named cluster, or one that `up` or `head` started."""
+        from dgpunet_dask.daemons.embedded import running_head
+
+        return self.cluster is not None or running_head(self.home) is not None
+
+    def require_head(self, what: str) -> None:
+        """Raise NeedsHead unless a head runs that outlives this command."""
+        if not self.head_runs():
+            raise NeedsHead(what=what)
+
+    def head_client(self) -> Client:
+        """Return a client of the running head; without one it is NoHead, never an embedded cluster of its own."""
+        from dgpunet_dask.client import Client
+
+        if not self.head_runs():
+            raise NoHead(where=self.home.root)
+        return Client(self.cluster, home=self.home)
+
+
+pass_context = click.make_pass_decorator(CliContext)
+
+
+def emit_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print `value` as JSON on stdout."""
+    click.echo(json.dumps(value, indent=indent, ensure_ascii=False))
