@@ -180,7 +180,15 @@ class JobService:
             return
         self._causes.setdefault(job_id, cause)
         task.cancel()
+        await in_thread(self._end_hosts, job_id)
         await asyncio.wait([task])
+
+    def _end_hosts(self, job_id: str) -> None:
+        """End the job's own stage hosts, so that no thread of ours waits for one that hangs."""
+        try:
+            self.ports.agent.end_job(job_id)
+        except DgpunetError as error:
+            log.warning("the stage hosts of job %s were not ended: %s", job_id, error)
 
     async def _drive(self, record: JobRecord, workload: Workload) -> None:
         job_id = record.status.job_id

@@ -11,7 +11,7 @@ from typing import Any, Final
 from dgpunet_dask.config.home import home_from
 from dgpunet_dask.errors import StageHostLost, StageHung
 from dgpunet_dask.model.fleet import Device
-from dgpunet_dask.plugins.worker import current_device
+from dgpunet_dask.plugins.worker import current_device, device_facts
 from dgpunet_dask.stagehost.client import AgentClient
 from dgpunet_dask.stagehost.frames import Buffer
 from dgpunet_dask.stagehost.inline import call_light
@@ -73,7 +73,7 @@ def run_stage(call: StageCall, parcel: Parcel) -> Parcel:
     if call.light:
         result = call_light(call.spec, parcel.frames, home_from().workloads)
         return _passed(call, parcel, result, attempts=1, device=None)
-    device = current_device()
+    device = device_facts(current_device())
     result, attempts = _call_with_retries(_on_device(call.spec, device), call.retries, parcel.frames)
     return _passed(call, parcel, result, attempts=attempts, device=device.name)
 
@@ -90,7 +90,7 @@ def _call_with_retries(spec: StageCallSpec, retries: int, frames: Sequence[Buffe
 
 def _on_device(spec: StageCallSpec, device: Device) -> StageCallSpec:
     """Return `spec` bound to `device`: a simulated card is computed on the CPU, and its charge is the whole card where none was stated."""
-    threads = int(os.environ.get(THREADS_VARIABLE, "1"))
+    threads = int(os.environ.get(THREADS_VARIABLE) or len(os.sched_getaffinity(0)))
     if device.kind == "cpu":
         return replace(spec, device=device.name, torch_device="cpu", vram_mib=None, resident_mib=0, threads=threads)
     vram_mib = device.usable_mib if spec.vram_mib is None else spec.vram_mib

@@ -147,3 +147,18 @@ def current_device() -> str:
     if plugin is not None and len(plugin.devices) == 1:
         return str(plugin.devices[0].name)
     raise NotFound(what=f"The device of task {key}")
+
+
+def device_facts(name: str) -> Device:
+    """Return the facts of a device that the running task's worker speaks for; call it inside a task.
+
+    Raises
+    ------
+    NotFound
+        If the worker does not speak for it.
+    """
+    plugin = get_worker().plugins.get(NAME)
+    for device in () if plugin is None else plugin.devices:
+        if device.name == name:
+            return device
+    raise NotFound(what=f"Device {name} on this worker")
