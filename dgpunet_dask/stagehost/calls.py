@@ -5,6 +5,7 @@ Both the stage host and the CPU worker (for light stages) call stages through he
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ Progress = Callable[[], None]
 def tokens_of(item: Any) -> int:
     """Return an item's length: its ``tokens`` (attribute or key; a number, or a sequence that is counted), else its `len`; at least 1."""
     tokens = item.get("tokens") if isinstance(item, Mapping) else getattr(item, "tokens", None)
-    counted = item if tokens is None else tokens
-    try:
-        return max(1, counted if isinstance(counted, int) else len(counted))
-    except TypeError:
-        return 1
+    counts: tuple[tuple[Any, Any], ...] = ((operator.index, tokens), (len, tokens), (len, item))
+    for count, value in counts:
+        try:
+            return max(1, int(count(value)))
+        except TypeError:  # not a number, not a sequence
+            continue
+    return 1
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int, batch_items: int | None = None) -> Iterator[list[int]]:

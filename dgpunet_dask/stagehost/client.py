@@ -1,12 +1,12 @@
 """Calling stages from worker threads and from the head: blocking, safe to share between threads (each request has its own connection).
 
-    agent = AgentClient(home.agent_socket)
-    result = agent.call(spec, pack(items))
-    for result in agent.stream(spec, unit_items=64, unit_bytes=1 << 20): ...
-    result = agent.gather(spec, files)
-    facts = agent.inspect(digest, {"embed": ("stages:Embed", "embed.lock")})
-    agent.evict("4090l", "embed")
-    with agent.subscribe(["4090l"], print): ...
+>>> agent = AgentClient(home.agent_socket)
+>>> result = agent.call(spec, pack(items))
+>>> for result in agent.stream(spec, unit_items=64, unit_bytes=1 << 20): use(result)
+>>> result = agent.gather(spec, files)
+>>> facts = agent.inspect(digest, {"embed": ("stages:Embed", "embed.lock")})
+>>> agent.evict("4090l", "embed")
+>>> with agent.subscribe(["4090l"], show): work()
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ class AgentClient:
             wire.send("call", {"spec": spec.to_json()}, frames)
             return _result(_answer(wire))
 
-    def stream(
-        self, spec: StageCallSpec, unit_items: int, unit_bytes: int, read_ahead: int = READ_AHEAD
-    ) -> Iterator[CallResult]:
+    def stream(self, spec: StageCallSpec, unit_items: int, unit_bytes: int, read_ahead: int = READ_AHEAD) -> Iterator[CallResult]:
         """Yield what a source stage yields, in units of at most `unit_items` items and `unit_bytes` packed bytes.
 
         The source is at most `read_ahead` units (and the one it makes) ahead. Closing the iterator ends it. The last result may have no
@@ -76,7 +74,7 @@ class AgentClient:
     def gather(self, spec: StageCallSpec, files: Iterable[Path | str]) -> CallResult:
         """Call a gather stage once with an iterator over the items of the frame `files`, in their order. Raises as `call` does."""
         with self._connected(spec.stage, spec.device) as wire:
-            wire.send("gather", {"spec": spec.to_json(), "files": [os.path.abspath(file) for file in files]})
+            wire.send("gather", {"spec": spec.to_json(), "files": [str(Path(file).absolute()) for file in files]})
             return _result(_answer(wire))
 
     def inspect(self, digest: str, stages: Mapping[str, tuple[str, str | None]]) -> dict[str, dict[str, Any]]:
@@ -140,8 +138,9 @@ class AgentClient:
             raise self._no_agent(stage, device, f"its agent does not answer: {error}") from error
         return Wire(sock)
 
-    def _no_agent(self, stage: str, device: str, how: str) -> StageHostLost:
-        return StageHostLost(stage=stage, device=device, how=how, attempts=1, log=os.path.join(os.path.dirname(self._path), "stagehosts"))
+    @staticmethod
+    def _no_agent(stage: str, device: str, how: str) -> StageHostLost:
+        return StageHostLost(stage=stage, device=device, how=how, attempts=1, log="the agent's log")
 
 
 class Subscription:
@@ -185,4 +184,4 @@ def _answer(wire: Wire) -> Packet:
 
 def _result(packet: Packet) -> CallResult:
     fields = packet.fields
-    return CallResult(packet.frames(), fields["items"], fields["counts"], fields["seconds"])
+    return CallResult(packet.frames(keep=True), fields["items"], fields["counts"], fields["seconds"])

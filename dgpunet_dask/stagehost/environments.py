@@ -30,6 +30,8 @@ FORMAT_VERSION: Final = 1
 #: Lines of pip's output that the error carries.
 _LAST_LINES: Final = 8
 _LOCK_POLL_S: Final = 0.05
+#: Variables that would send pip's packages elsewhere, or ours into its way.
+_MISLEADING: Final = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER")
 _HASHED: Final = re.compile(rb"--hash[=\s]")
 #: A lock that points at files beside it: its text alone does not tell what it installs.
 _POINTS_AT_FILES: Final = re.compile(
@@ -89,7 +91,6 @@ async def ensure_environment(lock: Path, envs: Path, stage: str) -> Path:
         raise EnvironmentFailed(**error.fields | {"stage": stage}) from error.__cause__
     if is_complete(folder):
         return python_of(folder)
-    envs.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with _locked(folder.with_suffix(".lock")) as held:
         if not is_complete(folder):
             await _build(folder, lock, stage, held)
@@ -105,12 +106,16 @@ async def _build(folder: Path, lock: Path, stage: str, held: int) -> None:
             status, output = await _run(step, held, lock.parent)
             if status:
                 raise EnvironmentFailed(lock=lock.name, stage=stage, why=_last_lines(status, output))
-        marker = {"format": FORMAT_VERSION, "python": sys.version, "lock": hashlib.sha256(lock.read_bytes()).hexdigest()}
-        (folder / MARKER).write_text(json.dumps(marker))
+        _mark_complete(folder, lock)
         built = True
     finally:
         if not built:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mark_complete(folder: Path, lock: Path) -> None:
+    marker = {"format": FORMAT_VERSION, "python": sys.version, "lock": hashlib.sha256(lock.read_bytes()).hexdigest()}
+    (folder / MARKER).write_text(json.dumps(marker))
 
 
 def _steps(folder: Path, lock: Path) -> list[list[str]]:
@@ -126,7 +131,7 @@ def _steps(folder: Path, lock: Path) -> list[list[str]]:
 
 async def _run(command: Sequence[str], held: int, folder: Path) -> tuple[int, str]:
     """Run `command` and return its status and output; it is killed with its children if this task is cancelled."""
-    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER")}
+    variables = {name: value for name, value in os.environ.items() if name not in _MISLEADING}
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         cwd=folder, env=variables, pass_fds=(held,), start_new_session=True,
@@ -149,6 +154,7 @@ def _last_lines(status: int, output: str) -> str:
 @asynccontextmanager
 async def _locked(path: Path) -> AsyncIterator[int]:
     """Hold an advisory lock on `path`, waiting for it without blocking the loop; the file stays, as removing it would race."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         while True:

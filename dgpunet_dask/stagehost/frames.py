@@ -16,6 +16,7 @@ import pickle
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from dgpunet_dask.errors import DamagedFile, NewerFormat
@@ -172,7 +173,7 @@ def _checked_sizes(name: str, content: bytearray) -> tuple[int, ...]:
 @contextmanager
 def _opened(file: BinaryIO | str | os.PathLike[str], mode: str) -> Iterator[BinaryIO]:
     if isinstance(file, str | os.PathLike):
-        with open(file, mode) as opened:
+        with Path(file).open(mode) as opened:
             yield opened  # type: ignore[misc]  # binary by `mode`
     else:
         yield file

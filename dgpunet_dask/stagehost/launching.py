@@ -52,7 +52,7 @@ def environ(
         variables["PYTHONNOUSERSITE"] = "1"
     else:
         # relative entries are meant from the agent's folder, and the stage host has another
-        paths += [os.path.abspath(path) for path in base.get("PYTHONPATH", "").split(os.pathsep) if path]
+        paths += [str(Path(path).absolute()) for path in base.get("PYTHONPATH", "").split(os.pathsep) if path]
     variables |= dict.fromkeys(THREAD_VARIABLES, str(max(1, spec.threads)))
     variables["PYTHONPATH"] = os.pathsep.join(paths)
     variables["PYTHONUNBUFFERED"] = "1"  # what user code printed must be in the log when it crashes

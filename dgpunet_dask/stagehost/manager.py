@@ -66,7 +66,7 @@ class Limits:
     """How many idle stage hosts a CPU keeps, and how long ending one, or a stream that nobody reads, may take."""
 
     cpu_hosts: int = max(2, os.cpu_count() or 2)
-    grace: Grace = Grace()
+    grace: Grace = field(default_factory=Grace)
     cancel_s: float = 10.0
 
 
@@ -219,7 +219,7 @@ class StageHosts:
                 return None
             reading = asyncio.create_task(self._reader(wire, process))
             try:
-                return await process.exchange(packet, _to(wire), credits=int(packet.fields["credits"]))
+                return await process.exchange(packet, _to(wire), allowed=int(packet.fields["credits"]))
             finally:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)

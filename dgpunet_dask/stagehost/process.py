@@ -96,12 +96,12 @@ class StageProcess:
         await self._process.wait()
         self._signal(signal.SIGKILL)
 
-    async def exchange(self, request: Packet, deliver: Deliver, credits: int | None = None) -> Packet:
+    async def exchange(self, request: Packet, deliver: Deliver, allowed: int | None = None) -> Packet:
         """Send `request`, hand each answer on the way to `deliver` and return the last one.
 
         Parameters
         ----------
-        credits
+        allowed
             For a stream: how many results it may give before `credit` allows more. While it has none, its deadline stands still.
 
         Raises
@@ -111,13 +111,13 @@ class StageProcess:
         StageHostLost
             If the process ended.
         """
-        self._credits, self._deadline_s = credits, _deadline_of(request, self.spec)
+        self._credits, self._deadline_s = allowed, _deadline_of(request, self.spec)
         self._moved = asyncio.get_running_loop().time()
         try:
             await self._wire.send(request)
             while True:
                 answer = await self._answer()
-                if answer.kind in _LAST or (answer.kind == "result" and credits is None):
+                if answer.kind in _LAST or (answer.kind == "result" and allowed is None):
                     return answer
                 if answer.kind == "result" and self._credits is not None:
                     self._credits -= 1

@@ -17,6 +17,7 @@ import mmap
 import os
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ _MAGIC: Final = b"DGW1"
 _ANCILLARY: Final = socket.CMSG_SPACE(array.array("i").itemsize)
 _RECEIVE_FLAGS: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _MEMFD: Final = hasattr(os, "memfd_create")
+_MAPPING_HOLDS_FD: Final = sys.version_info < (3, 13)
 #: The most pieces of one writev (POSIX promises 16, every system in use has 1024).
 _MOST_PIECES: Final = 1024
 
@@ -67,12 +69,19 @@ class Packet:
         meta = json.dumps([self.kind, self.fields, list(self.sizes)]).encode()
         return HEAD.pack(_MAGIC, self.fd is not None, len(meta), self.payload_bytes) + meta
 
-    def frames(self) -> list[memoryview]:
-        """Return the frames, once, in private writable memory: writing to them changes nobody else's copy."""
+    def frames(self, keep: bool = False) -> list[memoryview]:
+        """Return the frames, once, in private writable memory: writing to them changes nobody else's copy.
+
+        Parameters
+        ----------
+        keep
+            Whether they may be held for long, and many of them. Before Python 3.13 a mapping holds a descriptor as long as it
+            lives, so that a few hundred kept units would use up a process's descriptors; there such frames are copied.
+        """
         if self.fd is None:
             payload = memoryview(self.inline if isinstance(self.inline, bytearray) else bytearray(self.inline))
         else:
-            payload = memoryview(mmap.mmap(self.fd, self.payload_bytes, flags=mmap.MAP_PRIVATE))
+            payload = memoryview(_read(self.fd, self.payload_bytes) if keep and _MAPPING_HOLDS_FD else _mapped(self.fd, self.payload_bytes))
             self.close()
         found, offset = [], 0
         for size in self.sizes:
@@ -211,6 +220,23 @@ def _memory_file(flat: Sequence[memoryview]) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _mapped(fd: int, nbytes: int) -> mmap.mmap:
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE, trackfd=False)
+    return mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE)
+
+
+def _read(fd: int, nbytes: int) -> bytearray:
+    content = bytearray(nbytes)
+    filled, view = 0, memoryview(content)
+    while filled < nbytes:
+        got = os.preadv(fd, [view[filled:]], filled)
+        if got == 0:
+            raise ConnectionAbortedError("the payload is shorter than it should be")
+        filled += got
+    return content
 
 
 def _after(pieces: list[memoryview], written: int) -> list[memoryview]:
