@@ -8,6 +8,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── BadValue, BadName, MissingPath, UnreadablePath, UnknownParameter, MissingParameter
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning
+    ├── StartFailed (1)
     ├── CheckFailed (3)
     ├── JobFailed (100)
     │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull, DamagedFile
@@ -172,6 +173,12 @@ class MalformedFile(UsageError):
         return type(self), (self.problems,)
 
 
+class StartFailed(DgpunetError):
+    """The cluster did not start: {why}. Its logs are in {logs}."""
+
+    code = "start_failed"
+
+
 class CheckFailed(DgpunetError):
     """The check {what} found {count} fault(s). They are listed above."""
 
@@ -301,6 +308,48 @@ class ReportedError:
     code: str
     message: str
     reasons: list[dict[str, Any]]
+
+
+class _Told:
+    """Makes an error say what another process said, word for word, while it stays an instance of its class."""
+
+    exit_code: ClassVar[int]
+    code: ClassVar[str]
+    fields: dict[str, Any]
+
+    def __init__(self, told: ReportedError) -> None:
+        self.fields = {"told": told}
+        Exception.__init__(self, told.message)  # type: ignore[arg-type]  # always mixed into an exception
+
+    @property
+    def message(self) -> str:
+        """What was said."""
+        return str(self.fields["told"].message)
+
+    @property
+    def reasons(self) -> list[dict[str, Any]]:
+        """The reasons that were given."""
+        return list(self.fields["told"].reasons)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild_error, (self.fields["told"],)
+
+
+def rebuild_error(told: ReportedError) -> DgpunetError:
+    """Return an error of the class that has the code of `told`, with its message, reasons and exit code."""
+    kind = next((k for k in _classes(DgpunetError) if k.code == told.code), DgpunetError)
+    named = {"exit_code": told.exit_code, "code": told.code, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    error = type(kind.__name__, (_Told, kind), named)(told)
+    assert isinstance(error, DgpunetError)
+    return error
+
+
+def _classes(root: type[DgpunetError]) -> Iterable[type[DgpunetError]]:
+    """Yield `root` and everything below it, except what `rebuild_error` made."""
+    if not issubclass(root, _Told):
+        yield root
+        for kind in root.__subclasses__():
+            yield from _classes(kind)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

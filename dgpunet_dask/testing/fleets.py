@@ -98,7 +98,7 @@ def demands(draw: st.DrawFn) -> Demand:
         compute_capability=draw(st.sampled_from([None, None, ">=8.0", ">=8.9", "<9"])),
         features=draw(st.sampled_from([(), (), ("bf16",), ("fp8", "bf16")])),
         driver=draw(st.sampled_from([None, None, ">=550"])),
-        gpus=draw(st.sampled_from([1, 1, 1, 2, 3])),
+        gpus=draw(st.sampled_from([0, 1, 1, 1, 2, 3])),
         same_host=draw(st.booleans()),
         cpu_ok=draw(st.booleans()),
         exclusive=draw(st.integers(0, 4)) == 0,

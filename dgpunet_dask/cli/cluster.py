@@ -1,0 +1,113 @@
+"""`dgpunet-dask up`, `down` and `status`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dgpunet_dask.cli.context import CliContext, emit_json, pass_context
+from dgpunet_dask.errors import NoHead, OtherFleetRunning, UsageError
+
+if TYPE_CHECKING:
+    from dgpunet_dask.cluster.headfile import HeadFile
+
+
+@click.command()
+@click.option("--simulate", type=click.Path(path_type=Path), metavar="FLEET.yaml", help="Simulate the fleet of this file on the CPU.")
+@click.option("--policy", multiple=True, type=click.Path(path_type=Path), metavar="FILE", help="Not supported by this release: refused.")
+@pass_context
+def up(context: CliContext, simulate: Path | None, policy: tuple[Path, ...]) -> None:
+    """Start a cluster on this machine and leave it running.
+
+    Returns once all its workers have joined. If it runs already, nothing changes; with another fleet that is an error.
+    """
+    from dgpunet_dask.daemons.embedded import clear_remains, current_head, start_lock, starting
+    from dgpunet_dask.hardware.simulated import simulated_fleet
+
+    if policy:
+        raise UsageError(detail="--policy is not supported by this release, so the files would have no effect. Leave it out.")
+    wanted = None if simulate is None else simulated_fleet(simulate)
+    with start_lock(context.home):
+        head = current_head(context.home)
+        if head is not None:
+            _keep(context, head, wanted)
+            return
+        clear_remains(context.home)
+        with starting(context.home, simulate=simulate, embedded=False, say=_sayer(context)) as (_, head):
+            pass  # released at the end of the block
+    _say_up(context, head)
+
+
+def _keep(context: CliContext, head: HeadFile, wanted: Any) -> None:
+    """Leave the running head as it is, or make an embedded one stay."""
+    from dgpunet_dask.cluster.fleets import fleet_digest
+    from dgpunet_dask.daemons.embedded import client_of
+
+    if wanted is not None and fleet_digest(wanted) != head.fleet_digest:
+        raise OtherFleetRunning(running=head.fleet)
+    if head.embedded:
+        client_of(head).keep()
+    _say_up(context, head)
+
+
+def _sayer(context: CliContext) -> Any:
+    return (lambda text: None) if context.quiet else (lambda text: click.echo(text, err=True))
+
+
+def _say_up(context: CliContext, head: HeadFile) -> None:
+    dashboard = f", dashboard {head.dashboard}" if head.dashboard else ""
+    _sayer(context)(f"the cluster is up: Dask scheduler {head.scheduler}{dashboard}")
+
+
+@click.command()
+@pass_context
+def down(context: CliContext) -> None:
+    """Stop the cluster under $DGPUNET_HOME, and end what a killed one left behind. Without a cluster, nothing happens."""
+    from dgpunet_dask.daemons.embedded import stop_cluster
+
+    if not context.home.run.is_dir():
+        _sayer(context)("no cluster is running")
+        return
+    ran, ended = stop_cluster(context.home)
+    say = _sayer(context)
+    if ended:
+        say("ended what was left: " + ", ".join(f"{entry.what} ({entry.pid})" for entry in ended))
+    say("the cluster is stopped" if ran else "no cluster is running")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@pass_context
+def status(context: CliContext, as_json: bool) -> None:
+    """Show the running cluster: its daemon, addresses and workers."""
+    found = _status(context)
+    if as_json:
+        emit_json({**found, "error": None})
+        return
+    click.echo(f"head      pid {found['head_pid']}, API {found['api']}")
+    click.echo(f"scheduler {found['address']}")
+    click.echo(f"dashboard {found['dashboard'] or '-'}")
+    rows = [[w["name"], w["host"], w["device"], _memory(w), w["state"]] for w in found["workers"]]
+    widths = [max(map(len, column)) for column in zip(["worker"] * 5, *rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _status(context: CliContext) -> dict[str, Any]:
+    import os
+
+    from dgpunet_dask.daemons.embedded import client_of, current_head, named_cluster
+
+    if context.cluster is not None:
+        return named_cluster(context.home, context.cluster, os.environ).status()
+    head = current_head(context.home)
+    if head is None:
+        raise NoHead(where=context.home.root)
+    return client_of(head).status()
+
+
+def _memory(worker: dict[str, Any]) -> str:
+    total = "-" if worker["vram_mib"] is None else str(worker["vram_mib"])
+    return f"{worker['charged_mib']}/{total} MiB"

@@ -1,0 +1,188 @@
+"""The head's HTTP API from a command's side. Synchronous, standard library only, one connection a request: safe from any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, Final
+
+from dgpunet_dask.cluster.wire import error_from_wire, job_from_wire
+from dgpunet_dask.errors import DgpunetError, JobLost, NoHead
+from dgpunet_dask.model.job import JobStatus
+
+#: A head on this machine answers within milliseconds; inspecting a workload's stages may import torch first.
+ANSWER_S: Final = 330.0
+CONNECT_S: Final = 5.0
+
+_GONE: Final = (ConnectionError, http.client.HTTPException, TimeoutError, socket.gaierror)
+
+
+class ApiClient:
+    """One head. Making the value connects to nothing.
+
+    Parameters
+    ----------
+    api
+        Base address, as ``http://127.0.0.1:8000``.
+    key
+        The bearer key.
+    embedded
+        Whether the head ends with the last command that uses it.
+
+    Notes
+    -----
+    Every method raises the error that the head reports, as its own class; NoHead where nothing answers; and JobLost where it asked
+    for a job and the head, which had answered before, is gone.
+    """
+
+    def __init__(self, api: str, key: str, *, embedded: bool = False) -> None:
+        found = urllib.parse.urlsplit(api)
+        self.api = api
+        self.embedded = embedded
+        self._where = (found.hostname or "127.0.0.1", found.port or 80)
+        self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        self._answered = False
+
+    def status(self) -> dict[str, Any]:
+        """Return the object of ``status --json``."""
+        return dict(self._json("GET", "/v1/status"))
+
+    def placements(self, since: int = 0) -> list[dict[str, Any]]:
+        """Return the placements after number `since`."""
+        return list(self._json("GET", f"/v1/placements?since={since}"))
+
+    def submit(self, request: Mapping[str, Any]) -> JobStatus:
+        """Submit ``{"workload": digest, "params": {...}}``."""
+        return job_from_wire(self._json("POST", "/v1/jobs", request))
+
+    def plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return where each stage of such a request could go now, without running it."""
+        return dict(self._json("POST", "/v1/plan", request))
+
+    def jobs(self) -> list[JobStatus]:
+        """Return all jobs, oldest first."""
+        return [job_from_wire(raw) for raw in self._json("GET", "/v1/jobs")]
+
+    def show(self, job_id: str) -> JobStatus:
+        """Return one job."""
+        return job_from_wire(self._job("GET", job_id))
+
+    def events(self, job_id: str, since: int = 0, wait_s: float = 0.0) -> list[dict[str, Any]]:
+        """Return the job's events after number `since`, waiting up to `wait_s` seconds for the first."""
+        return list(self._job("GET", job_id, f"/events?since={since}&wait={wait_s:.3f}"))
+
+    def cancel(self, job_id: str) -> JobStatus:
+        """Cancel a job; a finished one stays as it is."""
+        return job_from_wire(self._job("POST", job_id, "/cancel"))
+
+    def has_workload(self, digest: str) -> bool:
+        """Whether the head has the workload's files."""
+        with self._response("HEAD", f"/v1/workloads/{_quoted(digest)}") as response:
+            if response.status not in {200, 404}:
+                raise _reported(response)
+            return response.status == 200
+
+    def add_workload(self, digest: str, tar: bytes | IO[bytes]) -> None:
+        """Send a workload's files."""
+        self._json("PUT", f"/v1/workloads/{_quoted(digest)}", tar)
+
+    def keep(self) -> None:
+        """Make an embedded head stay after its last lease."""
+        self._json("POST", "/v1/keep", {})
+
+    def shutdown(self) -> None:
+        """Tell the head to stop; it answers before it does."""
+        self._json("POST", "/v1/shutdown", {})
+
+    def lease(self) -> Lease:
+        """Hold the cluster open until the lease is closed, or this process ends in whatever way."""
+        connection, response = self._open("GET", "/v1/lease", None)
+        if response.status != 200:
+            with connection:
+                raise _reported(response)
+        return Lease(self, connection, int(json.loads(response.readline())["lease"]), response)
+
+    def release_lease(self, number: int) -> bool:
+        """End a lease; return whether the head stops with it."""
+        return bool(self._json("POST", f"/v1/lease/{number}/release", {})["last"])
+
+    def _job(self, method: str, job_id: str, rest: str = "") -> Any:
+        before = self._answered
+        try:
+            return self._json(method, f"/v1/jobs/{_quoted(job_id)}{rest}", {} if method == "POST" else None)
+        except NoHead as error:
+            if before:
+                raise JobLost(job_id=job_id) from error
+            raise
+
+    def _json(self, method: str, path: str, body: Any = None) -> Any:
+        with self._response(method, path, body) as response:
+            if response.status >= 400:
+                raise _reported(response)
+            try:
+                return json.loads(response.read())
+            except _GONE as error:
+                raise NoHead(where=self.api) from error
+
+    @contextlib.contextmanager
+    def _response(self, method: str, path: str, body: Any = None) -> Iterator[http.client.HTTPResponse]:
+        connection, response = self._open(method, path, body)
+        with connection:
+            yield response
+
+    def _open(self, method: str, path: str, body: Any) -> tuple[contextlib.closing[http.client.HTTPConnection], http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection(*self._where, timeout=CONNECT_S)
+        try:
+            connection.connect()
+            connection.sock.settimeout(ANSWER_S)
+            payload = json.dumps(body).encode() if isinstance(body, Mapping) else body
+            # a server that refuses a long body may close before it has read all of it: its answer still counts
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, payload, self._headers)
+            response = connection.getresponse()
+        except _GONE as error:
+            connection.close()
+            raise NoHead(where=self.api) from error
+        except BaseException:
+            connection.close()
+            raise
+        self._answered = True
+        return contextlib.closing(connection), response
+
+
+class Lease:
+    """A hold on a cluster: an open connection, which the system closes when this process ends."""
+
+    def __init__(
+        self, client: ApiClient, connection: contextlib.closing[http.client.HTTPConnection], number: int, response: http.client.HTTPResponse
+    ) -> None:
+        self._client = client
+        self._connection = connection
+        self._response = response
+        self.number = number
+
+    def close(self) -> bool:
+        """Let go; return whether the cluster ends with this lease."""
+        try:
+            return self._client.release_lease(self.number)
+        except DgpunetError:
+            return True  # the head is gone already, or about to be
+        finally:
+            self._connection.__exit__(None, None, None)
+            self._response.close()
+
+
+def _quoted(part: str) -> str:
+    return urllib.parse.quote(part, safe="")
+
+
+def _reported(response: http.client.HTTPResponse) -> DgpunetError:
+    """Return the error that a response carries."""
+    with contextlib.suppress(ValueError, KeyError, AttributeError, *_GONE):
+        told = json.loads(response.read())["error"]
+        return error_from_wire({**told, "exit_code": 1} if str(told["code"]).startswith("http_") else told)
+    return DgpunetError(detail=f"the head answered {response.status} {response.reason}")

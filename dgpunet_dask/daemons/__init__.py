@@ -1,0 +1,1 @@
+"""The processes of a running cluster, and the only places where features are joined."""

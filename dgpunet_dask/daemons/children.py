@@ -1,0 +1,159 @@
+"""The head's two children: the stock Dask scheduler, and the agent. Either is started again when it ends, with the loss told.
+
+The scheduler keeps nothing: with it go all futures, so running jobs fail with that cause. Its successor listens on the same port, where
+clients and workers look for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.cluster.workers import Backoff
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.agent import how_ended
+from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn
+from dgpunet_dask.daemons.register import Register
+
+log = logging.getLogger(__name__)
+
+#: A child that ends this often in a row, each time soon after its start, will not run: the head stops and says so.
+FAILURES_MAX: Final = 5
+STOP_GRACE_S: Final = 5.0
+_POLL_S: Final = 0.02
+
+#: Dask settings of the scheduler: workers that say nothing for a minute are given up (5 minutes by default).
+SCHEDULER_ENV: Final = {
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "60s",
+    "DASK_DISTRIBUTED__DIAGNOSTICS__NVML": "False",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__GIL__ENABLED": "False",
+}
+
+
+class Children:
+    """Starts, watches and ends the scheduler and the agent.
+
+    Parameters
+    ----------
+    home
+        Where their files, logs and the register lie.
+    fatal
+        Called with the reason when a child keeps ending.
+    on_scheduler_lost
+        Called with the cause each time the scheduler has ended.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        fatal: Callable[[str], None],
+        on_scheduler_lost: Callable[[str], Awaitable[None]],
+        clock: Clock | None = None,
+    ) -> None:
+        self.home = home
+        self.fatal = fatal
+        self.on_scheduler_lost = on_scheduler_lost
+        self.clock = clock or SystemClock()
+        self.register = Register(home.run / "processes")
+        self.backoff = Backoff()
+        self.address = ""
+        self.dashboard: str | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def scheduler_file(self) -> Path:
+        """Where the scheduler writes its address, and workers wait for it."""
+        return self.home.run / "scheduler.json"
+
+    def start(self) -> None:
+        """Start both at once; workers wait for the scheduler's file by themselves."""
+        self._tasks = [
+            asyncio.create_task(self._keep("scheduler", self._start_scheduler)),
+            asyncio.create_task(self._keep("agent", self._start_agent)),
+        ]
+
+    async def stop(self) -> None:
+        """End both, and whatever they own."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.scheduler_file.unlink(missing_ok=True)
+
+    async def scheduler_address(self) -> str:
+        """Return the scheduler's address once it listens."""
+        while not (found := _read(self.scheduler_file)):
+            await asyncio.sleep(_POLL_S)
+        self.address = str(found["address"])
+        port = found.get("services", {}).get("dashboard")
+        self.dashboard = f"http://127.0.0.1:{port}/status" if port else None
+        return self.address
+
+    async def _keep(self, name: str, start: Callable[[], OwnedProcess]) -> None:
+        failures = 0
+        while True:
+            began = self.clock.monotonic()
+            status = await self._run_once(name, start)
+            failures, wait_s = self.backoff.next(failures, self.clock.monotonic() - began)
+            why = f"the {name} ended ({how_ended(status)})"
+            log.error("%s; started again in %.1f s", why, wait_s)
+            if name == "scheduler":
+                await self.on_scheduler_lost(why)
+            if failures >= FAILURES_MAX:
+                self.fatal(f"{why} {failures} times in a row; see {self.home.run / 'logs' / name}.log")
+            await asyncio.sleep(wait_s)
+
+    async def _run_once(self, name: str, start: Callable[[], OwnedProcess]) -> int | str:
+        """Run one child to its end; a cancelled caller ends it."""
+        try:
+            child = start()
+        except OSError as error:
+            return str(error)
+        self.register.add(child.pid, name)
+        try:
+            return await child.ended()
+        finally:
+            await asyncio.shield(child.stop(STOP_GRACE_S))
+            self.register.remove(child.pid)
+
+    def _start_scheduler(self) -> OwnedProcess:
+        self.scheduler_file.unlink(missing_ok=True)
+        port = self.address.rpartition(":")[2] or "0"
+        web_port = (self.dashboard or "").removesuffix("/status").rpartition(":")[2] or "0"
+        argv = python_argv(
+            "distributed.cli.dask_scheduler",
+            *("--host", "127.0.0.1", "--port", port),
+            *("--dashboard-address", f"127.0.0.1:{web_port}"),
+            *("--scheduler-file", str(self.scheduler_file)),
+            *("--preload", "dgpunet_dask.daemons.lifeline_preload"),
+            *("--preload", "dgpunet_dask.daemons.scheduler_preload"),
+        )
+        scratch = str(self.home.run / "scratch" / "scheduler")
+        return self._spawn("scheduler", argv, {**SCHEDULER_ENV, "DASK_TEMPORARY_DIRECTORY": scratch})
+
+    def _start_agent(self) -> OwnedProcess:
+        argv = python_argv(
+            "dgpunet_dask.daemons.agent",
+            *("--home", str(self.home.root)),
+            *("--fleet-file", str(self.home.run / "fleet.json")),
+            *("--scheduler-file", str(self.scheduler_file)),
+        )
+        return self._spawn("agent", argv, {})
+
+    def _spawn(self, name: str, argv: list[str], env: dict[str, str]) -> OwnedProcess:
+        log_file = self.home.run / "logs" / f"{name}.log"
+        return spawn(argv, env=child_env({**env, "DGPUNET_HOME": str(self.home.root)}), log_file=log_file, cwd=self.home.run)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """Return what the scheduler has written, ``None`` before it is whole."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        found = json.loads(file.read_text())
+        return found if isinstance(found, dict) and "address" in found else None
+    return None

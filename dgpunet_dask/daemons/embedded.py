@@ -1,0 +1,218 @@
+"""Getting to a cluster: the one that was named, the head that runs under this home, or an embedded one that lives as long as its users.
+
+A lock in ``run`` decides who starts a cluster, so that commands that begin at the same moment share one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from dgpunet_dask.cluster.api_client import ApiClient
+from dgpunet_dask.cluster.headfile import HeadFile, read_head_file
+from dgpunet_dask.cluster.wire import error_from_wire
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn, wait_until
+from dgpunet_dask.daemons.register import Register, Registered
+from dgpunet_dask.errors import DgpunetError, NoHead, StartFailed
+
+log = logging.getLogger(__name__)
+
+#: How long a stopping head may take before it is killed.
+STOP_S: Final = 20.0
+#: A head that was stopped during its start.
+ABORT_S: Final = 8.0
+
+Say = Callable[[str], None]
+
+
+def quietly(text: str) -> None:
+    """Say nothing."""
+
+
+@contextlib.contextmanager
+def attach(
+    home: Home,
+    cluster: str | None = None,
+    *,
+    simulate: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    say: Say = quietly,
+) -> Iterator[ApiClient]:
+    """Give a connection to a cluster.
+
+    In this order: `cluster`, ``$DGPUNET_CLUSTER``, the head under `home`, else an embedded cluster, which stops when the last command
+    that uses it has ended.
+
+    Parameters
+    ----------
+    cluster
+        A name (``run/head.json`` of `home` is ``local``; others are files ``clusters/NAME.json`` of the same form), or an address.
+    simulate
+        Fleet file for an embedded cluster that is started here.
+    say
+        Takes lines on what is going on.
+
+    Raises
+    ------
+    NoHead
+        If a named cluster does not answer.
+    StartFailed
+        If an embedded cluster does not start.
+    """
+    named = cluster or (os.environ if environ is None else environ).get("DGPUNET_CLUSTER")
+    if named:
+        client = named_cluster(home, named, os.environ if environ is None else environ)
+        client.status()
+        yield client
+        return
+    client, lease = _held(home, simulate, say)
+    try:
+        yield client
+    finally:
+        if lease.close() and client.embedded:
+            wait_until(lambda: current_head(home) is None and not Register(home.run / "processes").running(), STOP_S)
+
+
+def named_cluster(home: Home, named: str, environ: Mapping[str, str]) -> ApiClient:
+    """Return a client of the cluster with this name or address; for an address the key is ``$DGPUNET_API_KEY``, else the local head's."""
+    local = read_head_file(home.head_file)
+    if ":" not in named:
+        head = local if named == "local" else read_head_file(home.root / "clusters" / f"{Path(named).name}.json")
+        if head is None:
+            raise NoHead(where=named)
+        return ApiClient(head.api, head.key)
+    address = named if "://" in named else f"http://{named}"
+    try:
+        netloc = urllib.parse.urlsplit(address)
+        known = local is not None and netloc.port == urllib.parse.urlsplit(local.api).port
+    except ValueError:
+        raise NoHead(where=named) from None
+    if netloc.scheme != "http":
+        raise NoHead(where=named)
+    key = environ.get("DGPUNET_API_KEY") or (local.key if local is not None and known else "")
+    return ApiClient(address, key)
+
+
+def current_head(home: Home) -> HeadFile | None:
+    """Return the head whose file lies under `home` if its process still runs, embedded or not."""
+    head = read_head_file(home.head_file)
+    if head is None or Registered(head.pid, head.created, "head").process() is None:
+        return None
+    return head
+
+
+def running_head(home: Home) -> HeadFile | None:
+    """Return the head under `home` that outlives its commands, ``None`` without one."""
+    head = current_head(home)
+    return None if head is None or head.embedded else head
+
+
+def client_of(head: HeadFile) -> ApiClient:
+    """Return a client of `head`."""
+    return ApiClient(head.api, head.key, embedded=head.embedded)
+
+
+@contextlib.contextmanager
+def start_lock(home: Home) -> Iterator[None]:
+    """Hold the right to start or stop a cluster under `home`; waits for others. The system frees it when its holder ends."""
+    home.ensure()
+    with (home.run / "start.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def clear_remains(home: Home) -> list[Registered]:
+    """End and remove what a killed head left behind; return the processes that were ended. Hold the `start_lock`."""
+    ended = Register(home.run / "processes").end_all()
+    for name in ("head.json", "scheduler.json"):
+        (home.run / name).unlink(missing_ok=True)
+    return ended
+
+
+def _held(home: Home, simulate: Path | None, say: Say) -> tuple[ApiClient, Any]:
+    """Return a client of the head under `home` and a lease on it, starting an embedded one where there is none."""
+    with start_lock(home):
+        head = current_head(home)
+        if head is not None:
+            client = client_of(head)
+            with contextlib.suppress(DgpunetError):
+                return client, client.lease()
+            # it is stopping: its last user has left this moment
+            wait_until(lambda: Registered(head.pid, head.created, "head").process() is None, STOP_S)
+        clear_remains(home)
+        with starting(home, simulate=simulate, embedded=True, say=say) as (process, head):
+            client = client_of(head)
+            lease = client.lease()
+            process.release()
+        return client, lease
+
+
+@contextlib.contextmanager
+def starting(home: Home, *, simulate: Path | None, embedded: bool, say: Say = quietly) -> Iterator[tuple[OwnedProcess, HeadFile]]:
+    """Start a head and give it once it answers. Release it inside the block; it ends with the block otherwise, and on any error.
+
+    Raises
+    ------
+    DgpunetError
+        What the head reports.
+    StartFailed
+        If it ends without a word.
+    """
+    argv = python_argv("dgpunet_dask.daemons.head", "--home", str(home.root))
+    argv += ["--simulate", str(simulate.absolute())] if simulate else []
+    argv += ["--embedded"] if embedded else []
+    log_file = home.run / "logs" / "head.log"
+    process = spawn(argv, env=child_env({}), log_file=log_file, cwd=home.run, stdout=subprocess.PIPE)
+    Register(home.run / "processes").add(process.pid, "head")
+    try:
+        _until_ready(process, home, say)
+        head = read_head_file(home.head_file)
+        if head is None:
+            raise StartFailed(why="the head ended at once", logs=log_file.parent)
+        yield process, head
+        process.release()
+    except BaseException:
+        _abort(process, home)
+        raise
+
+
+def _until_ready(process: OwnedProcess, home: Home, say: Say) -> None:
+    assert process.process.stdout is not None
+    with process.process.stdout as lines:
+        for line in lines:
+            told = json.loads(line)
+            if "error" in told:
+                raise error_from_wire(told["error"])
+            if "ready" in told:
+                return
+            say(str(told.get("progress") or told.get("warning")))
+    raise StartFailed(why=f"the head ended with status {process.process.wait()}", logs=home.run / "logs")
+
+
+def _abort(process: OwnedProcess, home: Home) -> None:
+    """End a head whose start went wrong or was interrupted, with everything it started."""
+    process.process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.process.wait(ABORT_S)
+    process.kill()
+    clear_remains(home)
+
+
+def stop_cluster(home: Home) -> tuple[bool, list[Registered]]:
+    """Stop the head under `home`, and end what a killed one left; return whether one ran, and what had to be ended."""
+    with start_lock(home):
+        head = current_head(home)
+        if head is not None:
+            with contextlib.suppress(DgpunetError):
+                client_of(head).shutdown()
+                wait_until(lambda: Registered(head.pid, head.created, "head").process() is None, STOP_S)
+        return head is not None, clear_remains(home)

@@ -1,0 +1,349 @@
+"""The head daemon: the Dask scheduler and the agent as its children, the jobs, and the HTTP API over them.
+
+What it prints on its standard output until it is ready is for its starter, one JSON object a line: ``{"progress": text}``, then
+``{"ready": true}`` or ``{"error": {...}}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from distributed import Client
+
+from dgpunet_dask.cluster.fleets import charged_by_device, fleet_digest, fleet_to_json, live_fleet, worker_rows
+from dgpunet_dask.cluster.headfile import HeadFile, write_head_file, write_private
+from dgpunet_dask.cluster.wire import error_to_wire
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons import children
+from dgpunet_dask.daemons.api import ApiContext, JobService, listen
+from dgpunet_dask.daemons.lifeline import watch
+from dgpunet_dask.daemons.register import Register, kill_descendants
+from dgpunet_dask.errors import DgpunetError, StartFailed
+from dgpunet_dask.hardware.cpu import usable_cpus
+from dgpunet_dask.model.fleet import Fleet
+
+log = logging.getLogger(__name__)
+
+#: How long the cluster may take until all its workers have joined. Loading Dask from a cold disk takes most of it.
+START_S: Final = 120.0
+#: How long stopping in good order may take before the rest is killed.
+STOP_S: Final = 10.0
+#: How long a question to the scheduler may take; it answers within milliseconds unless it is gone or overloaded.
+ASK_S: Final = 10.0
+_POLL_S: Final = 0.05
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """What a head is started with: its home, the fleet and what that was read from, and whether it ends with its last lease."""
+
+    home: Home
+    fleet: Fleet
+    label: str = "local"
+    embedded: bool = False
+
+
+class Head:
+    """One running cluster. `run` is called once and returns when the cluster has stopped.
+
+    Parameters
+    ----------
+    options
+        What to run.
+    report
+        Tells the starter how far it is.
+    """
+
+    def __init__(self, options: HeadOptions, report: Callable[[dict[str, Any]], None]) -> None:
+        self.options = options
+        self.home = options.home
+        self.report = report
+        self.stopping = asyncio.Event()
+        self.why = ""
+        self.client: Client | None = None
+        self.service: JobService | None = None
+        self.children = children.Children(self.home, fatal=self.stop, on_scheduler_lost=self._scheduler_lost)
+
+    def stop(self, why: str) -> None:
+        """Begin to stop; the first reason counts."""
+        if not self.stopping.is_set():
+            self.why = why
+            log.info("stopping: %s", why)
+            self.stopping.set()
+
+    async def run(self) -> None:
+        """Start everything, serve until `stop`, end everything.
+
+        Raises
+        ------
+        StartFailed
+            If the scheduler or every worker failed to start.
+        """
+        write_private(self.home.run / "fleet.json", json.dumps(fleet_to_json(self.options.fleet)))
+        async with self._children(), self._connected() as client:
+            await self._workers_joined(client)
+            if self.stopping.is_set():
+                return
+            async with self._serving():
+                self.report({"ready": True})
+                await self.stopping.wait()
+
+    @contextlib.asynccontextmanager
+    async def _children(self) -> AsyncIterator[None]:
+        self.report({"progress": "starting the scheduler and the workers"})
+        self.children.start()
+        try:
+            yield
+        finally:
+            await self.children.stop()
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Client]:
+        """Connect to the scheduler once it has written its file."""
+        address = await self._or_stopped(self.children.scheduler_address(), "the scheduler did not start")
+        self.client = await Client(address, asynchronous=True, set_as_default=False, name="dgpunet-head")
+        try:
+            yield self.client
+        finally:
+            with contextlib.suppress(TimeoutError, OSError):
+                await asyncio.wait_for(self.client.close(timeout=1), 2)
+
+    async def _or_stopped(self, coroutine: Any, what: str) -> Any:
+        """Wait for `coroutine`, at most `START_S` seconds, and no longer than until the head is stopped."""
+        task, stopped = asyncio.ensure_future(coroutine), asyncio.ensure_future(self.stopping.wait())
+        await asyncio.wait({task, stopped}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        raise StartFailed(why=self.why or f"{what} within {START_S:g} s", logs=self.home.run / "logs")
+
+    async def _workers_joined(self, client: Client) -> None:
+        """Wait until each device has its worker. Some that fail leave a smaller cluster, and a warning; none is an error."""
+        wanted = {device.name for device in self.options.fleet.devices}
+        deadline, joined = asyncio.get_running_loop().time() + START_S, set[str]()
+        while joined < wanted and not self.stopping.is_set():
+            now = await self._joined(client) & wanted
+            if now != joined:
+                self.report({"progress": f"{len(now)} of {len(wanted)} workers have joined"})
+            joined = now
+            if asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(_POLL_S)
+        missing = ", ".join(sorted(wanted - joined))
+        if wanted and not joined and not self.stopping.is_set():
+            raise StartFailed(why=f"no worker joined within {START_S:g} s", logs=self.home.run / "logs")
+        if missing:
+            self.report({"warning": f"the cluster runs without {missing}: see {self.home.run / 'logs'}"})
+
+    async def _joined(self, client: Client) -> set[str]:
+        try:
+            found = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), ASK_S)  # type: ignore[union-attr]  # connected
+        except (OSError, TimeoutError):
+            return set()
+        return {str(worker["name"]) for worker in found["workers"].values() if worker["status"] == "running"}
+
+    @contextlib.asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        """Serve the jobs over HTTP, and let others find this head."""
+        self.service = self._make_service()
+        ctx = ApiContext(
+            key=secrets.token_urlsafe(32),
+            service=self.service,
+            status=self.status,
+            placements=self.placements,
+            shutdown=self.stop,
+            embedded=self.options.embedded,
+            uploads=self.home.run / "uploads",
+        )
+        server = listen(ctx)
+        ctx.keep = lambda: self._write_head_file(ctx)
+        self._write_head_file(ctx)
+        self.ctx = ctx
+        try:
+            yield
+        finally:
+            ctx.stopping = True
+            self.home.head_file.unlink(missing_ok=True)
+            await self.service.close()
+            server.stop()
+            await server.close_all_connections()
+
+    def _make_service(self) -> JobService:
+        from dgpunet_dask.jobs.plan import HeadHost
+        from dgpunet_dask.jobs.service import JobService as Jobs
+        from dgpunet_dask.jobs.service import ServicePorts
+        from dgpunet_dask.stagehost.client import AgentClient
+
+        head = head_host(self.options.fleet)
+        host = HeadHost(device=head, threads=usable_cpus(), home=self.home.root)
+        jobs = Jobs(self.home, ServicePorts(self._dask, AgentClient(self.home.agent_socket), self.live, host))
+        jobs.load_past()
+        return jobs
+
+    def _dask(self) -> Client:
+        assert self.client is not None
+        return self.client
+
+    def _write_head_file(self, ctx: ApiContext) -> None:
+        write_head_file(
+            self.home.head_file,
+            HeadFile(
+                pid=os.getpid(),
+                created=psutil.Process().create_time(),
+                api=f"http://127.0.0.1:{ctx.port}",
+                key=ctx.key,
+                scheduler=self.children.address,
+                dashboard=self.children.dashboard,
+                fleet=self.options.label,
+                fleet_digest=fleet_digest(self.options.fleet),
+                embedded=ctx.embedded,
+            ),
+        )
+
+    async def _scheduler_lost(self, why: str) -> None:
+        if self.service is not None:
+            await self.service.scheduler_lost(why)
+
+    async def _ask(self, name: str, **arguments: Any) -> Any:
+        """Ask the scheduler's plugin.
+
+        Raises
+        ------
+        StartFailed
+            If the scheduler does not answer: it is being restarted.
+        """
+        try:
+            return await asyncio.wait_for(getattr(self._dask().scheduler, name)(**arguments), ASK_S)
+        except (OSError, TimeoutError) as error:
+            raise StartFailed(why=f"the scheduler does not answer ({error})", logs=self.home.run / "logs") from error
+
+    async def live(self) -> Fleet:
+        """Return the fleet as the scheduler's plugin sees it now."""
+        return live_fleet(await self._ask("dgpunet_fleet"))
+
+    async def placements(self, since: int) -> Sequence[dict[str, Any]]:
+        """Return the placements after number `since`."""
+        return list(await self._ask("dgpunet_placements", since=since))
+
+    async def status(self) -> dict[str, Any]:
+        """Return the object of ``status --json``. While the scheduler is away, every worker is lost."""
+        states, charged = dict[str, str](), dict[str, int]()
+        with contextlib.suppress(StartFailed):
+            seen = await self._ask("dgpunet_fleet")
+            states = {d["name"]: seen["states"].get(d["name"], "running") for d in seen["devices"]}
+            charged = charged_by_device(seen["charges"])
+        return {
+            "head_pid": os.getpid(),
+            "address": self.children.address,
+            "api": f"http://127.0.0.1:{self.ctx.port}",
+            "dashboard": self.children.dashboard,
+            "workers": worker_rows(self.options.fleet, states, charged),
+        }
+
+
+def head_host(fleet: Fleet) -> str:
+    """Return the CPU device of the host where sources and gather stages run: the first with the role ``head``, else the first."""
+    heads = [host for host in fleet.hosts if "head" in host.roles] or list(fleet.hosts)
+    return heads[0].cpu_device if heads else "cpu"
+
+
+def read_fleet(simulate: Path | None) -> Fleet:
+    """Return the fleet that a file states, or this machine.
+
+    Raises
+    ------
+    MalformedFile
+        With every mistake of the file.
+    MissingPath, UnreadablePath
+        If it cannot be read.
+    """
+    from dgpunet_dask.hardware.probe import local_fleet
+    from dgpunet_dask.hardware.simulated import simulated_fleet
+
+    return local_fleet() if simulate is None else simulated_fleet(simulate)
+
+
+class Starter:
+    """The head's standard output until it is ready: a pipe to the command that started it."""
+
+    def __init__(self, log_file: Path) -> None:
+        self.log_file = log_file
+        self.open = True
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send one message; after ``ready`` or an error the pipe is replaced by the log."""
+        if not self.open:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.write(json.dumps(message) + "\n")
+            sys.stdout.flush()
+        if "ready" in message or "error" in message:
+            self.open = False
+            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+
+def _end_at_once() -> None:
+    """End with all descendants: the starter is gone before the head was its own master."""
+    kill_descendants()
+    os._exit(1)
+
+
+async def _main(options: HeadOptions, starter: Starter) -> None:
+    head = Head(options, starter.tell)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, head.stop, f"{signum.name} received")
+    await head.run()
+
+
+@contextlib.contextmanager
+def _registered(home: Home) -> Iterator[None]:
+    register = Register(home.run / "processes")
+    register.add(os.getpid(), "head")
+    try:
+        yield
+    finally:
+        register.remove(os.getpid())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a head until it is told to stop; return its exit status."""
+    watch(_end_at_once)
+    parser = argparse.ArgumentParser(prog="dgpunet-dask-head", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--simulate", type=Path)
+    parser.add_argument("--embedded", action="store_true")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    home = Home(args.home).ensure()
+    starter = Starter(home.run / "logs" / "head.log")
+    try:
+        options = HeadOptions(home, read_fleet(args.simulate), str(args.simulate or "local"), args.embedded)
+        with _registered(home):
+            asyncio.run(_main(options, starter))
+    except DgpunetError as error:
+        log.error("%s", error)
+        starter.tell({"error": error_to_wire(error)})
+        return error.exit_code
+    except Exception as error:  # the starter must learn of it, whatever it is
+        log.exception("the head broke")
+        starter.tell({"error": error_to_wire(DgpunetError(detail=f"{type(error).__name__}: {error}"))})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Which processes belong to this ``$DGPUNET_HOME``: one small file each under ``run/processes``.
+
+Children end with their owner (see `lifeline`); the register is for what that misses, and for `down` after a crash. A process is known
+by its id *and* its creation time, so that an id that the system gave to somebody else is never killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+#: /proc gives creation times in clock ticks (10 ms); float noise stays far below.
+_SAME_TIME_S: Final = 0.02
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One process: its id, when it was created (seconds since 1970) and what it is."""
+
+    pid: int
+    created: float
+    what: str
+
+    def process(self) -> psutil.Process | None:
+        """Return the process if it still is the one that was registered, and runs."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.created) < _SAME_TIME_S
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.NoSuchProcess:
+            return None
+
+
+def identify(pid: int, what: str) -> Registered | None:
+    """Return who `pid` is now, ``None`` if it has ended."""
+    try:
+        return Registered(pid, psutil.Process(pid).create_time(), what)
+    except psutil.NoSuchProcess:
+        return None
+
+
+class Register:
+    """The processes of one home.
+
+    Parameters
+    ----------
+    folder
+        ``run/processes``; made when the first process is added.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, pid: int, what: str) -> None:
+        """Note `pid`; a process that has ended already is not noted."""
+        entry = identify(pid, what)
+        if entry is None:
+            return
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        text = json.dumps({"version": 1, "pid": pid, "created": entry.created, "what": what})
+        draft = self.folder / f".{pid}.{os.getpid()}"
+        draft.write_text(text)
+        draft.replace(self._file(pid))
+
+    def remove(self, pid: int) -> None:
+        """Forget `pid`."""
+        self._file(pid).unlink(missing_ok=True)
+
+    def entries(self) -> Iterator[Registered]:
+        """Yield what is noted, in the order of the ids; unreadable files are removed, since nothing can be done with them."""
+        for file in sorted(self.folder.glob("*.json"), key=lambda f: (len(f.name), f.name)):
+            try:
+                found = json.loads(file.read_text())
+                yield Registered(int(found["pid"]), float(found["created"]), str(found["what"]))
+            except (ValueError, KeyError, TypeError):
+                file.unlink(missing_ok=True)
+            except FileNotFoundError:
+                continue
+
+    def running(self) -> list[Registered]:
+        """Return the noted processes that still run."""
+        return [entry for entry in self.entries() if entry.process() is not None]
+
+    def end_all(self, grace_s: float = 3.0) -> list[Registered]:
+        """End every noted process and its descendants: SIGTERM, then SIGKILL after `grace_s`; return those that ran.
+
+        This process itself is left alone.
+        """
+        found = [entry for entry in self.running() if entry.pid != os.getpid()]
+        _end((p for entry in found if (p := entry.process()) is not None), grace_s)
+        for entry in self.entries():
+            if entry.process() is None:
+                self.remove(entry.pid)
+        return found
+
+    def _file(self, pid: int) -> Path:
+        return self.folder / f"{pid}.json"
+
+
+def _end(processes: Iterable[psutil.Process], grace_s: float) -> None:
+    family = _with_descendants(processes)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=grace_s)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=grace_s)
+
+
+def _with_descendants(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    found: dict[int, psutil.Process] = {}
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.update({p.pid: p for p in [process, *process.children(recursive=True)]})
+    found.pop(os.getpid(), None)
+    return list(found.values())
+
+
+def kill_descendants() -> None:
+    """Kill every descendant of this process at once."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -1,0 +1,66 @@
+"""Dask preload of every worker: announces the device that the worker stands for, and passes on what its agent says is loaded there."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+from dgpunet_dask.errors import DgpunetError
+from dgpunet_dask.plugins.facts import device_from_wire, host_from_wire
+from dgpunet_dask.plugins.worker import DeviceWorker, announce
+from dgpunet_dask.stagehost.client import AgentClient, Subscription
+
+log = logging.getLogger(__name__)
+
+#: A worker that lost its scheduler waits for its running tasks, which wait for their stages: after this long it ends all the same,
+#: so that its successor can join. The stages' results are lost with the scheduler anyway.
+LINGER_S: Final = 3.0
+
+_subscriptions: list[Subscription] = []
+
+
+async def dask_setup(worker: Any) -> None:
+    """Announce the facts in the file that ``$DGPUNET_WORKER_FACTS`` names, and subscribe to what is loaded on the devices."""
+    facts = json.loads(Path(os.environ["DGPUNET_WORKER_FACTS"]).read_text())
+    devices = [device_from_wire(raw) for raw in facts["devices"]]
+    agent = AgentClient(os.environ["DGPUNET_AGENT_SOCKET"])
+    evict = functools.partial(_evict, agent)
+    plugin = await announce(worker, host_from_wire(facts["host"]), devices, agent=facts["agent"], evict=evict)
+    loop = asyncio.get_running_loop()
+    names = [device.name for device in devices]
+    loop.call_later(0, lambda: _background(_subscribe, worker, plugin, agent, names))
+
+
+def _background(function: Any, *args: Any) -> None:
+    threading.Thread(target=function, args=args, name=function.__name__, daemon=True).start()
+
+
+async def _evict(agent: AgentClient, device: str, resident: str) -> None:
+    await asyncio.to_thread(agent.evict, device, resident)
+
+
+def _subscribe(worker: Any, plugin: DeviceWorker, agent: AgentClient, devices: list[str]) -> None:
+    """Pass on what is loaded, once the worker can speak to its scheduler."""
+
+    def passed_on(device: str, residents: list[dict[str, Any]]) -> None:
+        worker.loop.add_callback(plugin.report_residents, device, residents)
+
+    try:
+        _subscriptions.append(agent.subscribe(devices, passed_on))
+    except DgpunetError as error:
+        log.warning("what is loaded on %s will not be known: %s", ", ".join(devices), error)
+
+
+async def dask_teardown(worker: Any) -> None:
+    """Stop listening, and see to it that the worker ends soon."""
+    while _subscriptions:
+        await asyncio.to_thread(_subscriptions.pop().close)
+    ends = threading.Timer(LINGER_S, os._exit, (0,))
+    ends.daemon = True
+    ends.start()

@@ -1,0 +1,1 @@
+"""Facts about this machine: cards through NVML, and the CPU."""

@@ -1,0 +1,131 @@
+"""Facts about NVIDIA cards, read through NVML: the only module that imports ``pynvml``.
+
+Whatever a card or driver does not report is ``None``. A machine without driver or card gives an empty list: it is a CPU host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+log = logging.getLogger(__name__)
+
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What NVML says of one card. Memory in MiB, power in watts, temperature in °C; ``None`` = not reported."""
+
+    index: int
+    model: str | None = None
+    uuid: str | None = None
+    vram_mib: int | None = None
+    used_mib: int | None = None
+    capability: tuple[int, int] | None = None
+    driver: tuple[int, ...] | None = None
+    utilisation: int | None = None
+    power_w: float | None = None
+    temperature_c: int | None = None
+    process_mib: tuple[tuple[int, int | None], ...] | None = None
+
+
+def probe_cards() -> list[Card]:
+    """Return the cards of this machine, in NVML's order; empty without a driver.
+
+    A card that is split into MIG instances is reported whole: instances are not supported yet, and a warning names the card.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    with _session(pynvml) as open_:
+        if not open_:
+            return []
+        driver = _driver(pynvml)
+        count = _ask(pynvml, pynvml.nvmlDeviceGetCount) or 0
+        return [card for index in range(count) if (card := _probe(pynvml, index, driver)) is not None]
+
+
+@contextlib.contextmanager
+def _session(pynvml: Any) -> Iterator[bool]:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        log.debug("NVML is not available: %s", error)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _ask(pynvml: Any, question: Callable[..., Any], *args: Any) -> Any:
+    """Return NVML's answer, ``None`` where the card or driver does not report it."""
+    try:
+        return question(*args)
+    except (pynvml.NVMLError, UnicodeDecodeError):
+        return None
+
+
+def _driver(pynvml: Any) -> tuple[int, ...] | None:
+    text = _text(_ask(pynvml, pynvml.nvmlSystemGetDriverVersion))
+    parts = text.split(".") if text else []
+    return tuple(map(int, parts)) if parts and all(p.isdigit() for p in parts) else None
+
+
+def _text(raw: Any) -> str | None:
+    """Return NVML's text: older bindings give bytes."""
+    if raw is None:
+        return None
+    return raw.decode(errors="replace") if isinstance(raw, bytes) else str(raw)
+
+
+def _probe(pynvml: Any, index: int, driver: tuple[int, ...] | None) -> Card | None:
+    handle = _ask(pynvml, pynvml.nvmlDeviceGetHandleByIndex, index)
+    if handle is None:
+        log.warning("card %d cannot be opened and is left out; `nvidia-smi` may say why", index)
+        return None
+    _warn_of_mig(pynvml, handle, index)
+
+    def ask(question: Callable[..., Any], *args: Any) -> Any:
+        return _ask(pynvml, question, handle, *args)
+
+    memory = ask(pynvml.nvmlDeviceGetMemoryInfo)
+    rates = ask(pynvml.nvmlDeviceGetUtilizationRates)
+    milliwatts = ask(pynvml.nvmlDeviceGetPowerUsage)
+    return Card(
+        index=index,
+        model=_text(ask(pynvml.nvmlDeviceGetName)),
+        uuid=_text(ask(pynvml.nvmlDeviceGetUUID)),
+        vram_mib=memory.total // MIB if memory else None,
+        used_mib=memory.used // MIB if memory else None,
+        capability=_pair(ask(pynvml.nvmlDeviceGetCudaComputeCapability)),
+        driver=driver,
+        utilisation=rates.gpu if rates else None,
+        power_w=milliwatts / 1000 if milliwatts is not None else None,
+        temperature_c=ask(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU),
+        process_mib=_processes(ask(pynvml.nvmlDeviceGetComputeRunningProcesses)),
+    )
+
+
+def _warn_of_mig(pynvml: Any, handle: Any, index: int) -> None:
+    mode = _ask(pynvml, pynvml.nvmlDeviceGetMigMode, handle)
+    if mode and mode[0]:
+        log.warning("card %d is split into MIG instances, which are not supported: it is taken as a whole card", index)
+
+
+def _pair(raw: Any) -> tuple[int, int] | None:
+    return (int(raw[0]), int(raw[1])) if raw else None
+
+
+def _processes(raw: Any) -> tuple[tuple[int, int | None], ...] | None:
+    """Return (pid, MiB) per process; MiB is ``None`` where the driver hides it (as under Windows' WDDM)."""
+    if raw is None:
+        return None
+    return tuple((p.pid, p.usedGpuMemory // MIB if p.usedGpuMemory is not None else None) for p in raw)

@@ -1,0 +1,1 @@
+"""Fakes that ship with the product; imported by tests only."""
