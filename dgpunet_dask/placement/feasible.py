@@ -142,7 +142,7 @@ def evictions(device: Device, charges: Sequence[Charge], demand: Demand) -> tupl
 
 def _not_allowed(at: Facts) -> Shortfall | None:
     if at.device.kind == "gpu":
-        return None
+        return Shortfall("a CPU", "a GPU") if at.demand.gpus == 0 else None
     if not at.demand.cpu_ok:
         return Shortfall("a GPU", "a CPU")
     if at.demand.gpus > 1:

@@ -25,13 +25,14 @@ def too_few(cards: Iterable[Device], demand: Demand, code: str, which: str) -> d
 
 
 def choose(ranking: Sequence[Scored], devices: Mapping[str, Device], demand: Demand) -> tuple[str, ...]:
-    """Return the best `demand.gpus` devices of the ranking that may serve together, empty where there are too few.
+    """Return the best `demand.gpus` devices of the ranking (one for work without cards) that may serve together, or none at all.
 
     Under `same_host` the host with the greatest sum of totals wins; equal sums: the one whose best card ranks first.
     """
+    size = max(1, demand.gpus)
     groups: dict[str, list[Scored]] = {}
     for score in ranking:
         groups.setdefault(group_of(devices[score.device], demand), []).append(score)
-    sets = [members[: demand.gpus] for members in groups.values() if len(members) >= demand.gpus]
+    sets = [members[:size] for members in groups.values() if len(members) >= size]
     best = max(sets, key=lambda members: sum(s.total for s in members), default=[])  # max keeps the first of equals
     return tuple(s.device for s in best)

@@ -138,6 +138,11 @@ CASES = [
         running=[Charge(holder="a", device="g16/cpu", ram_mib=30 << 10)],
         reasons={"g16/cpu": "busy"},
     ),
+    Case(
+        "no card asked for, none given",
+        {"gpus": 0, "ram": "100GiB"}, on="tower3090/cpu", then=["tower5090/cpu"],
+        reasons={"5090": "not_allowed", "4090l": "not_allowed host_ram", "g16/cpu": "host_ram"},
+    ),
     Case("two cards at once", {"vram": "10GiB", "gpus": 2}, on="5090 4090l", then=None, reasons={"4070l": "vram_total"}),
     Case(
         "all of them or none",

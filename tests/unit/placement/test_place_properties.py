@@ -81,7 +81,7 @@ def test_each_device_is_ranked_or_refused_with_reasons_in_order(fleet: Fleet, de
 @settings(max_examples=300, deadline=None)
 def test_outcome_and_devices_agree(fleet: Fleet, demand: Demand) -> None:
     decision = place(fleet, demand)
-    assert len(decision.devices) == (demand.gpus if decision.outcome == "placed" else 0)
+    assert len(decision.devices) == (max(1, demand.gpus) if decision.outcome == "placed" else 0)
     assert set(decision.devices) <= {s.device for s in decision.ranking}
     never = bool(decision.refusals) and not decision.ranking and all(v.never for v in decision.first_verdicts)
     assert (decision.outcome == "never") == never
