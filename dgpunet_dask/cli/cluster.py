@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,9 @@ def _keep(context: CliContext, head: HeadFile, wanted: Any) -> None:
 
 
 def _sayer(context: CliContext) -> Any:
-    return (lambda text: None) if context.quiet else (lambda text: click.echo(text, err=True))
+    from dgpunet_dask.daemons.embedded import quietly
+
+    return quietly if context.quiet else functools.partial(click.echo, err=True)
 
 
 def _say_up(context: CliContext, head: HeadFile) -> None:

@@ -80,7 +80,7 @@ def common_options() -> list[click.Option]:
 def _take(name: str) -> Any:
     """Return a callback that keeps an option for the context, unless it was not given here."""
 
-    def keep(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    def keep(ctx: click.Context, _: click.Parameter, value: Any) -> Any:
         if value:
             ctx.find_root().meta[f"{PROGRAM}.{name}"] = value
             if isinstance(ctx.obj, CliContext):

@@ -10,6 +10,7 @@ from typing import Any
 
 from dgpunet_dask.model.fleet import Charge, Device, Fleet, Host
 
+
 def fleet_digest(fleet: Fleet) -> str:
     """Return a digest of the hosts and devices of `fleet`: equal for equal facts, whatever order they were written in."""
     facts = {

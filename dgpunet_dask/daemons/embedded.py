@@ -141,19 +141,23 @@ def clear_remains(home: Home) -> list[Registered]:
 def _held(home: Home, simulate: Path | None, say: Say) -> tuple[ApiClient, Any]:
     """Return a client of the head under `home` and a lease on it, starting an embedded one where there is none."""
     with start_lock(home):
-        head = current_head(home)
-        if head is not None:
-            client = client_of(head)
+        found = current_head(home)
+        if found is not None:
+            client = client_of(found)
             with contextlib.suppress(DgpunetError):
                 return client, client.lease()
-            # it is stopping: its last user has left this moment
-            wait_until(lambda: Registered(head.pid, head.created, "head").process() is None, STOP_S)
+            _wait_for_end(found)  # its last user has left this moment
         clear_remains(home)
         with starting(home, simulate=simulate, embedded=True, say=say) as (process, head):
             client = client_of(head)
             lease = client.lease()
             process.release()
         return client, lease
+
+
+def _wait_for_end(head: HeadFile) -> None:
+    """Wait until the process of a stopping head is gone, `STOP_S` seconds at most."""
+    wait_until(lambda: Registered(head.pid, head.created, "head").process() is None, STOP_S)
 
 
 @contextlib.contextmanager
@@ -214,5 +218,5 @@ def stop_cluster(home: Home) -> tuple[bool, list[Registered]]:
         if head is not None:
             with contextlib.suppress(DgpunetError):
                 client_of(head).shutdown()
-                wait_until(lambda: Registered(head.pid, head.created, "head").process() is None, STOP_S)
+                _wait_for_end(head)
         return head is not None, clear_remains(home)

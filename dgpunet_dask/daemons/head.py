@@ -151,7 +151,7 @@ class Head:
 
     async def _joined(self, client: Client) -> set[str]:
         try:
-            found = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), ASK_S)  # type: ignore[union-attr]  # connected
+            found = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), ASK_S)
         except (OSError, TimeoutError):
             return set()
         return {str(worker["name"]) for worker in found["workers"].values() if worker["status"] == "running"}

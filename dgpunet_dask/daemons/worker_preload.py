@@ -27,7 +27,7 @@ _subscriptions: list[Subscription] = []
 
 async def dask_setup(worker: Any) -> None:
     """Announce the facts in the file that ``$DGPUNET_WORKER_FACTS`` names, and subscribe to what is loaded on the devices."""
-    facts = json.loads(Path(os.environ["DGPUNET_WORKER_FACTS"]).read_text())
+    facts = _facts(Path(os.environ["DGPUNET_WORKER_FACTS"]))
     devices = [device_from_wire(raw) for raw in facts["devices"]]
     agent = AgentClient(os.environ["DGPUNET_AGENT_SOCKET"])
     evict = functools.partial(_evict, agent)
@@ -35,6 +35,10 @@ async def dask_setup(worker: Any) -> None:
     loop = asyncio.get_running_loop()
     names = [device.name for device in devices]
     loop.call_later(0, lambda: _background(_subscribe, worker, plugin, agent, names))
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text()))
 
 
 def _background(function: Any, *args: Any) -> None:
@@ -57,7 +61,7 @@ def _subscribe(worker: Any, plugin: DeviceWorker, agent: AgentClient, devices: l
         log.warning("what is loaded on %s will not be known: %s", ", ".join(devices), error)
 
 
-async def dask_teardown(worker: Any) -> None:
+async def dask_teardown(_: Any) -> None:
     """Stop listening, and see to it that the worker ends soon."""
     while _subscriptions:
         await asyncio.to_thread(_subscriptions.pop().close)

@@ -29,7 +29,7 @@ def probe_host() -> Host:
 
 def host_name(raw: str) -> str:
     """Return `raw` without its domain and without letters that a device name may not have; ``host`` if nothing is left."""
-    return _UNUSABLE.sub("-", raw.split(".")[0]).strip("-._") or "host"
+    return _UNUSABLE.sub("-", raw.partition(".")[0]).strip("-._") or "host"
 
 
 def usable_cpus() -> int:

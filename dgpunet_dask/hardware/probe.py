@@ -1,4 +1,4 @@
-"""This machine as a fleet: its cards with a name and a prior speed each, and its CPU."""
+"""The local machine as a fleet: its cards with a name and a prior speed each, and its CPU."""
 
 from __future__ import annotations
 
