@@ -113,45 +113,51 @@ def parsed(function: Callable[[str], Any]) -> Any:
 
 def _problem(document: Document, model: type[BaseModel], error: ErrorDetails) -> Problem:
     """Return pydantic's `error` at its place in the file."""
-    loc: Path = error["loc"]
+    path = _in_file(document, error["loc"])
     if error["type"] == "extra_forbidden":
-        return document.key_problem(loc, _unknown_key(model, loc))
+        return document.key_problem(path, _unknown_key(model, path))
     if error["type"] == "missing":
-        return document.problem(loc[:-1], f"the key {loc[-1]!r} is missing here")
-    if loc[-1:] == ("[key]",):
-        return document.key_problem(loc[:-1], f"the name {loc[-2]!r} will not do: {_wanted(document, loc, error)}")
-    return document.problem(loc, f"{_named(document, loc)}{_wanted(document, loc, error)}")
+        return document.problem(path, f"the key {error['loc'][-1]!r} is missing here")
+    if error["loc"][-1:] == ("[key]",):
+        return document.key_problem(path, f"the name {path[-1]!r} will not do: {_told(error)}")
+    return document.problem(path, f"{_named(path)}{_wanted(document, path, error)}")
 
 
-def _unknown_key(model: type[BaseModel], loc: Path) -> str:
-    known = _keys_at(model, loc[:-1])
-    hint = did_you_mean(str(loc[-1]), known) or (f"; known keys: {', '.join(known)}" if known else "; remove it")
-    return f"unknown key {loc[-1]!r}{hint}"
+def _in_file(document: Document, loc: Path) -> Path:
+    """Return `loc` without what is not in the file: the names of union members, the mark of a key, a key that is missing."""
+    path: Path = ()
+    for part in loc:
+        path = (*path, part) if (*path, part) in document.values else path
+    return path
 
 
-def _named(document: Document, loc: Path) -> str:
+def _unknown_key(model: type[BaseModel], path: Path) -> str:
+    known = _keys_at(model, path[:-1])
+    hint = did_you_mean(str(path[-1]), known) or (f"; known keys: {', '.join(known)}" if known else "; remove it")
+    return f"unknown key {path[-1]!r}{hint}"
+
+
+def _named(path: Path) -> str:
     """Return the key that a value stands under, as the start of a message."""
-    inside = [part for part in loc if isinstance(part, str) and part in _parts(document, loc)]
-    return f"{inside[-1]}: " if inside else ""
+    keys = [part for part in path if isinstance(part, str)]
+    return f"{keys[-1]}: " if keys else ""
 
 
-def _parts(document: Document, loc: Path) -> Path:
-    """Return the longest beginning of `loc` that is in the file; pydantic appends the names of union members."""
-    while loc and loc not in document.values:
-        loc = loc[:-1]
-    return loc
-
-
-def _wanted(document: Document, loc: Path, error: ErrorDetails) -> str:
+def _wanted(document: Document, path: Path, error: ErrorDetails) -> str:
     """Return what would be right."""
-    source = document.sources.get(_parts(document, loc))
+    source = document.sources.get(path)
     if error["type"] == "string_type" and source:
         return quote_it(source)
     context = error.get("ctx", {})
     if error["type"] in _WANTED:
         return f"write {_WANTED[error['type']].format(**context)}, not {_shown(error['input'], source)}"
-    told = str(context["error"]) if "error" in context else error["msg"].replace("Input should", "it should")
-    return f"{_shown(error['input'], source)} is not valid: {told}"
+    return f"{_shown(error['input'], source)} is not valid: {_told(error)}"
+
+
+def _told(error: ErrorDetails) -> str:
+    """Return a validator's own words, else pydantic's."""
+    context = error.get("ctx", {})
+    return str(context["error"]) if "error" in context else error["msg"].replace("Input should", "it should")
 
 
 _WANTED: Final[Mapping[str, str]] = {
