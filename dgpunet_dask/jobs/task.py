@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from dgpunet_dask.config.home import home_from
 from dgpunet_dask.errors import StageHostLost, StageHung
+from dgpunet_dask.hardware.cpu import usable_cpus
 from dgpunet_dask.model.fleet import Device
 from dgpunet_dask.plugins.worker import current_device, device_facts
 from dgpunet_dask.stagehost.client import AgentClient
@@ -90,7 +91,7 @@ def _call_with_retries(spec: StageCallSpec, retries: int, frames: Sequence[Buffe
 
 def _on_device(spec: StageCallSpec, device: Device) -> StageCallSpec:
     """Return `spec` bound to `device`: a simulated card is computed on the CPU, and its charge is the whole card where none was stated."""
-    threads = int(os.environ.get(THREADS_VARIABLE) or len(os.sched_getaffinity(0)))
+    threads = int(os.environ.get(THREADS_VARIABLE) or usable_cpus())
     if device.kind == "cpu":
         return replace(spec, device=device.name, torch_device="cpu", vram_mib=None, resident_mib=0, threads=threads)
     vram_mib = device.usable_mib if spec.vram_mib is None else spec.vram_mib
