@@ -31,8 +31,6 @@ class HeadFile:
         What the fleet was read from (``local`` or a file), and the digest of what it says.
     embedded
         Whether it ends with the last command that uses it.
-    agent_socket
-        The agent's Unix socket.
     """
 
     pid: int
@@ -44,7 +42,6 @@ class HeadFile:
     fleet: str = "local"
     fleet_digest: str = ""
     embedded: bool = False
-    agent_socket: str = ""
 
 
 def write_head_file(path: Path, head: HeadFile) -> None:

@@ -278,7 +278,7 @@ class Workloads(Handler):
         if self.request.method == "PUT":
             if int(self.request.headers.get("Content-Length", "0")) > WORKLOAD_BYTES_MAX:
                 raise HTTPError(413, reason=f"a workload may have {WORKLOAD_BYTES_MAX >> 20} MiB at most")
-            self.request.connection.set_max_body_size(WORKLOAD_BYTES_MAX)
+            self.request.connection.set_max_body_size(WORKLOAD_BYTES_MAX)  # type: ignore[union-attr]  # HTTP/1 always has it
             self.ctx.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.upload = tempfile.TemporaryFile(dir=self.ctx.uploads)  # noqa: SIM115  # closed in on_finish
 

@@ -89,7 +89,7 @@ class Children:
     async def scheduler_address(self) -> str:
         """Return the scheduler's address once it listens."""
         while not (found := _read(self.scheduler_file)):
-            await asyncio.sleep(_POLL_S)  # noqa: ASYNC110  # a file has no event
+            await asyncio.sleep(_POLL_S)
         self.address = str(found["address"])
         port = found.get("services", {}).get("dashboard")
         self.dashboard = f"http://127.0.0.1:{port}/status" if port else None

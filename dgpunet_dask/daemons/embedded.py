@@ -14,9 +14,9 @@ import subprocess
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from dgpunet_dask.cluster.api_client import ApiClient
+from dgpunet_dask.cluster.api_client import ApiClient, Lease
 from dgpunet_dask.cluster.headfile import HeadFile, read_head_file
 from dgpunet_dask.cluster.wire import error_from_wire
 from dgpunet_dask.config.home import Home
@@ -74,12 +74,12 @@ def attach(
         client.status()
         yield client
         return
-    client, lease = _held(home, simulate, say)
+    head, lease = _held(home, simulate, say)
     try:
-        yield client
+        yield client_of(head)
     finally:
-        if lease.close() and client.embedded:
-            wait_until(lambda: current_head(home) is None and not Register(home.run / "processes").running(), STOP_S)
+        if lease.close() and head.embedded:
+            _wait_for_end(head)
 
 
 def named_cluster(home: Home, named: str, environ: Mapping[str, str]) -> ApiClient:
@@ -135,24 +135,23 @@ def clear_remains(home: Home) -> list[Registered]:
     ended = Register(home.run / "processes").end_all()
     for name in ("head.json", "scheduler.json"):
         (home.run / name).unlink(missing_ok=True)
+    home.agent_socket.unlink(missing_ok=True)
     return ended
 
 
-def _held(home: Home, simulate: Path | None, say: Say) -> tuple[ApiClient, Any]:
-    """Return a client of the head under `home` and a lease on it, starting an embedded one where there is none."""
+def _held(home: Home, simulate: Path | None, say: Say) -> tuple[HeadFile, Lease]:
+    """Return the head under `home` and a lease on it, starting an embedded one where there is none."""
     with start_lock(home):
         found = current_head(home)
         if found is not None:
-            client = client_of(found)
             with contextlib.suppress(DgpunetError):
-                return client, client.lease()
+                return found, client_of(found).lease()
             _wait_for_end(found)  # its last user has left this moment
         clear_remains(home)
         with starting(home, simulate=simulate, embedded=True, say=say) as (process, head):
-            client = client_of(head)
-            lease = client.lease()
+            lease = client_of(head).lease()
             process.release()
-        return client, lease
+        return head, lease
 
 
 def _wait_for_end(head: HeadFile) -> None:
@@ -175,7 +174,7 @@ def starting(home: Home, *, simulate: Path | None, embedded: bool, say: Say = qu
     argv += ["--simulate", str(simulate.absolute())] if simulate else []
     argv += ["--embedded"] if embedded else []
     log_file = home.run / "logs" / "head.log"
-    process = spawn(argv, env=child_env({}), log_file=log_file, cwd=home.run, stdout=subprocess.PIPE)
+    process = spawn(argv, env=child_env({"DGPUNET_HOME": str(home.root)}), log_file=log_file, cwd=home.run, stdout=subprocess.PIPE)
     Register(home.run / "processes").add(process.pid, "head")
     try:
         _until_ready(process, home, say)

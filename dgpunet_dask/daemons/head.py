@@ -178,7 +178,8 @@ class Head:
         finally:
             ctx.stopping = True
             self.home.head_file.unlink(missing_ok=True)
-            await self.service.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.service.close(), STOP_S)
             server.stop()
             await server.close_all_connections()
 

@@ -1,0 +1,159 @@
+"""`up`, `status`, `down`: the round trip, and what goes wrong around it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+
+import psutil
+import pytest
+
+from dgpunet_dask.testing.processes import listening_addresses, processes_of
+
+HOME5 = "policies/fleets/home5.yaml"
+
+
+def test_up_status_down_leave_nothing(site):
+    status = site.up()
+    (worker,) = status["workers"]
+    assert worker["device"].endswith("/cpu")
+    assert worker["state"] == "running"
+    assert worker["vram_mib"] is None
+    assert status["address"].startswith("tcp://127.0.0.1:")
+    assert status["api"].startswith("http://127.0.0.1:")
+    assert psutil.pid_exists(status["head_pid"])
+    assert stat.S_IMODE(site.home.head_file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(site.home.root.stat().st_mode) == 0o700
+    assert site.run("down")[0] == 0
+    assert site.left() == []
+    assert not site.home.head_file.exists()
+
+
+def test_nothing_listens_beyond_loopback(site, two_cards):
+    site.up("--simulate", two_cards)
+    addresses = [a for p in processes_of(site.home.root) for a in listening_addresses(p.pid)]
+    assert len(addresses) > 6  # API, scheduler, dashboard, and two for each worker
+    assert {a.rpartition(":")[0] for a in addresses} == {"0100007F"}
+
+
+def test_second_up_changes_nothing_and_another_fleet_is_refused(site, two_cards, tmp_path):
+    before = site.up("--simulate", two_cards)
+    assert site.up("--simulate", two_cards)["head_pid"] == before["head_pid"]
+    other = tmp_path / "other.yaml"
+    other.write_text(two_cards.read_text().replace("24GiB", "32GiB"))
+    code, _, err = site.run("up", "--simulate", other)
+    assert code == 2
+    assert "another fleet" in err
+    assert site.status()["head_pid"] == before["head_pid"]
+
+
+def test_down_without_a_head_is_done(site):
+    assert site.run("down")[0] == 0
+    assert not site.home.root.exists()
+
+
+def test_status_without_a_head_is_not_found(site):
+    code, out, err = site.run("status", "--json")
+    assert code == 102
+    assert json.loads(out)["error"]["code"] == "no_head"
+    assert "dgpunet-dask up" in err
+
+
+def test_policy_files_are_refused_rather_than_ignored(site):
+    code, _, err = site.run("up", "--policy", "x.yaml")
+    assert code == 2
+    assert "--policy" in err
+    assert not site.home.root.exists()
+
+
+def test_a_malformed_fleet_starts_nothing(site, tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("version: 1\nhosts: {h: {gpus: {3090: {vram: 8}}}}\n")
+    code, _, err = site.run("up", "--simulate", bad)
+    assert code == 2
+    assert f"{bad}:2:" in err
+    assert site.run("up", "--simulate", tmp_path / "none.yaml")[0] == 2
+    assert not site.home.root.exists()
+
+
+@pytest.mark.long
+def test_five_machines(site):
+    status = site.up("--simulate", HOME5)
+    workers = {w["name"]: w for w in status["workers"]}
+    cards = {"4090l": 16, "4080l": 12, "3090": 24, "4070l": 8, "5090": 32}
+    assert {name: w["vram_mib"] for name, w in workers.items() if "/" not in name} == {n: g << 10 for n, g in cards.items()}
+    assert sum("/" in name for name in workers) == 5
+    assert {w["state"] for w in workers.values()} == {"running"}
+    assert all(w["charged_mib"] == 0 for w in workers.values())
+    assert site.run("down")[0] == 0
+    assert site.left() == []
+
+
+def test_killed_head_leaves_nothing(site, two_cards):
+    status = site.up("--simulate", two_cards)
+    os.kill(status["head_pid"], signal.SIGKILL)
+    site.until(lambda: not site.left(), 5)
+    assert site.run("status")[0] == 102
+    assert site.home.head_file.exists()  # stale, and recognised as such
+    assert site.up("--simulate", two_cards)["head_pid"] != status["head_pid"]
+
+
+def test_down_ends_what_a_killed_head_left(site):
+    """A worker that is stopped cannot see that its owner is gone."""
+    status = site.up()
+    (worker,) = site.pids("dask_worker")
+    os.kill(worker, signal.SIGSTOP)
+    os.kill(status["head_pid"], signal.SIGKILL)
+    site.until(lambda: not site.pids("dask_scheduler"), 5)
+    code, _, err = site.run("down")
+    assert code == 0, err
+    assert site.left() == []
+
+
+def test_killed_worker_is_started_again(site, two_cards):
+    site.up("--simulate", two_cards)
+    old = site.pids("--name b")[0]
+    os.kill(old, signal.SIGKILL)
+    site.until(lambda: site.pids("--name b") not in ([], [old]))
+    site.until(lambda: {w["state"] for w in site.status()["workers"]} == {"running"})
+
+
+def test_killed_agent_is_started_again(site):
+    site.up()
+    (old,) = site.pids("daemons.agent")
+    os.kill(old, signal.SIGKILL)
+    site.until(lambda: site.pids("daemons.agent") not in ([], [old]))
+    site.until(lambda: {w["state"] for w in site.status()["workers"]} == {"running"})
+
+
+@pytest.mark.long
+def test_killed_scheduler_is_started_again_on_the_same_address(site, two_cards):
+    before = site.up("--simulate", two_cards)
+    (old,) = site.pids("dask_scheduler")
+    os.kill(old, signal.SIGKILL)
+    site.until(lambda: site.pids("dask_scheduler") not in ([], [old]))
+    site.until(lambda: {w["state"] for w in site.status()["workers"]} == {"running"}, 40)
+    after = site.status()
+    assert (after["address"], after["head_pid"]) == (before["address"], before["head_pid"])
+
+
+@pytest.mark.parametrize("phase", ["head", "dask_scheduler", "daemons.agent", "dask_worker"])
+def test_ctrl_c_during_the_start_leaves_nothing(site, two_cards, phase):
+    up = site.start("up", "--simulate", two_cards)
+    site.until(lambda: site.pids(phase))
+    up.send_signal(signal.SIGINT)
+    _, err = up.communicate(timeout=30)
+    assert up.returncode == 130, err
+    assert "Traceback" not in err
+    site.until(lambda: not site.left(), 5)
+    assert not site.home.head_file.exists()
+
+
+@pytest.mark.parametrize("phase", ["head", "dask_worker"])
+def test_killed_up_during_the_start_leaves_nothing(site, two_cards, phase):
+    up = site.start("up", "--simulate", two_cards)
+    site.until(lambda: site.pids(phase))
+    up.kill()
+    site.until(lambda: not site.left(), 10)
