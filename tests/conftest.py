@@ -1,0 +1,52 @@
+"""Fixtures for every suite."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dgpunet_dask.config.home import Home
+from tests.helpers import processes_with_home, until
+
+# Nothing in a test may ask a model hub, and the tokenizers' own threads would only fight for two cores.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def homes() -> Iterator[Path]:
+    """Make a short folder for the homes of this run, since a Unix socket's path holds about 100 bytes; at the end no process of ours
+    may be left in it."""
+    folder = Path(tempfile.mkdtemp(prefix="dgt-", dir="/tmp"))
+    yield folder
+    left = _settled(folder)
+    described = [f"{process.pid} {' '.join(process.cmdline()[:6])}" for process in left if process.is_running()]
+    for process in left:
+        process.kill()
+    psutil.wait_procs(left, timeout=10)
+    shutil.rmtree(folder, ignore_errors=True)
+    assert not described, f"these processes outlived their tests: {described}"
+
+
+def _settled(folder: Path) -> list[psutil.Process]:
+    """Return what still runs after the time that a lifeline is allowed to take."""
+    try:
+        until(lambda: not processes_with_home(folder), timeout_s=10, what="the end of every process", every_s=0.1)
+    except AssertionError:
+        return processes_with_home(folder)
+    return []
+
+
+@pytest.fixture
+def home(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """Make a fresh home, which `$DGPUNET_HOME` names too; no cluster is chosen by the environment."""
+    root = Path(tempfile.mkdtemp(prefix="h", dir=homes))
+    monkeypatch.setenv("DGPUNET_HOME", str(root))
+    monkeypatch.delenv("DGPUNET_CLUSTER", raising=False)
+    return Home(root).ensure()
