@@ -93,7 +93,7 @@ def load_encoder(
 
 
 def _load(files: ModelFiles, torch_device: str, truncate_dim: int | None, precision: Precision) -> Encoder:
-    kind: type[MinilmEncoder] | type[ModulesEncoder] = MinilmEncoder if files.name == MINILM else ModulesEncoder
+    kind: type[MinilmEncoder | ModulesEncoder] = MinilmEncoder if files.name == MINILM else ModulesEncoder
     lower = _lower_precision(torch_device)
     wanted = precision if precision != "auto" else (lower or "fp32")
     encoder = kind(files, torch_device, wanted, truncate_dim)
@@ -191,7 +191,7 @@ class MinilmEncoder(_Batched):
         self.truncate_dim = truncate_dim
         self.dimension = _checked_dimension(int(self._bert.words.shape[1]), truncate_dim)
 
-    def _pooled(self, texts: list[str], ids: list[list[int]], prompt: str, task: str) -> Tensor:  # noqa: ARG002  # the ids say it all
+    def _pooled(self, texts: list[str], ids: list[list[int]], prompt: str, task: str) -> Tensor:  # the ids say it all
         import numpy as np
         import torch
 
@@ -222,7 +222,7 @@ class ModulesEncoder(_Batched):
         found = model.encode_document(["x"], truncate_dim=None)
         self.dimension = _checked_dimension(int(found.shape[-1]), self.truncate_dim)
 
-    def _pooled(self, texts: list[str], ids: list[list[int]], prompt: str, task: str) -> Tensor:  # noqa: ARG002  # the model tokenises itself
+    def _pooled(self, texts: list[str], ids: list[list[int]], prompt: str, task: str) -> Tensor:  # the model tokenises itself
         from sentence_transformers.util import batch_to_device
 
         features = batch_to_device(self._model.preprocess(texts, prompt=prompt or None, task=task), self.torch_device)

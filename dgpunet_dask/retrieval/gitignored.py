@@ -151,7 +151,7 @@ class SpecIgnored:
             self._specs[folder] = GitIgnoreSpec.from_lines(_lines(os.path.join(self._root, folder, b".gitignore")))
         spec = self._specs[folder]
         relative = path[len(folder) + 1 :] if folder else path
-        assert isinstance(spec, GitIgnoreSpec)  # noqa: S101  # the dict's type stays light for a lazy import
+        assert isinstance(spec, GitIgnoreSpec)  # the dict's type stays light for a lazy import
         return spec.check_file(os.fsdecode(relative) + ("/" if is_dir else "")).include
 
 

@@ -7,16 +7,13 @@ from typing import Final
 
 #: Folders that hold other people's code. Counted once each as `vendored`, never walked.
 VENDORED: Final = frozenset(
-    "node_modules bower_components jspm_packages vendor third_party thirdparty third-party 3rdparty site-packages dist-packages "
-    "__pypackages__ Pods Carthage".split()
+    ["node_modules", "bower_components", "jspm_packages", "vendor", "third_party", "thirdparty", "third-party", "3rdparty", "site-packages", "dist-packages", "__pypackages__", "Pods", "Carthage"]
 )
 #: The machinery of version control: neither text of the tree nor a skip worth counting.
 MACHINERY: Final = frozenset((".git", ".hg", ".svn", ".jj"))
 
 LOCKFILES: Final = frozenset(
-    "package-lock.json npm-shrinkwrap.json yarn.lock pnpm-lock.yaml bun.lock bun.lockb deno.lock poetry.lock pipfile.lock pdm.lock "
-    "uv.lock pixi.lock conda-lock.yml cargo.lock gemfile.lock composer.lock go.sum go.work.sum mix.lock pubspec.lock podfile.lock "
-    "packages.lock.json flake.lock gradle.lockfile package.resolved cartfile.resolved .terraform.lock.hcl".split()
+    ["package-lock.json", "npm-shrinkwrap.json", "yarn.lock", "pnpm-lock.yaml", "bun.lock", "bun.lockb", "deno.lock", "poetry.lock", "pipfile.lock", "pdm.lock", "uv.lock", "pixi.lock", "conda-lock.yml", "cargo.lock", "gemfile.lock", "composer.lock", "go.sum", "go.work.sum", "mix.lock", "pubspec.lock", "podfile.lock", "packages.lock.json", "flake.lock", "gradle.lockfile", "package.resolved", "cartfile.resolved", ".terraform.lock.hcl"]
 )
 
 _MINIFIED: Final = re.compile(r"[.\-_]min\.(js|mjs|cjs|css|html|svg)$|\.(js|css|mjs)\.map$", re.IGNORECASE)

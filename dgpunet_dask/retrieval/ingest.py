@@ -1,0 +1,312 @@
+"""What lies between a tree and the next version of its index: which files are known, the listing, and merging old and new rows.
+
+The two ends of an ingestion share a folder: `scan` leaves there the listing of the tree and, by hard links, the segment whose rows it
+counts on, so that neither a publication nor a removal in between can take them away; `publish` reads both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.errors import BadName
+from dgpunet_dask.retrieval.chunk import CHUNKER_VERSION, Chunk
+from dgpunet_dask.retrieval.discover import Entry, Root, Text, discover, folder_name, read_text
+from dgpunet_dask.retrieval.index import Index, Manifest, check_index_name
+from dgpunet_dask.retrieval.modelfiles import ModelFiles
+from dgpunet_dask.retrieval.segments import CHUNKS, FileRow, SegmentWriter, chunk_schema, disk_full_named, read_files, read_rows
+
+LISTING: Final = "listing.jsonl"
+SUMMARY: Final = "listing.json"
+BASE: Final = "base"
+#: A file written within so many seconds before it was read may have changed again within one tick of its clock; it is read anew.
+_RACY_NS: Final = 2_000_000_000
+
+#: Adds to a metric of the job.
+Count = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to be cut and embedded: `key` is the digest of its text and language, so equal files have one key wherever they lie."""
+
+    path: str
+    key: str
+    text: str
+    language: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an ingestion is to make.
+
+    Parameters
+    ----------
+    index
+        Name of the index.
+    roots
+        The trees.
+    model, truncate_dim
+        What embeds them.
+    """
+
+    index: str
+    roots: tuple[Root, ...]
+    model: ModelFiles
+    truncate_dim: int | None = None
+
+    @property
+    def recipe(self) -> tuple[str, int | None, int]:
+        """What must agree for rows to be reused."""
+        return self.model.digest, self.truncate_dim, CHUNKER_VERSION
+
+
+@dataclass
+class _Known:
+    """What the version in force has, if it was made the same way."""
+
+    keys: set[str] = field(default_factory=set)
+    by_path: dict[str, FileRow] = field(default_factory=dict)
+    scanned_ns: int = 0
+
+
+def index_name(name: str | None, roots: Sequence[Root]) -> str:
+    """Return the index's name: as given, else that of the first root's folder.
+
+    Raises
+    ------
+    BadName
+        If it is not allowed; a folder's name may hold what an index's may not.
+    """
+    if name is not None:
+        return check_index_name(name)
+    derived = folder_name(roots[0].path)
+    try:
+        return check_index_name(derived)
+    except BadName:
+        raise BadName(name=derived, what="an index (it is the folder's; set another with `--set index=NAME`)") from None
+
+
+def content_key(text: str, language: str) -> str:
+    """Return the digest by which a file's chunks are known: of its text, and of its language, which decides where it is cut."""
+    return hashlib.blake2b(f"{language}\0{text}".encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
+
+
+class Scan:
+    """Reads the trees of a plan.
+
+    `entries` walks them; `files` then yields what must be embedded and leaves listing, summary and base in `folder`.
+    """
+
+    def __init__(self, plan: Plan, home: Home, folder: Path, count: Count, clock: Clock | None = None) -> None:
+        self._plan = plan
+        self._index = Index(home, plan.index)
+        self._folder = folder
+        self._count = count
+        self._clock = clock or SystemClock()
+        self._skipped: dict[str, int] = {}
+        self._known = _Known()
+
+    def entries(self) -> list[Entry]:
+        """Walk the trees and return their files; those known by their stat come without need to be read."""
+        self._started_s = self._clock.wall()
+        self._base = self._pin_base()
+        return list(discover(self._plan.roots, self._skip))
+
+    def unknown(self, entries: Sequence[Entry]) -> int:
+        """How many of `entries` will have to be read."""
+        return sum(self._unchanged(e) is None for e in entries)
+
+    def files(self, entries: Iterable[Entry]) -> Iterator[SourceFile]:
+        """Yield the files whose text the version in force does not have, each text once."""
+        found = 0
+        with disk_full_named(self._folder), (self._folder / LISTING).open("w", encoding="utf-8") as listing:
+            for entry in entries:
+                row, source = self._row(entry)
+                if row is None:
+                    continue
+                found += 1
+                self._count("files")
+                listing.write(json.dumps(asdict(row)) + "\n")
+                if source is not None:
+                    self._known.keys.add(source.key)
+                    yield source
+        self._write_summary(found)
+
+    def _skip(self, code: str, _path: str) -> None:
+        self._skipped[code] = self._skipped.get(code, 0) + 1
+        self._count(f"skipped.{code}")
+
+    def _row(self, entry: Entry) -> tuple[FileRow | None, SourceFile | None]:
+        same = self._unchanged(entry)
+        if same is not None:
+            return same, None
+        text = read_text(entry)
+        if not isinstance(text, Text):
+            self._skip(text, entry.path)
+            return None, None
+        key = content_key(text.text, text.language)
+        stat = entry.stat
+        row = FileRow(entry.path, key, text.language, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        return row, None if key in self._known.keys else SourceFile(entry.path, key, text.text, text.language)
+
+    def _unchanged(self, entry: Entry) -> FileRow | None:
+        """Return the known row of a file whose stat did not change since it was read, as git's index does."""
+        row, stat = self._known.by_path.get(entry.path), entry.stat
+        if row is None or (row.size, row.mtime_ns, row.ctime_ns, row.inode) != (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino):
+            return None
+        return row if max(row.mtime_ns, row.ctime_ns) < self._known.scanned_ns - _RACY_NS else None
+
+    def _pin_base(self) -> str | None:
+        """Link the segment in force into the folder and learn what it has; ``None`` where nothing can be reused."""
+        shutil.rmtree(self._folder / BASE, ignore_errors=True)
+        with self._index.lock():
+            manifest = self._index.manifest()
+            if manifest is None or manifest.recipe != self._plan.recipe:
+                return None
+            _link(self._index.segment(manifest), self._folder / BASE)
+        for row in read_files(self._folder / BASE):
+            self._known.keys.add(row.key)
+            self._known.by_path[row.path] = row
+        self._known.scanned_ns = int(manifest.scanned_s * 1e9)
+        return manifest.segment
+
+    def _write_summary(self, files: int) -> None:
+        plan = self._plan
+        manifest = Manifest(
+            segment="", model=plan.model.name, model_digest=plan.model.digest, dimension=0, truncate_dim=plan.truncate_dim,
+            chunker=CHUNKER_VERSION, roots=tuple(os.fsencode(r.path).decode("utf-8", "backslashreplace") for r in plan.roots),
+            files=files, skipped=self._skipped, scanned_s=self._started_s,
+        )  # fmt: skip
+        temporary = self._folder / f"{SUMMARY}.tmp"
+        temporary.write_text(json.dumps({"index": plan.index, "base": self._base, "manifest": asdict(manifest)}), "utf-8")
+        temporary.replace(self._folder / SUMMARY)
+
+
+def _link(segment: Path, into: Path) -> None:
+    into.mkdir()
+    for file in segment.iterdir():
+        try:
+            os.link(file, into / file.name)
+        except OSError:  # a file system without hard links
+            shutil.copy2(file, into / file.name)
+
+
+def packed(chunks: Sequence[Chunk]) -> bytes:
+    """Return chunks as an Arrow IPC stream, zstd-compressed: a tenth of their size as objects."""
+    import pyarrow as pa
+
+    columns = [[getattr(c, n) for c in chunks] for n in chunk_schema().names]
+    table = pa.table([pa.array(c, t.type) for c, t in zip(columns, chunk_schema(), strict=True)], schema=chunk_schema())
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+@dataclass(frozen=True)
+class Published:
+    """The numbers of a publication.
+
+    Parameters
+    ----------
+    name
+        Of the index.
+    manifest
+        The new version; ``None`` where there was no text and no index, so nothing was published.
+    chunks
+        Over all files: one that several files share counts in each.
+    embedded, tokens
+        What was embedded for it.
+    """
+
+    name: str
+    manifest: Manifest | None
+    chunks: int
+    embedded: int
+    tokens: int
+
+    @property
+    def index(self) -> str | None:
+        """The index's name, ``None`` where nothing was published."""
+        return self.name if self.manifest else None
+
+    @property
+    def reused(self) -> int:
+        """Chunks that cost no embedding."""
+        return self.chunks - self.embedded
+
+
+def publish(folder: Path, home: Home, units: Iterable[dict[str, Any]], clock: Clock | None = None) -> Published:
+    """Merge `units` (``{"chunks": bytes of `packed`, "vectors": (n, d) float32}``) with the reused rows, and publish.
+
+    A tree without any text publishes nothing; where an index is already, its new version is empty, as the tree is.
+
+    Raises
+    ------
+    DiskFull
+        If there is no space; the old version stays in force.
+    """
+    summary = json.loads((folder / SUMMARY).read_text("utf-8"))
+    index = Index(home, summary["index"])
+    merge = _Merge(folder, Manifest(**summary["manifest"]), iter(units), clock or SystemClock())
+    first = next(merge.units, None)
+    if first is None and summary["base"] is None and index.manifest() is None:
+        return Published(index.name, None, 0, 0, 0)
+    manifest = index.publish(lambda into: merge.write(into, first))
+    return Published(index.name, manifest, merge.chunks, merge.embedded, merge.tokens)
+
+
+class _Merge:
+    """Writes one segment of a job's new rows and the reused rows of its base."""
+
+    def __init__(self, folder: Path, manifest: Manifest, units: Iterator[dict[str, Any]], clock: Clock) -> None:
+        self.units = (u for u in units if len(u["vectors"]))
+        self.chunks = self.embedded = self.tokens = 0
+        self._folder = folder
+        self._manifest = manifest
+        self._clock = clock
+
+    def write(self, into: Path, first: dict[str, Any] | None) -> Manifest:
+        """Fill the folder `into` and return its manifest, as `Index.publish` asks."""
+        with SegmentWriter(into) as writer:
+            if first is not None:
+                self._append(writer, first)
+            for unit in self.units:
+                self._append(writer, unit)
+            self.embedded, self.tokens = writer.rows, writer.tokens
+            self._append_reused(writer)
+            files = writer.finish(self._listed(), dimension=1)  # of a segment without a chunk; FAISS wants one above 0
+            self.chunks = sum(writer.by_key.get(f.key, 0) for f in self._listed())
+            made = {"dimension": writer.dimension or 0, "files": files, "chunks": writer.rows, "tokens": writer.tokens}
+            return Manifest(**{**asdict(self._manifest), **made, "published_s": self._clock.wall()})
+
+    def _append(self, writer: SegmentWriter, unit: dict[str, Any]) -> None:
+        import pyarrow as pa
+
+        with pa.ipc.open_stream(unit["chunks"]) as stream:
+            writer.append(stream.read_all(), unit["vectors"])
+
+    def _append_reused(self, writer: SegmentWriter) -> None:
+        if not (self._folder / BASE / CHUNKS).exists():
+            return
+        new = set(writer.by_key)
+        needed = {f.key for f in self._listed()} - new
+        for rows, vectors in read_rows(self._folder / BASE, needed.__contains__):
+            writer.append(rows, vectors)
+
+    def _listed(self) -> Iterator[FileRow]:
+        with (self._folder / LISTING).open(encoding="utf-8") as listing:
+            for line in listing:
+                yield FileRow(**json.loads(line))
+
+
+__all__ = ["Plan", "Published", "Scan", "SourceFile", "content_key", "index_name", "packed", "publish"]

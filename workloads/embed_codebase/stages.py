@@ -1,0 +1,117 @@
+"""Index a codebase: discover its files, cut them into chunks, embed these, publish a searchable index.
+
+`Discover` and `Publish` run on the head's host, where the files and the index are; the text travels in the units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgpunet_dask import Demand, Stage
+from dgpunet_dask.config.home import Home
+
+if TYPE_CHECKING:
+    from dgpunet_dask.retrieval.chunk import Chunk as ChunkRow
+    from dgpunet_dask.retrieval.ingest import SourceFile
+
+
+def _places(stage: Stage) -> tuple[Path, Home]:
+    """The job's folder and the home, which a stage on the head's host is given."""
+    folder, home = stage.context.folder, stage.context.home
+    if folder is None or home is None:
+        raise TypeError(f"{type(stage).__name__} runs on the head's host only")
+    return folder, Home(home)
+
+
+class Discover(Stage):
+    """The source: the files whose text the index does not have yet."""
+
+    def load(self, *, path: list[str], index: str | None = None, model: str = "minilm", truncate_dim: int | None = None) -> None:
+        """Find the trees and the model's files; a missing one fails the job at once."""
+        from dgpunet_dask.retrieval.discover import roots_of
+        from dgpunet_dask.retrieval.ingest import Plan, index_name
+        from dgpunet_dask.retrieval.modelfiles import find_model
+
+        _, home = _places(self)
+        roots = roots_of(path)
+        self._plan = Plan(index_name(index, roots), roots, find_model(model, home.root / "cache"), truncate_dim)
+
+    def __call__(self) -> Iterator[SourceFile]:  # type: ignore[override]  # a source takes no batch
+        """Yield the files to embed."""
+        from dgpunet_dask.retrieval.ingest import Scan
+
+        folder, home = _places(self)
+        scan = Scan(self._plan, home, folder, self.count)
+        entries = scan.entries()
+        self.note("expected_items", scan.unknown(entries))
+        yielded = 0
+        for file in scan.files(entries):
+            yielded += 1
+            yield file
+        self.note("expected_items", yielded)
+
+
+class Chunk(Stage):
+    """Files to chunks that fit the model. Needs its tokenizer only, and no card."""
+
+    demand = Demand(gpus=0, cpus=1)
+
+    def load(self, *, model: str = "minilm") -> None:
+        """Load the tokenizer."""
+        from dgpunet_dask.retrieval.tokens import load_tokens
+
+        self._tokens = load_tokens(model)
+
+    def __call__(self, batch: list[SourceFile]) -> list[ChunkRow]:
+        """Cut the files of a unit."""
+        from dgpunet_dask.retrieval.chunk import chunks_of
+
+        return list(chunks_of([(f.key, f.text, f.language) for f in batch], self._tokens))
+
+
+class Embed(Stage):
+    """Chunks to vectors. MiniLM with 16,384 tokens a batch needs about 0.3 GiB for weights and activations, and 0.5 GiB for CUDA itself."""
+
+    demand = Demand(vram="1GiB", resident="700MiB", cpu_ok=True)
+
+    def load(self, *, model: str = "minilm", truncate_dim: int | None = None) -> None:
+        """Load the model."""
+        from dgpunet_dask.retrieval.encoder import load_encoder
+
+        self._encoder = load_encoder(model, self.context.torch_device, self.context.threads, truncate_dim=truncate_dim)
+
+    def __call__(self, batch: list[ChunkRow]) -> list[tuple[ChunkRow, Any]]:
+        """Return each chunk with its vector; equal texts (licence headers, copies) are embedded once."""
+        texts = list(dict.fromkeys(c.text for c in batch))
+        vectors = dict(zip(texts, self._encoder.encode_documents(texts), strict=True))
+        return [(c, vectors[c.text]) for c in batch]
+
+
+class Write(Stage):
+    """A unit's chunks and vectors as one compact item."""
+
+    def __call__(self, batch: list[tuple[ChunkRow, Any]]) -> list[dict[str, Any]]:
+        """Pack them."""
+        import numpy as np
+
+        from dgpunet_dask.retrieval.ingest import packed
+
+        if not batch:
+            return []
+        return [{"chunks": packed([c for c, _ in batch]), "vectors": np.stack([v for _, v in batch])}]
+
+
+class Publish(Stage):
+    """All units and what is reused as the index's new version, visible at once."""
+
+    def __call__(self, batch: Iterable[dict[str, Any]]) -> list[Any]:  # type: ignore[override]  # a gather stage takes an iterable
+        """Publish, and report the numbers."""
+        from dgpunet_dask.retrieval.ingest import publish
+
+        done = publish(*_places(self), batch)
+        for name, value in (("chunks", done.chunks), ("tokens", done.tokens), ("embedded", done.embedded), ("reused", done.reused)):
+            self.note(name, value)
+        self.note("index", done.index)
+        return []
