@@ -16,8 +16,8 @@ from typing import Final
 from dgpunet_dask.model.decision import Decision
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Charge, Device, DeviceState, Fleet, Host
-from dgpunet_dask.placement.feasible import never_verdicts, not_now_verdicts
-from dgpunet_dask.placement.place import activation, place
+from dgpunet_dask.placement.feasible import need_mib, never_verdicts, not_now_verdicts
+from dgpunet_dask.placement.place import place
 from dgpunet_dask.placement.rank import candidate, field_of, scored
 
 #: Remembered answers are thrown away beyond this many, so that odd demands without end cannot fill the memory.
@@ -85,12 +85,22 @@ class Slot:
 class Plan:
     """What a demand means for the classes of the pool: the able ones, best score first; equal scores share a tier."""
 
-    __slots__ = ("classes", "demand", "epoch", "left", "tiers")
+    __slots__ = ("classes", "demand", "empty", "epoch", "left", "tiers")
 
     def __init__(self, demand: Demand, epoch: int, tiers: list[list[DeviceClass]]) -> None:
         self.demand, self.epoch, self.tiers = demand, epoch, tiers
         self.classes = frozenset(kind for tier in tiers for kind in tier)
         self.left: dict[Group, int | None] = {}
+        self.empty: dict[DeviceClass, int] = {}
+
+    def need_mib(self, slot: Slot) -> int:
+        """Return the VRAM that a unit is charged on `slot` as it is now."""
+        if slot.charges:
+            return need_mib(slot.device, slot.charges.values(), self.demand)
+        need = self.empty.get(slot.kind)
+        if need is None:
+            need = self.empty[slot.kind] = need_mib(slot.device, (), self.demand)
+        return need
 
     def left_mib(self, group: Group) -> int | None:
         """Return the VRAM left over beside the demand on any device of `group`, ``None`` where it will not do now."""
@@ -116,7 +126,7 @@ class Pool:
     def __init__(self) -> None:
         self._slots: dict[str, Slot] = {}
         self._hosts: dict[str, Host] = {}
-        self._held: dict[str, list[str]] = {}  # holder -> names of devices
+        self._held: dict[str, tuple[str, ...]] = {}  # holder -> names of devices
         self._classes: dict[tuple[Device, Host], DeviceClass] = {}
         self._plans: dict[Demand, Plan] = {}
         self._epoch = 0
@@ -165,7 +175,7 @@ class Pool:
         slot = self._slots.pop(name)
         self._leave(slot)
         for holder in slot.charges:
-            self._unhold(holder, name)
+            self._hold(holder, tuple(n for n in self._held[holder] if n != name))
         self._drop_empty_hosts()
         self._epoch += 1
         self._fleet = None
@@ -186,7 +196,7 @@ class Pool:
         slot = self._slots[charge.device]
         old = slot.charges.get(charge.holder)
         if old is None:
-            self._held.setdefault(charge.holder, []).append(charge.device)
+            self._held[charge.holder] = (*self._held.get(charge.holder, ()), charge.device)
         elif old.kind == "activation":
             slot.activations -= 1
         slot.charges[charge.holder] = charge
@@ -195,19 +205,21 @@ class Pool:
 
     def release(self, holder: str, device: str | None = None) -> tuple[str, ...]:
         """Take off what `holder` has charged, everywhere or on one device, and return the devices that it was on."""
-        names = tuple(n for n in self._held.get(holder, ()) if device is None or n == device)
+        names = self._held.pop(holder, ())
+        if device is not None:
+            self._hold(holder, tuple(n for n in names if n != device))
+            names = (device,) if device in names else ()
         for name in names:
             slot = self._slots[name]
             slot.activations -= slot.charges.pop(holder).kind == "activation"
-            self._unhold(holder, name)
             self._regroup(slot)
         return names
 
-    def _unhold(self, holder: str, name: str) -> None:
-        left = self._held[holder]
-        left.remove(name)
-        if not left:
-            del self._held[holder]
+    def _hold(self, holder: str, names: tuple[str, ...]) -> None:
+        if names:
+            self._held[holder] = names
+        else:
+            self._held.pop(holder, None)
 
     def _regroup(self, slot: Slot) -> None:
         self._fleet = None
@@ -311,10 +323,13 @@ class Pool:
         names = (d.name for d in fleet.devices if among is None or d.name in among)
         return place(_only(fleet, [n for n in names if n not in barred]), demand).devices
 
-    def activation(self, name: str, demand: Demand, holder: str) -> Charge:
-        """Return the charge of one unit of `demand` on device `name` as it is now."""
-        slot = self._slots[name]
-        return activation(slot.device, slot.charges.values(), demand, holder)
+    def activation(self, name: str, demand: Demand, holder: str, plan: Plan | None = None) -> Charge:
+        """Return the charge of one unit of `demand` on device `name` as it is now. `plan`, where at hand, saves looking it up."""
+        mib = (plan or self.plan(demand)).need_mib(self._slots[name])
+        return Charge(
+            holder=holder, device=name, vram_mib=mib, ram_mib=demand.ram_mib, cpus=demand.cpus,
+            stage=demand.stage, exclusive=demand.exclusive,
+        )  # fmt: skip
 
     def fleet(self) -> Fleet:
         """Return a frozen picture."""

@@ -12,8 +12,8 @@ from distributed.core import Status
 from dgpunet_dask.errors import BadValue
 from dgpunet_dask.model.fleet import Charge, Device, DeviceState
 from dgpunet_dask.placement.feasible import need_mib
-from dgpunet_dask.placement.pool import Pool
-from dgpunet_dask.plugins.facts import EXTRA, device_from_wire, host_from_wire
+from dgpunet_dask.placement.pool import Plan, Pool
+from dgpunet_dask.plugins.facts import EXTRA, device_from_wire, host_from_wire, resource_name
 from dgpunet_dask.plugins.records import Record, Signature
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Book:
         self.pool = Pool()
         self.worker_of: dict[str, str] = {}
         self.devices_of: dict[str, tuple[str, ...]] = {}
+        self.resource_of: dict[str, str] = {}
         self._units: dict[str, Signature] = {}  # holder -> what it runs
         self._lingering: dict[str, tuple[str, str]] = {}  # holder -> worker asked, key
         self._waiting_claims: dict[str, list[WorkerState]] = {}
@@ -69,6 +70,7 @@ class Book:
                 continue
             self.pool.add_device(device, host, _STATES.get(ws.status, "paused"))
             self.worker_of[device.name] = ws.address
+            self.resource_of[device.name] = resource_name(device)
             self.devices_of[ws.address] = (*self.devices_of.get(ws.address, ()), device.name)
 
     def remove_worker(self, address: str, *, for_good: bool) -> None:
@@ -94,18 +96,18 @@ class Book:
 
     # Units
 
-    def charge(self, record: Record, names: Iterable[str]) -> None:
-        """Charge a unit of `record` on each of `names`."""
+    def charge(self, record: Record, names: tuple[str, ...], plan: Plan | None = None) -> str:
+        """Charge a unit of `record` on each of `names` and return the holder. `plan`: the demand's, where at hand."""
         holder = str(record.key)
         if holder in self._units or holder in self._lingering:
             self._number += 1
             holder = f"{holder} #{self._number}"
         demand = record.signature.demand
-        names = tuple(names)
         for name in names:
-            self.pool.charge(self.pool.activation(name, demand, holder))
+            self.pool.charge(self.pool.activation(name, demand, holder, plan))
         self._units[holder] = record.signature
         record.holder, record.devices = holder, names
+        return holder
 
     def release(self, record: Record) -> None:
         """Take off what `record` has charged, if anything."""

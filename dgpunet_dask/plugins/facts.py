@@ -15,6 +15,11 @@ _Value = TypeVar("_Value", Device, Host, Charge)
 _TUPLES: Final = ("capability", "driver", "runtime_arches", "roles")
 
 
+def resource_name(device: Device) -> str:
+    """Return the name of the worker resource that is the interlock of `device`: MiB of a card, cores of a CPU."""
+    return f"{'VRAM' if device.kind == 'gpu' else 'CPUS'}:{device.name}"
+
+
 def to_wire(value: Device | Host | Charge) -> dict[str, Any]:
     """Return all fields of `value` as plain JSON values."""
     return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}

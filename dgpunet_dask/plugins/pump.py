@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distributed.protocol.pickle import dumps
 
@@ -66,12 +66,8 @@ class Pump:
 
     def waits(self, record: Record) -> bool:
         """Whether a queued record still is a parked task of ours without a device."""
-        return (
-            record.ts.state == "no-worker"
-            and record.holder is None
-            and not record.settling
-            and self.records.get(record.key) is record
-        )
+        parked = record.holder is None and record.ts.state == "no-worker" and not record.settling
+        return parked and self.records.get(record.key) is record
 
     def arm(self) -> None:
         """Run the pump on the next turn of the loop."""
@@ -91,19 +87,20 @@ class Pump:
 
     def _run(self) -> None:
         barred: set[str] = set()
-        placed: dict[Key, str] = {}
+        placed: list[Record] = []
         failed: list[tuple[Record, DgpunetError]] = []
         for queue in self.queues.in_order(self.waits):
             self._serve(queue, barred, placed, failed)
         if placed:
             stimulus = f"dgpunet-place-{next(self._stimulus)}"
-            self.scheduler.transitions(dict(reversed(placed.items())), stimulus)  # Dask pops the last one first
-            for key in placed:
-                self._undo_unless_moved(key)
+            moves = {record.key: "processing" for record in reversed(placed)}  # Dask pops the last one first
+            self.scheduler.transitions(moves, stimulus)
+            for record in placed:
+                self._undo_unless_moved(record)
         for record, error in failed:
             self._fail(record, error)
 
-    def _serve(self, queue: Queue, barred: set[str], placed: dict[Key, Any], failed: list[tuple[Record, DgpunetError]]) -> None:
+    def _serve(self, queue: Queue, barred: set[str], placed: list[Record], failed: list[tuple[Record, DgpunetError]]) -> None:
         """Place from one queue until its head cannot be placed."""
         error = self._look(queue)
         while error is None:
@@ -111,7 +108,7 @@ class Pump:
             if record is None:
                 return
             if self._place_head(queue, record, barred):
-                placed[record.key] = "processing"
+                placed.append(record)
                 queue.pop()
                 continue
             decision = self.decide(queue.signature, barred)
@@ -132,9 +129,10 @@ class Pump:
         return queue.signature.error
 
     def _place_head(self, queue: Queue, record: Record, barred: Collection[str]) -> bool:
-        signature, pool = queue.signature, self.book.pool
-        if queue.plan is not None and signature.pins is None and signature.demand.gpus == 1:
-            name = pool.pick(queue.plan, barred)
+        signature, pool, plan = queue.signature, self.book.pool, queue.plan
+        assert plan is not None  # only queues with an error have none, and those are not placed
+        if signature.pins is None and signature.demand.gpus == 1:
+            name = pool.pick(plan, barred)
             if name is None or (pool.slot(name).charges and pool.evict(name, signature.demand)):
                 return False
             names: tuple[str, ...] = (name,)
@@ -143,7 +141,7 @@ class Pump:
             if decision.outcome != "placed" or decision.evict:
                 return False
             names = decision.devices
-        self._send(record, names)
+        self._send(record, names, plan)
         for name in names:
             self.queues.passed(queue, pool.slot(name).kind, name)
         return True
@@ -181,40 +179,33 @@ class Pump:
         able = (a for a in book.devices_of if all(workers[a].resources.get(r, 0) >= q for r, q in pins.resources))
         return frozenset(name for address in able for name in book.devices_of[address])
 
-    def _send(self, record: Record, names: tuple[str, ...]) -> None:
-        """Charge, and point the task at the one worker of its first device."""
+    def _send(self, record: Record, names: tuple[str, ...], plan: Plan) -> None:
+        """Charge, and point the task at the one worker of its first device.
+
+        The interlock, a worker resource per device, keeps two units from one device even where the ledger was wrong. It counts whole
+        MiB, since sums of floats drift.
+        """
         book, ts, demand = self.book, record.ts, record.signature.demand
-        book.charge(record, names)
+        holder, key = book.charge(record, names, plan), str(record.key)
         address = book.worker_of[names[0]]
+        resources = dict(record.signature.resources)
+        for name in names:
+            slot = book.pool.slot(name)
+            charge = slot.charges[holder]
+            amount = charge.vram_mib if slot.device.kind == "gpu" else charge.cpus
+            if amount and book.worker_of[name] == address:
+                resources[book.resource_of[name]] = amount
+            self.log.add(key, demand.stage, name, charge.vram_mib, slot.charged_mib, slot.device.usable_mib)
         ts.worker_restrictions = {address}
-        ts.resource_restrictions = {**record.signature.resources, **self._interlock(record, address)}
+        ts.resource_restrictions = resources
         ts.annotations[DEVICE] = names[0]
         if len(names) > 1:
             ts.annotations[DEVICES] = list(names)
-        for name in names:
-            slot = book.pool.slot(name)
-            mib = slot.charges[record.holder or ""].vram_mib
-            self.log.add(str(record.key), demand.stage, name, mib, slot.charged_mib, slot.device.usable_mib)
 
-    def _interlock(self, record: Record, address: str) -> dict[str, int]:
-        """Return the worker resources that keep two units from one device even where the ledger was wrong. Whole MiB: floats drift."""
-        found = {}
-        for name in record.devices:
-            slot = self.book.pool.slot(name)
-            charge = slot.charges[record.holder or ""]
-            if slot.device.kind == "cpu":
-                amount, resource = charge.cpus, f"CPUS:{name}"
-            else:
-                amount, resource = charge.vram_mib, f"VRAM:{name}"
-            if amount and self.book.worker_of[name] == address:
-                found[resource] = amount
-        return found
-
-    def _undo_unless_moved(self, key: Key) -> None:
+    def _undo_unless_moved(self, record: Record) -> None:
         """Take back a placement that Dask did not accept."""
-        record = self.records.get(key)
-        if record is not None and record.ts.state == "no-worker" and record.holder is not None:
-            logger.error("Dask did not accept %s on %s; it waits again", key, ", ".join(record.devices))
+        if record.ts.state == "no-worker" and record.holder is not None:
+            logger.error("Dask did not accept %s on %s; it waits again", record.key, ", ".join(record.devices))
             self.book.release(record)
             self.hold(record)
             self.queues.push(record, self._plan_of)
@@ -229,11 +220,16 @@ class Pump:
                 for holder in decision.evict:
                     if holder in self.book.pool.slot(name).charges:
                         self.evict(name, holder)
-        elif queue.aged:
+        elif queue.aged and self._needs_emptying(queue):
             running = all(n in self.book.worker_of and self.book.pool.slot(n).state == "running" for n in queue.kept)
             if not queue.kept or not running or barred.intersection(queue.kept):
                 queue.kept = self.book.pool.ideal(queue.signature.demand, barred, queue.only)
             barred.update(queue.kept)
+
+    @staticmethod
+    def _needs_emptying(queue: Queue) -> bool:
+        """Whether waiting first in line is not enough: several cards must be free at once, or a CPU is shared by small units."""
+        return queue.plan is not None and (queue.signature.demand.gpus > 1 or any(k.device.kind == "cpu" for k in queue.plan.classes))
 
     def _impossible(self, signature: Signature) -> Unplaceable:
         decision = self.decide(signature, verdicts=True)

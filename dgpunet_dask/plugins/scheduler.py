@@ -37,6 +37,8 @@ NAME: Final = "dgpunet-placement"
 TOPIC: Final = "dgpunet"
 #: A resident that was asked to leave and is still there is asked again after this long.
 EVICT_RETRY_S: Final = 2.0
+#: The states in which a task has a device: while it is called, and as an actor until it is let go.
+_HOLDING: Final = ("processing", "memory")
 _BARRIER: Final = "shuffle-barrier-"
 
 
@@ -108,32 +110,28 @@ class PlacementPlugin(SchedulerPlugin):
     def transition(self, key: Key, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any) -> None:
         """Follow our tasks. Called for every transition of every task, hence a bare look-up first."""
         record = self.records.get(key)
-        if record is None:
+        if record is None or start == finish:  # a move that Dask refused shows as none
             return
         try:
-            self._moved(record, start, finish)
+            if finish == "no-worker":
+                if not record.settling:
+                    self.pump.wait(record)
+            elif record.holder is not None and start in _HOLDING and not (finish == "memory" and record.ts.actor):
+                self._left(record, finish)
+            if finish == "forgotten":
+                self.book.release(record)
+                del self.records[key]
         except Exception:
             logger.exception("placement lost track of %s (%s to %s)", key, start, finish)
 
-    def _moved(self, record: Record, start: str, finish: str) -> None:
-        if finish == "no-worker":
-            if start != finish and not record.settling:
-                self.pump.wait(record)
-        elif record.holder is not None and start in ("processing", "memory") and start != finish:
-            if finish == "memory" and record.ts.actor:
-                return  # an actor keeps its device until it is let go
-            self._left(record, finish)
-        if finish == "forgotten":
-            self.book.release(record)
-            del self.records[record.key]
-
     def _left(self, record: Record, finish: str) -> None:
         """Free the charge of a task that left its worker, or let it linger while the call may run on; hold the task again."""
-        address = self.book.worker_of.get(record.devices[0], "")
-        if finish in ("memory", "erred") or record.ts.actor or address not in self.scheduler.workers:
-            self.book.release(record)
-        else:
+        ended = finish in ("memory", "erred") or record.ts.actor
+        address = "" if ended else self.book.worker_of.get(record.devices[0], "")
+        if address in self.scheduler.workers:
             self._settle(record, address)
+        else:
+            self.book.release(record)
         self.pump.hold(record)
         self.pump.arm()
 
@@ -173,7 +171,7 @@ class PlacementPlugin(SchedulerPlugin):
             here = self.book.devices_of.get(ts.processing_on.address, ())
             if here:
                 name = (ts.annotations or {}).get(DEVICE)
-                self.book.charge(record, [name if name in here else here[0]])
+                self.book.charge(record, (name if name in here else here[0],))
         return state in ("queued", "no-worker")
 
     @_loud

@@ -12,7 +12,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from dgpunet_dask.errors import NotFound
 from dgpunet_dask.model.fleet import Device, Host
-from dgpunet_dask.plugins.facts import EXTRA, to_wire
+from dgpunet_dask.plugins.facts import EXTRA, resource_name, to_wire
 from dgpunet_dask.plugins.records import DEVICE
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ class DeviceWorker(WorkerPlugin):
         worker.handlers["dgpunet_evict"] = self._evict
 
     def _resources(self) -> dict[str, int]:
-        found = {f"VRAM:{d.name}": d.usable_mib for d in self.devices if d.kind == "gpu" and d.usable_mib}
+        found = {resource_name(d): d.usable_mib for d in self.devices if d.kind == "gpu" and d.usable_mib}
         cpus = [d for d in self.devices if d.kind == "cpu"]
-        found |= {f"CPUS:{d.name}": _ANY if self.host.cpus is None else self.host.cpus for d in cpus}
+        found |= {resource_name(d): _ANY if self.host.cpus is None else self.host.cpus for d in cpus}
         return found | ({LIGHT: self.light or self.worker.state.nthreads} if cpus else {})
 
     def transition(self, key: Key, start: str, finish: str, **kwargs: Any) -> None:
