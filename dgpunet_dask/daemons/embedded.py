@@ -93,11 +93,12 @@ def named_cluster(home: Home, named: str, environ: Mapping[str, str]) -> ApiClie
     address = named if "://" in named else f"http://{named}"
     try:
         netloc = urllib.parse.urlsplit(address)
-        known = local is not None and netloc.port == urllib.parse.urlsplit(local.api).port
+        port = netloc.port
     except ValueError:
         raise NoHead(where=named) from None
     if netloc.scheme != "http":
         raise NoHead(where=named)
+    known = local is not None and port == urllib.parse.urlsplit(local.api).port
     key = environ.get("DGPUNET_API_KEY") or (local.key if local is not None and known else "")
     return ApiClient(address, key)
 

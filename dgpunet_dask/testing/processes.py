@@ -23,6 +23,15 @@ def processes_of(home: Path) -> list[psutil.Process]:
     return found
 
 
+def commands_of(home: Path) -> dict[int, str]:
+    """Return the command lines of `processes_of` by pid."""
+    found = {}
+    for process in processes_of(home):
+        with contextlib.suppress(psutil.Error):
+            found[process.pid] = " ".join(process.cmdline())
+    return found
+
+
 def kill_all(home: Path) -> list[str]:
     """Kill every process of `home`; return what they were, for a test to complain about."""
     found = processes_of(home)

@@ -14,7 +14,7 @@ import pytest
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.lifeline import child_env, python_argv, wait_until
-from dgpunet_dask.testing.processes import kill_all, processes_of
+from dgpunet_dask.testing.processes import commands_of, kill_all
 
 TWO_CARDS = """
 version: 1
@@ -75,12 +75,12 @@ class Site:
 
     def pids(self, word: str) -> list[int]:
         """Return the processes whose command line has `word`."""
-        return [p.pid for p in processes_of(self.home.root) if word in " ".join(p.cmdline())]
+        return [pid for pid, command in commands_of(self.home.root).items() if word in command]
 
     def left(self) -> list[str]:
         """Return what runs, without the commands that this test started."""
         mine = {p.pid for p in self.started if p.poll() is None}
-        return [" ".join(p.cmdline()[:6]) for p in processes_of(self.home.root) if p.pid not in mine]
+        return [command for pid, command in commands_of(self.home.root).items() if pid not in mine]
 
     def until(self, condition: Callable[[], object], deadline_s: float = 20.0) -> None:
         assert wait_until(lambda: bool(condition()), deadline_s), self.logs()
