@@ -1,0 +1,147 @@
+"""Ctrl-C, kill -9 and the end of a wait: the documented exit codes, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import Cli
+from tests.helpers import processes_with_home, until
+
+WORKLOAD = """\
+version: 1
+name: slow
+params: {marker: {type: string, required: true}}
+stages:
+  read: {run: "stages:Read", unit: {items: 1}}
+  wait: {run: "stages:Wait", after: read}
+"""
+
+STAGES = """\
+import time
+from pathlib import Path
+
+from dgpunet_dask import Demand, Stage
+
+
+class Read(Stage):
+    def __call__(self):
+        yield from range(1000)
+
+
+class Wait(Stage):
+    demand = Demand(vram="1GiB", cpu_ok=True)
+
+    def load(self, *, marker: str) -> None:
+        self.marker = Path(marker)
+
+    def __call__(self, batch):
+        self.marker.touch()
+        time.sleep(0.2)
+        return batch
+"""
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    (folder / "job.yaml").write_text(WORKLOAD)
+    (folder / "stages.py").write_text(STAGES)
+    return folder
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_an_embedded_job_ends_with_its_command(cli: Cli, slow: Path, tmp_path: Path, signum: int, code: int) -> None:
+    marker = tmp_path / "running"
+    command = cli.start("submit", slow, "--set", f"marker={marker}")
+    until(marker.exists, timeout_s=60)
+    command.send_signal(signum)
+    _, told = command.communicate(timeout=60)
+    assert command.returncode == code, told
+    until(lambda: not processes_with_home(cli.home), timeout_s=20)
+    records = [json.loads(f.read_text()) for f in (cli.home / "jobs").glob("*/job.json")]
+    assert [r["state"] for r in records] == ["cancelled"]
+    assert not list((cli.home / "jobs").glob("*/results/*"))
+
+
+def test_ctrl_c_detaches_from_a_job_on_a_head(shared_cluster: Cli, slow: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "running"
+    command = shared_cluster.start("submit", slow, "--set", f"marker={marker}")
+    until(marker.exists, timeout_s=60)
+    command.send_signal(signal.SIGINT)
+    _, told = command.communicate(timeout=60)
+    assert command.returncode == 130
+    job_id = told.split("jobs wait ")[1].split()[0]
+    assert shared_cluster("jobs", "show", job_id, "--json").json["state"] == "running"
+    timed_out = shared_cluster("jobs", "wait", job_id, "--timeout", "1", "--json")
+    assert timed_out.code == 101
+    assert timed_out.json["error"]["code"] == "still_running"
+    assert shared_cluster("jobs", "cancel", job_id).code == 0
+    ended = shared_cluster("jobs", "wait", job_id, "--json")
+    assert ended.code == 103
+    assert ended.json["state"] == "cancelled"
+
+
+def test_a_job_whose_head_is_killed_is_lost_and_the_next_head_says_so(cli: Cli, slow: Path, tmp_path: Path) -> None:
+    assert cli("up").code == 0
+    marker = tmp_path / "running"
+    command = cli.start("submit", slow, "--set", f"marker={marker}", "--json")
+    until(marker.exists, timeout_s=60)
+    os.kill(cli("status", "--json").json["head_pid"], signal.SIGKILL)
+    out, _ = command.communicate(timeout=60)
+    assert command.returncode == 104
+    assert json.loads(out)["error"]["code"] == "lost"
+    until(lambda: not processes_with_home(cli.home), timeout_s=20)
+    assert cli("up").code == 0
+    assert [job["state"] for job in cli("jobs", "list", "--json").json] == ["lost"]
+
+
+def test_a_full_disk_fails_the_job_and_keeps_the_old_index(tmp_path: Path, home_on_small_disk: Cli, texts: Callable[[int], Path]) -> None:
+    folder = texts(3)
+    first = home_on_small_disk("submit", "embed-codebase", "--set", f"path={folder}", "--set", "index=i", "--json")
+    assert first.code == 0, first.err
+    before = home_on_small_disk("index", "show", "i", "--json").json
+    filler = home_on_small_disk.home / "filler"
+    for number in range(4):
+        (folder / f"more{number}.txt").write_text(f"different text number {number}\n" * 20)
+    with open(filler, "wb") as file:
+        free = shutil.disk_usage(home_on_small_disk.home).free
+        file.write(b"\0" * max(0, free - 16384))
+    full = home_on_small_disk("submit", "embed-codebase", "--set", f"path={folder}", "--set", "index=i", "--json")
+    assert full.code == 100, full.err
+    assert full.json["error"]["code"] == "disk_full"
+    filler.unlink()
+    assert home_on_small_disk("index", "show", "i", "--json").json == before
+    again = home_on_small_disk("submit", "embed-codebase", "--set", f"path={folder}", "--set", "index=i", "--json")
+    assert again.code == 0
+    assert again.json["metrics"]["files"] == 7
+
+
+@pytest.fixture
+def home_on_small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Cli:
+    """A home on a file system of 16 MiB, with a cluster running on it."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(mount)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"mounting needs root: {done.stderr.strip()}")
+    made = Cli(mount / "h")
+
+    def end() -> None:
+        made("down")
+        subprocess.run(["umount", "-l", str(mount)], check=True)
+
+    request.addfinalizer(end)
+    up = made("up")
+    assert up.code == 0, up.err
+    return made
