@@ -29,9 +29,8 @@ class AsyncWire:
         try:
             head = packet.head()
             sent = await self._send_rights(head, packet.fd)
-            await loop.sock_sendall(self._sock, memoryview(head)[sent:])
-            if packet.fd is None:
-                await loop.sock_sendall(self._sock, packet.inline)
+            for rest in packet.rest(head, sent):
+                await loop.sock_sendall(self._sock, rest)
         finally:
             packet.close()
 

@@ -15,8 +15,8 @@ inspect    digest, workloads, stages                     ``facts`` or ``error``
 end                                                      unloads the stage and exits with status 0
 =========  ============================================  =================================================================
 
-It ends with its process group as soon as the agent is gone: the write end of the inherited pipe in ``$DGPUNET_LIFELINE_FD`` closes, even
-when the agent is killed.
+It ends with its process group as soon as the agent is gone: then the write end of the inherited pipe in ``$DGPUNET_LIFELINE_FD`` closes,
+even when the agent was killed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -182,34 +181,26 @@ def cap_torch(spec: StageCallSpec) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, spec.vram_mib * _MIB / total), spec.torch_device)
 
 
-def end_group() -> None:
-    """Kill this process, and with it what user code started, if it leads a process group of its own."""
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
+def guard_lifeline(fd: int, connection: socket.socket) -> None:
+    """Leave a guard behind that ends this process and its group once the other end of the pipe `fd` is closed, whoever closed it.
 
-
-def watch_lifeline(fd: int) -> None:
-    """End this process once the other end of the pipe `fd` is closed, whoever closed it."""
-
-    def wait() -> None:
-        while os.read(fd, 1):
-            pass
-        end_group()
-
-    threading.Thread(target=wait, name="lifeline", daemon=True).start()
-
-
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends: holds even while user code keeps the interpreter's lock."""
-    if not sys.platform.startswith("linux"):
+    The guard is a process, forked while this one is still small: a thread would wait for the interpreter's lock, which user code may
+    keep, and the kernel's own signal at a parent's end would reach this process alone and not what user code started. It ends with the
+    group.
+    """
+    host = os.getpid()
+    if os.fork():
+        os.close(fd)
         return
-    try:
-        import ctypes
-    except ImportError:  # an interpreter built without it: the lifeline remains
-        return
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGKILL), 0, 0, 0)
+    connection.close()  # so that the agent sees this process's end, and not only the guard's
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    while os.read(fd, 1):
+        pass
+    if os.getpgrp() == host:
+        os.killpg(host, signal.SIGKILL)
+    os.kill(host, signal.SIGKILL)
+    os._exit(0)
 
 
 def _protocol(argv: list[str]) -> socket.socket:
@@ -221,13 +212,12 @@ def _protocol(argv: list[str]) -> socket.socket:
 def main(argv: list[str]) -> int:
     """Serve the inherited socket; return the exit status."""
     faulthandler.enable()
-    die_with_parent()
+    connection = _protocol(argv)
     lifeline = os.environ.pop(LIFELINE_VARIABLE, None)
     if lifeline is not None:
-        os.set_inheritable(int(lifeline), False)
-        watch_lifeline(int(lifeline))
+        guard_lifeline(int(lifeline), connection)
     try:
-        StageHost(Wire(_protocol(argv))).serve()
+        StageHost(Wire(connection)).serve()
     except (ConnectionError, DgpunetError):
         traceback.print_exc()
         return 1

@@ -122,7 +122,7 @@ class AgentClient:
         wire = self._connect(stage, device)
         try:
             yield wire
-        except (ConnectionError, BrokenPipeError) as error:
+        except ConnectionError as error:
             raise self._no_agent(stage, device, "its agent ended") from error
         finally:
             wire.close()

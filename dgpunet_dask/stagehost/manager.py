@@ -245,6 +245,7 @@ class StageHosts:
                 answer = await process.exchange(request, _nowhere)
             finally:
                 await process.end(self.limits.grace)
+                await process.close()
             if answer.kind == "error":
                 return answer
             facts |= answer.fields
@@ -355,8 +356,8 @@ class StageHosts:
     async def _watch(self, host: _Host, process: StageProcess) -> None:
         """Take the host off the books once its process is gone, however it ended."""
         await process.gone()
-        process.close()
         self._forget(host)
+        await process.close()
 
     def _give_back(self, host: _Host) -> None:
         """Mark the host idle; one whose load failed, or that serves no other job, ends."""

@@ -56,15 +56,14 @@ class StageProcess:
         self._process = process
         self._wire = wire
         self._moved = 0.0
+        self._exchanging = asyncio.Lock()
         self._credits: int | None = None
+        self._killer: asyncio.TimerHandle | None = None
         self._deadline_s = spec.deadline_s
 
     @classmethod
     async def start(cls, spec: StageCallSpec, launch: Launch) -> StageProcess:
-        """Start the process; the stage is not loaded yet.
-
-        It is started by the loop's own thread: the child asks the kernel to end it with the thread that started it.
-        """
+        """Start the process; the stage is not loaded yet."""
         ours, theirs = socket.socketpair()
         log = os.open(launch.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
@@ -111,6 +110,10 @@ class StageProcess:
         StageHostLost
             If the process ended.
         """
+        async with self._exchanging:
+            return await self._exchange(request, deliver, allowed)
+
+    async def _exchange(self, request: Packet, deliver: Deliver, allowed: int | None) -> Packet:
         self._credits, self._deadline_s = allowed, _deadline_of(request, self.spec)
         self._moved = asyncio.get_running_loop().time()
         try:
@@ -125,6 +128,9 @@ class StageProcess:
                     await deliver(answer)
         except (ConnectionError, OSError) as error:
             raise await self._lost() from error
+        finally:
+            if self._killer is not None:
+                self._killer.cancel()
 
     async def _answer(self) -> Packet:
         """Return the next message; a missing one ends the process after the deadline."""
@@ -142,6 +148,7 @@ class StageProcess:
                     raise await self._hung()
         except BaseException:
             waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)  # its socket must not be closed under it
             raise
         self._moved = loop.time()
         packet = waiting.result()
@@ -157,10 +164,8 @@ class StageProcess:
             await self._wire.send(Packet.of("credit", {"n": n}))
 
     async def cancel(self, within_s: float) -> None:
-        """Ask the running stream to stop; if it has not after `within_s`, the deadline ends the process."""
-        self._credits = None
-        self._moved = asyncio.get_running_loop().time()
-        self._deadline_s = min(self._deadline_s, within_s)
+        """Ask the running stream to stop; if it has not after `within_s`, the process is killed."""
+        self._killer = asyncio.get_running_loop().call_later(within_s, self._signal, signal.SIGKILL)
         await self._wire.send(Packet.of("cancel"))
 
     async def end(self, grace: Grace) -> None:
@@ -174,9 +179,10 @@ class StageProcess:
                     await self.kill()
         await self.gone()
 
-    def close(self) -> None:
-        """Close the connection to a process that is gone."""
-        self._wire.close()
+    async def close(self) -> None:
+        """Close the connection to a process that is gone, once the exchange that is going on has seen its end."""
+        async with self._exchanging:
+            self._wire.close()
 
     async def kill(self) -> None:
         """Kill the process with its whole group, at once, and wait until it is gone."""

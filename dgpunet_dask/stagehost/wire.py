@@ -69,6 +69,14 @@ class Packet:
         meta = json.dumps([self.kind, self.fields, list(self.sizes)]).encode()
         return HEAD.pack(_MAGIC, self.fd is not None, len(meta), self.payload_bytes) + meta
 
+    def rest(self, head: bytes, sent: int) -> list[Buffer]:
+        """Return what is to be sent after the first `sent` bytes of `head`.
+
+        Nothing empty: sending nothing to a peer that has answered and gone is an error too.
+        """
+        pieces: list[Buffer] = [head[sent:], b"" if self.fd is not None else self.inline]
+        return [piece for piece in pieces if len(piece)]
+
     def frames(self, keep: bool = False) -> list[memoryview]:
         """Return the frames, once, in private writable memory: writing to them changes nobody else's copy.
 
@@ -153,9 +161,8 @@ class Wire:
         try:
             head = packet.head()
             sent = self._sock.sendmsg([head], rights(packet.fd))
-            self._sock.sendall(memoryview(head)[sent:])
-            if packet.fd is None:
-                self._sock.sendall(packet.inline)
+            for rest in packet.rest(head, sent):
+                self._sock.sendall(rest)
         finally:
             packet.close()
 
@@ -223,9 +230,8 @@ def _memory_file(flat: Sequence[memoryview]) -> int:
 
 
 def _mapped(fd: int, nbytes: int) -> mmap.mmap:
-    if sys.version_info >= (3, 13):
-        return mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE, trackfd=False)
-    return mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE)
+    options: dict[str, Any] = {} if _MAPPING_HOLDS_FD else {"trackfd": False}
+    return mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE, **options)
 
 
 def _read(fd: int, nbytes: int) -> bytearray:

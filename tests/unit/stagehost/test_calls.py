@@ -1,5 +1,6 @@
 """Batches keep to their budgets, and results come back in the order of their items."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_token_batches_cover_all_items_once_within_the_budget(lengths, budget, m
 @given(lengths_of, st.integers(1, 2000))
 def test_no_two_neighbouring_batches_could_be_one(lengths, budget):
     batches = list(token_batches(lengths, budget))
-    for one, next_one in zip(batches, batches[1:], strict=False):
+    for one, next_one in pairwise(batches):
         assert lengths[one[0]] * (len(one) + 1) > budget
         assert lengths[next_one[0]] <= lengths[one[-1]]
 

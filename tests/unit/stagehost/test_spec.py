@@ -99,14 +99,14 @@ def test_errors_of_ours_keep_their_class_across_a_border():
 
 
 def test_what_user_code_raises_becomes_an_error_of_ours():
-    class Odd(Exception):
+    class OddError(Exception):
         def __str__(self):
             raise RuntimeError
 
     full = failure_of(OSError(28, "No space left on device", "/data/x"), "s")
     assert isinstance(full, DiskFull)
     assert "/data/x" in full.message
-    assert failure_of(Odd(), "s").fields["kind"] == "Odd"
+    assert failure_of(OddError(), "s").fields["kind"] == "OddError"
     own = failure_of(ZeroDivisionError("division by zero"), "write")
     assert isinstance(own, StageFailed)
     assert own.fields["kind"] == "ZeroDivisionError"
