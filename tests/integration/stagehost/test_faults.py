@@ -36,6 +36,13 @@ class Hangs(Stage):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         time.sleep(600)
 
+class HoldsLock(Stage):
+    def __call__(self, batch):
+        import ctypes
+        with open(batch[0] + ".pid", "w") as f: f.write(str(os.getpid()))
+        os.rename(batch[0] + ".pid", batch[0])
+        ctypes.PyDLL(None).sleep(600)  # a call that keeps the interpreter's lock
+
 class Slow(Stage):
     def __call__(self, batch):
         for item in batch:
@@ -138,10 +145,11 @@ def test_a_process_killed_while_idle_is_replaced_without_a_word(agent, tmp_path)
         assert call(agent, spec("Waits"), str(path)) != [pid]
 
 
-def test_a_hanging_process_is_killed_with_its_children_at_the_deadline(agent, tmp_path):
+@pytest.mark.parametrize("stage", ["Hangs", "HoldsLock"])
+def test_a_hanging_process_is_killed_with_its_children_at_the_deadline(agent, tmp_path, stage):
     began = time.monotonic()
     with pytest.raises(StageHung) as caught:
-        call(agent, spec("Hangs", deadline_s=1.0), str(tmp_path / "pids"))
+        call(agent, spec(stage, deadline_s=1.0), str(tmp_path / "pids"))
     assert 1.0 <= time.monotonic() - began < 15
     assert caught.value.fields["deadline_s"] == 1.0
     for pid in map(int, (tmp_path / "pids").read_text().split()):
@@ -229,7 +237,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("stage", ["Waits", "Hangs"])
+@pytest.mark.parametrize("stage", ["Waits", "Hangs", "HoldsLock"])
 def test_when_the_agent_is_killed_its_processes_end(agent, tmp_path, stage):
     agent.do(agent.hosts.stop())
     with subprocess.Popen([sys.executable, "-c", AGENT, str(agent.home.root)], cwd=ROOT, stdout=subprocess.PIPE) as killed:
