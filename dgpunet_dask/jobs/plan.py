@@ -119,7 +119,7 @@ def _call(
         device="" if host is None else host.device,
         vram_mib=None if host is not None else demand.vram_mib,
         resident_mib=0 if host is not None else demand.resident_mib,
-        threads=1 if host is None else host.threads,
+        threads=max(1, demand.cpus) if host is None else host.threads,
         deadline_s=spec.deadline_s,
         job_id=job_id,
         folder=None if host is None else str(scratch),

@@ -18,7 +18,7 @@ from dgpunet_dask.stagehost.frames import Buffer
 from dgpunet_dask.stagehost.inline import call_light
 from dgpunet_dask.stagehost.spec import CallResult, StageCallSpec
 
-#: Compute threads of one stage on a CPU; the agent sets it from the cores that its devices share.
+#: Compute threads of a stage on a card; the agent sets it where simulated cards share the cores of one machine.
 THREADS_VARIABLE: Final = "DGPUNET_STAGE_THREADS"
 #: Where the agent of this host listens; the agent sets it too.
 SOCKET_VARIABLE: Final = "DGPUNET_AGENT_SOCKET"
@@ -90,10 +90,13 @@ def _call_with_retries(spec: StageCallSpec, retries: int, frames: Sequence[Buffe
 
 
 def _on_device(spec: StageCallSpec, device: Device) -> StageCallSpec:
-    """Return `spec` bound to `device`: a simulated card is computed on the CPU, and its charge is the whole card where none was stated."""
-    threads = int(os.environ.get(THREADS_VARIABLE) or usable_cpus())
+    """Return `spec` bound to `device`: a simulated card is computed on the CPU, and its charge is the whole card where none was stated.
+
+    On a CPU a stage keeps to the cores that its demand was admitted with; several units at once run in a process each.
+    """
     if device.kind == "cpu":
-        return replace(spec, device=device.name, torch_device="cpu", vram_mib=None, resident_mib=0, threads=threads)
+        return replace(spec, device=device.name, torch_device="cpu", vram_mib=None, resident_mib=0)
+    threads = int(os.environ.get(THREADS_VARIABLE) or usable_cpus())
     vram_mib = device.usable_mib if spec.vram_mib is None else spec.vram_mib
     torch_device = "cuda:0" if device.uuid else "cpu"
     return replace(spec, device=device.name, torch_device=torch_device, vram_mib=vram_mib, threads=threads)
