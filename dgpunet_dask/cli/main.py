@@ -141,6 +141,8 @@ def run(words: list[str]) -> int:
         _print_json_error({"code": "usage", "message": error.format_message(), "reasons": []}, words)
         return error.exit_code
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            return _stdout_is_gone()  # click's own way to end when the reader has left
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BrokenPipeError:
         return _stdout_is_gone()

@@ -1,0 +1,120 @@
+"""Errors become one line and a documented exit code, in one place."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+
+from dgpunet_dask import __version__
+from dgpunet_dask.cli import main as cli_main
+from dgpunet_dask.cli.context import pass_context
+from dgpunet_dask.daemons.lifeline import child_env
+from dgpunet_dask.errors import JobLost, Unplaceable
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Put one command `x` in the place of all others; it does what `does` says and keeps the context that it saw."""
+    seen = {}
+
+    @click.command()
+    @click.option("--json", "as_json", is_flag=True)
+    @pass_context
+    def x(context, as_json):
+        seen["context"] = context
+        raise seen["does"]
+
+    monkeypatch.setattr(cli_main, "COMMANDS", {"x": cli_main.Lazy(f"{__name__}:x", "An x.")})
+    monkeypatch.setattr(cli_main.importlib, "import_module", lambda name: type("M", (), {"x": x}))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("does", "code", "text"),
+    [
+        (JobLost(job_id="j"), 104, "gone"),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+        (RuntimeError("wires crossed"), 1, "RuntimeError: wires crossed"),
+        (click.UsageError("no such thing"), 2, "no such thing"),
+        (click.Abort(), 130, "Interrupted"),
+        (SystemExit(101), 101, ""),
+        (SystemExit(None), 0, ""),
+        (BrokenPipeError(), 0, ""),
+    ],
+)
+def test_exit_codes(command, capfd, does, code, text):
+    command["does"] = does
+    assert cli_main.run(["x"]) == code
+    out, err = capfd.readouterr()
+    assert text in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_json_errors_go_to_stdout(command, capfd):
+    command["does"] = Unplaceable(what="x", summary="s", verdicts=[{"device": "a", "code": "vram_total"}])
+    assert cli_main.run(["x", "--json"]) == 105
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"error": command["does"].to_json()}
+    assert "device=a" in err
+    assert cli_main.run(["x", "--json", "--nonsense"]) == 2
+    assert json.loads(capfd.readouterr().out)["error"]["code"] == "usage"
+
+
+def test_tracebacks_only_when_asked_for(command, capfd):
+    command["does"] = RuntimeError("wires crossed")
+    cli_main.run(["-v", "x"])
+    assert "Traceback" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--cluster", "c", "-q", "x"], ["x", "--cluster", "c", "-q"]])
+def test_common_options_before_and_after_the_name(command, words):
+    command["does"] = SystemExit(0)
+    cli_main.run(words)
+    assert (command["context"].cluster, command["context"].quiet, command["context"].verbose) == ("c", True, False)
+
+
+def test_cluster_from_the_environment(command, monkeypatch):
+    command["does"] = SystemExit(0)
+    monkeypatch.setenv("DGPUNET_CLUSTER", "e")
+    cli_main.run(["x"])
+    assert command["context"].cluster == "e"
+    cli_main.run(["x", "--cluster", "c"])
+    assert command["context"].cluster == "c"
+
+
+def test_unknown_commands_are_usage_errors(capfd):
+    assert cli_main.run(["nonsense"]) == 2
+    assert "nonsense" in capfd.readouterr().err
+    assert cli_main.run(["--help"]) == 0
+    assert cli_main.run(["--version"]) == 0
+    assert __version__ in capfd.readouterr().out
+
+
+def test_every_command_in_the_table_loads():
+    with click.Context(cli_main.cli) as ctx:
+        for name in cli_main.COMMANDS:
+            loaded = cli_main.cli.get_command(ctx, name)
+            assert loaded.name == name
+            assert loaded.help
+
+
+def test_help_loads_nothing_heavy():
+    script = "import sys; from dgpunet_dask.cli.main import run; run(['--help']); print(sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], env=child_env({}), capture_output=True, text=True, timeout=60, check=True)
+    heavy = {"distributed", "dask", "torch", "numpy", "tornado", "psutil", "yaml", "pydantic"}
+    assert not heavy & set(json.loads(done.stderr.replace("'", '"')))
+
+
+def test_a_reader_that_leaves_is_no_error():
+    argv = [sys.executable, "-m", "dgpunet_dask.cli.main", "--help"]
+    process = subprocess.Popen(argv, env=child_env({}), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert err == b""
