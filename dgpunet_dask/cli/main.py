@@ -132,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(words: list[str]) -> int:
     """Run one command and return its exit code, with one line on stderr for whatever went wrong."""
+    stdout = sys.stdout
     try:
         result = cli.main(args=words, prog_name=PROGRAM, standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
@@ -141,8 +142,8 @@ def run(words: list[str]) -> int:
         _print_json_error({"code": "usage", "message": error.format_message(), "reasons": []}, words)
         return error.exit_code
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):
-            return _stdout_is_gone()  # click's own way to end when the reader has left
+        if sys.stdout is not stdout:
+            return _stdout_is_gone()  # click puts another in its place when the reader has left
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BrokenPipeError:
         return _stdout_is_gone()
