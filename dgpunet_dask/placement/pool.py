@@ -57,21 +57,45 @@ class Group:
 class DeviceClass:
     """Devices whose facts, and the facts of their hosts, are alike in all that a filter or a score looks at."""
 
-    __slots__ = ("device", "groups", "host", "size")
+    __slots__ = ("device", "groups", "host", "open", "size")
 
     def __init__(self, device: Device, host: Host) -> None:
         self.device, self.host = device, host
         self.size = 0
         self.groups: dict[Load, Group] = {}
+        self.open: dict[Load, Group] = {}  # those with members
+
+    def enter(self, slot: Slot) -> None:
+        """Put `slot`, which may be used now, into the group of its load."""
+        load = _load(slot.charges.values()) if slot.charges else ()
+        group = self.groups.get(load)
+        if group is None:
+            if len(self.groups) >= MEMO_MAX:
+                self.groups = dict(self.open)
+            group = self.groups[load] = Group(load)
+        if not group.members:
+            self.open[load] = group
+        group.add(slot.name, slot)
+        slot.group = group
+
+    def leave(self, slot: Slot) -> None:
+        """Take `slot` out of its group."""
+        group = slot.group
+        if group is not None:
+            del group.members[slot.name]
+            if not group.members:
+                del self.open[group.load]
+            slot.group = None
 
 
 class Slot:
     """One device with its state and charges, and the group it is in while it may be used."""
 
-    __slots__ = ("activations", "charges", "device", "group", "host", "kind", "state")
+    __slots__ = ("activations", "charges", "device", "group", "host", "is_gpu", "kind", "name", "state")
 
     def __init__(self, device: Device, host: Host, kind: DeviceClass, state: DeviceState) -> None:
         self.device, self.host, self.kind, self.state = device, host, kind, state
+        self.name, self.is_gpu = device.name, device.kind == "gpu"
         self.charges: dict[str, Charge] = {}
         self.activations = 0
         self.group: Group | None = None
@@ -164,8 +188,7 @@ class Pool:
         return self._classes.setdefault(key, DeviceClass(device, host))
 
     def _leave(self, slot: Slot) -> None:
-        if slot.group is not None:
-            del slot.group.members[slot.device.name]
+        slot.kind.leave(slot)
         slot.kind.size -= 1
         if slot.kind.size == 0:
             self._classes = {key: kind for key, kind in self._classes.items() if kind is not slot.kind}
@@ -223,21 +246,11 @@ class Pool:
 
     def _regroup(self, slot: Slot) -> None:
         self._fleet = None
-        name = slot.device.name
+        kind = slot.kind
         if slot.group is not None:
-            del slot.group.members[name]
-            slot.group = None
-        if slot.state != "running" or slot.device.cordoned or (slot.activations and slot.device.kind == "gpu"):
-            return
-        load = _load(slot.charges.values()) if slot.charges else ()
-        groups = slot.kind.groups
-        group = groups.get(load)
-        if group is None:
-            if len(groups) >= MEMO_MAX:
-                slot.kind.groups = groups = {k: g for k, g in groups.items() if g.members}
-            group = groups[load] = Group(load)
-        group.add(name, slot)
-        slot.group = group
+            kind.leave(slot)
+        if slot.state == "running" and not (slot.activations and slot.is_gpu) and not slot.device.cordoned:
+            kind.enter(slot)
 
     def slot(self, name: str) -> Slot:
         """Return the device's slot, to be read only."""
@@ -267,19 +280,20 @@ class Pool:
             tiers.setdefault(scored(candidate(kind.device, (), demand), field).total, []).append(kind)
         return [tiers[total] for total in sorted(tiers, reverse=True)]
 
-    def pick(self, plan: Plan, barred: Collection[str] = ()) -> str | None:
+    def pick(self, plan: Plan, barred: Collection[str] = ()) -> Slot | None:
         """Return the best device that will do now for a plan of one card, ``None`` where none will."""
         for tier in plan.tiers:
             best: tuple[int, str] | None = None
             for kind in tier:
-                for group in kind.groups.values():
-                    if not group.members or (left := plan.left_mib(group)) is None or (best is not None and left > best[0]):
+                for group in kind.open.values():
+                    left = plan.left_mib(group)
+                    if left is None or (best is not None and left > best[0]):
                         continue
                     name = group.first(barred)
                     if name is not None and (best is None or (left, name) < best):
                         best = (left, name)
             if best is not None:
-                return best[1]
+                return self._slots[best[1]]
         return None
 
     def evict(self, name: str, demand: Demand) -> tuple[str, ...]:
@@ -304,9 +318,9 @@ class Pool:
         if verdicts or among is not None or demand.gpus > 1:
             return self._place_fully(demand, barred, among)
         plan = self.plan(demand)
-        name = self.pick(plan, barred)
-        if name is not None:
-            return Decision("placed", devices=(name,), evict=self.evict(name, demand))
+        slot = self.pick(plan, barred)
+        if slot is not None:
+            return Decision("placed", devices=(slot.name,), evict=self.evict(slot.name, demand))
         return Decision("never" if self._slots and not plan.tiers else "wait")
 
     def _place_fully(self, demand: Demand, barred: Collection[str], among: Collection[str] | None) -> Decision:

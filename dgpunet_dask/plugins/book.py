@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +12,7 @@ from distributed.core import Status
 from dgpunet_dask.errors import BadValue
 from dgpunet_dask.model.fleet import Charge, Device, DeviceState
 from dgpunet_dask.placement.feasible import need_mib
-from dgpunet_dask.placement.pool import Plan, Pool
+from dgpunet_dask.placement.pool import Plan, Pool, Slot
 from dgpunet_dask.plugins.facts import EXTRA, device_from_wire, host_from_wire, resource_name
 from dgpunet_dask.plugins.records import Record, Signature
 
@@ -96,24 +96,28 @@ class Book:
 
     # Units
 
-    def charge(self, record: Record, names: tuple[str, ...], plan: Plan | None = None) -> str:
-        """Charge a unit of `record` on each of `names` and return the holder. `plan`: the demand's, where at hand."""
+    def charge(self, record: Record, slots: Sequence[Slot], plan: Plan | None = None) -> str:
+        """Charge a unit of `record` on each of `slots` and return the holder. `plan`: the demand's, where at hand."""
         holder = str(record.key)
-        if holder in self._units or holder in self._lingering:
+        if holder in self._units or holder in slots[0].charges:  # an earlier call that lingers, or a resident of that name
             self._number += 1
             holder = f"{holder} #{self._number}"
-        demand = record.signature.demand
-        for name in names:
-            self.pool.charge(self.pool.activation(name, demand, holder, plan))
-        self._units[holder] = record.signature
-        record.holder, record.devices = holder, names
+        pool, signature = self.pool, record.signature
+        record.devices = ()
+        for slot in slots:
+            pool.charge(pool.activation(slot.name, signature.demand, holder, plan))
+            record.devices += (slot.name,)
+        self._units[holder] = signature
+        record.holder = holder
         return holder
 
     def release(self, record: Record) -> None:
         """Take off what `record` has charged, if anything."""
-        if record.holder is not None:
-            self.forget(record.holder)
+        holder = record.holder
+        if holder is not None:
             record.holder, record.devices = None, ()
+            del self._units[holder]
+            self.pool.release(holder)
 
     def linger(self, record: Record, address: str) -> str:
         """Leave the charge of `record` where it is until worker `address` reports the end of the call; return the holder to ask about."""

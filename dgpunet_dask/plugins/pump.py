@@ -16,13 +16,12 @@ from distributed.protocol.pickle import dumps
 
 from dgpunet_dask.errors import DgpunetError, Unplaceable
 from dgpunet_dask.model.decision import Decision
-from dgpunet_dask.placement.pool import Plan
+from dgpunet_dask.placement.pool import Plan, Slot
 from dgpunet_dask.plugins.book import Book
 from dgpunet_dask.plugins.queues import Queue, Queues
 from dgpunet_dask.plugins.records import DEVICE, DEVICES, HOLD, DecisionLog, Pins, Record, Signature
 
 if TYPE_CHECKING:
-    from dask.typing import Key
     from distributed.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -39,8 +38,8 @@ class Pump:
         Called with device and holder for each idle resident that must leave; the answer is a report of residents.
     """
 
-    def __init__(self, scheduler: Scheduler, book: Book, records: dict[Key, Record], evict: Callable[[str, str], None]) -> None:
-        self.scheduler, self.book, self.records, self.evict = scheduler, book, records, evict
+    def __init__(self, scheduler: Scheduler, book: Book, evict: Callable[[str, str], None]) -> None:
+        self.scheduler, self.book, self.evict = scheduler, book, evict
         self.queues = Queues()
         self.log = DecisionLog()
         self._armed = False
@@ -66,8 +65,7 @@ class Pump:
 
     def waits(self, record: Record) -> bool:
         """Whether a queued record still is a parked task of ours without a device."""
-        parked = record.holder is None and record.ts.state == "no-worker" and not record.settling
-        return parked and self.records.get(record.key) is record
+        return record.holder is None and record.ts.state == "no-worker" and not record.settling and not record.gone
 
     def arm(self) -> None:
         """Run the pump on the next turn of the loop."""
@@ -132,18 +130,18 @@ class Pump:
         signature, pool, plan = queue.signature, self.book.pool, queue.plan
         assert plan is not None  # only queues with an error have none, and those are not placed
         if signature.pins is None and signature.demand.gpus == 1:
-            name = pool.pick(plan, barred)
-            if name is None or (pool.slot(name).charges and pool.evict(name, signature.demand)):
+            slot = pool.pick(plan, barred)
+            if slot is None or (slot.charges and pool.evict(slot.name, signature.demand)):
                 return False
-            names: tuple[str, ...] = (name,)
+            slots: tuple[Slot, ...] = (slot,)
         else:
             decision = self.decide(signature, barred)
             if decision.outcome != "placed" or decision.evict:
                 return False
-            names = decision.devices
-        self._send(record, names, plan)
-        for name in names:
-            self.queues.passed(queue, pool.slot(name).kind, name)
+            slots = tuple(pool.slot(name) for name in decision.devices)
+        self._send(record, slots, plan)
+        for slot in slots:
+            self.queues.passed(queue, slot.kind, slot.name)
         return True
 
     def decide(self, signature: Signature, barred: Collection[str] = (), *, verdicts: bool = False) -> Decision:
@@ -179,28 +177,28 @@ class Pump:
         able = (a for a in book.devices_of if all(workers[a].resources.get(r, 0) >= q for r, q in pins.resources))
         return frozenset(name for address in able for name in book.devices_of[address])
 
-    def _send(self, record: Record, names: tuple[str, ...], plan: Plan) -> None:
+    def _send(self, record: Record, slots: tuple[Slot, ...], plan: Plan) -> None:
         """Charge, and point the task at the one worker of its first device.
 
         The interlock, a worker resource per device, keeps two units from one device even where the ledger was wrong. It counts whole
         MiB, since sums of floats drift.
         """
-        book, ts, demand = self.book, record.ts, record.signature.demand
-        holder, key = book.charge(record, names, plan), str(record.key)
-        address = book.worker_of[names[0]]
+        book, ts, stage = self.book, record.ts, record.signature.demand.stage
+        key = str(record.key)
+        holder = book.charge(record, slots, plan)
+        address = book.worker_of[slots[0].name]
         resources = dict(record.signature.resources)
-        for name in names:
-            slot = book.pool.slot(name)
-            charge = slot.charges[holder]
-            amount = charge.vram_mib if slot.device.kind == "gpu" else charge.cpus
+        for slot in slots:
+            name, charge = slot.name, slot.charges[holder]
+            amount = charge.vram_mib if slot.is_gpu else charge.cpus
             if amount and book.worker_of[name] == address:
                 resources[book.resource_of[name]] = amount
-            self.log.add(key, demand.stage, name, charge.vram_mib, slot.charged_mib, slot.device.usable_mib)
+            self.log.add(key, stage, name, charge.vram_mib, slot.charged_mib, slot.device.usable_mib)
         ts.worker_restrictions = {address}
         ts.resource_restrictions = resources
-        ts.annotations[DEVICE] = names[0]
-        if len(names) > 1:
-            ts.annotations[DEVICES] = list(names)
+        ts.annotations[DEVICE] = slots[0].name
+        if len(slots) > 1:
+            ts.annotations[DEVICES] = list(record.devices)
 
     def _undo_unless_moved(self, record: Record) -> None:
         """Take back a placement that Dask did not accept."""
@@ -238,7 +236,7 @@ class Pump:
 
     def _fail(self, record: Record, error: DgpunetError) -> None:
         """Let the task err with `error`."""
-        if record.ts.state != "no-worker" or self.records.get(record.key) is not record:
+        if not self.waits(record):
             return
         stimulus = f"dgpunet-refuse-{next(self._stimulus)}"
         more = self.scheduler.transition(

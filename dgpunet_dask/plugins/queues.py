@@ -9,8 +9,9 @@ for it. Counting placements and not seconds makes the order the same in every ru
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from dgpunet_dask.placement.pool import DeviceClass, Plan
 from dgpunet_dask.plugins.records import Record, Signature
@@ -18,14 +19,20 @@ from dgpunet_dask.plugins.records import Record, Signature
 #: Placements that may pass the head of a queue before devices are kept free for it.
 PATIENCE: Final = 16
 
+#: Priority, number of arrival, task.
+Entry: TypeAlias = tuple[Any, int, Record]
+
 
 class Queue:
     """The waiting tasks of one signature, the lowest priority tuple first.
 
+    Dask lets tasks become ready in the order of their priorities, nearly always, so they are kept in a plain line; only a task that
+    comes out of order goes to a heap.
+
     `only` names the devices that the user's pins leave, ``None`` without pins. `kept` are those held free for an aged queue.
     """
 
-    __slots__ = ("_count", "_heap", "kept", "only", "passed", "plan", "signature")
+    __slots__ = ("_count", "_late", "_line", "kept", "only", "passed", "plan", "signature")
 
     def __init__(self, signature: Signature, plan: Plan | None) -> None:
         self.signature = signature
@@ -33,27 +40,46 @@ class Queue:
         self.passed = 0
         self.kept: tuple[str, ...] = ()
         self.only: frozenset[str] | None = None
-        self._heap: list[tuple[Any, int, Record]] = []
+        self._line: deque[Entry] = deque()
+        self._late: list[Entry] = []
         self._count = 0
 
     def push(self, record: Record) -> None:
         """Add a task."""
         self._count += 1
-        heapq.heappush(self._heap, (record.ts.priority, self._count, record))
+        entry = (record.ts.priority, self._count, record)
+        if not self._line or self._line[-1][0] <= entry[0]:
+            self._line.append(entry)
+        else:
+            heapq.heappush(self._late, entry)
+
+    def first(self) -> Entry | None:
+        """Return the entry of the lowest priority, whether its task still waits or not."""
+        line, late = self._line, self._late
+        if late and (not line or late[0] < line[0]):
+            return late[0]
+        return line[0] if line else None
 
     def head(self, waits: Callable[[Record], bool]) -> Record | None:
         """Return the first task for which `waits` still holds; others have moved on and are dropped."""
-        heap = self._heap
-        while heap:
-            if waits(heap[0][2]):
-                return heap[0][2]
-            heapq.heappop(heap)
+        while (entry := self.first()) is not None:
+            if waits(entry[2]):
+                return entry[2]
+            self._drop(entry)
         return None
 
     def pop(self) -> None:
         """Drop the head: it has been placed. The next one starts with full patience."""
-        heapq.heappop(self._heap)
+        entry = self.first()
+        assert entry is not None
+        self._drop(entry)
         self.passed, self.kept = 0, ()
+
+    def _drop(self, entry: Entry) -> None:
+        if self._line and entry is self._line[0]:
+            self._line.popleft()
+        else:
+            heapq.heappop(self._late)
 
     @property
     def aged(self) -> bool:
@@ -63,10 +89,12 @@ class Queue:
     @property
     def order(self) -> tuple[int, bool, Any]:
         """The sort key among queues. Only for a queue that is not empty."""
-        return (self.signature.urgency, not self.aged, self._heap[0][:2])
+        entry = self.first()
+        assert entry is not None
+        return (self.signature.urgency, not self.aged, entry[:2])
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._line) + len(self._late)
 
 
 class Queues:

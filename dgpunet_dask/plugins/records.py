@@ -94,9 +94,11 @@ class Record:
         Under which its charge lies in the pool, ``None`` while it has none.
     settling
         How many earlier calls of this task may still run on a worker that has been asked.
+    gone
+        The scheduler has forgotten the task.
     """
 
-    __slots__ = ("devices", "holder", "key", "settling", "signature", "ts")
+    __slots__ = ("devices", "gone", "holder", "key", "settling", "signature", "ts")
 
     def __init__(self, ts: TaskState, signature: Signature) -> None:
         self.key = ts.key
@@ -105,6 +107,7 @@ class Record:
         self.holder: str | None = None
         self.devices: tuple[str, ...] = ()
         self.settling = 0
+        self.gone = False
 
 
 class Entry(NamedTuple):

@@ -68,7 +68,7 @@ class PlacementPlugin(SchedulerPlugin):
         """Take in what is there already: a plugin may join a scheduler that has workers and tasks."""
         self.scheduler = scheduler
         self.book = Book()
-        self.pump = Pump(scheduler, self.book, self.records, self._evict)
+        self.pump = Pump(scheduler, self.book, self._evict)
         self._signatures = Signatures()
         self._settling: dict[str, Record] = {}
         self._evicting: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -120,6 +120,7 @@ class PlacementPlugin(SchedulerPlugin):
                 self._left(record, finish)
             if finish == "forgotten":
                 self.book.release(record)
+                record.gone = True
                 del self.records[key]
         except Exception:
             logger.exception("placement lost track of %s (%s to %s)", key, start, finish)
@@ -153,7 +154,7 @@ class PlacementPlugin(SchedulerPlugin):
         record = self._settling.pop(holder, None)
         if record is not None:
             record.settling -= 1
-            if not record.settling and record.ts.state == "no-worker" and self.records.get(record.key) is record:
+            if self.pump.waits(record):
                 self.pump.wait(record)
         self.pump.arm()
 
@@ -171,7 +172,7 @@ class PlacementPlugin(SchedulerPlugin):
             here = self.book.devices_of.get(ts.processing_on.address, ())
             if here:
                 name = (ts.annotations or {}).get(DEVICE)
-                self.book.charge(record, (name if name in here else here[0],))
+                self.book.charge(record, [self.book.pool.slot(name if name in here else here[0])])
         return state in ("queued", "no-worker")
 
     @_loud
@@ -241,6 +242,7 @@ class PlacementPlugin(SchedulerPlugin):
     def restart(self, scheduler: Scheduler) -> None:
         """Forget all tasks. What they had charged stays until their workers, which are restarted too, have gone."""
         for record in list(self.records.values()):
+            record.gone = True
             if record.holder is not None:
                 self._settle(record, self.book.worker_of.get(record.devices[0], ""))
         self.records.clear()
