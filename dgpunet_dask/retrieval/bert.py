@@ -1,7 +1,7 @@
 """The forward pass of a BERT encoder in plain torch (Devlin et al. 2018, as in transformers' `BertModel`).
 
-`minilm` needs no more of a model library than this, and starting without one saves seconds in each process. Weights are those of the
-model's safetensors file; query, key and value projections are joined into one product.
+`minilm` needs no more of a model library than this, and starting without one saves seconds in each process. Weights are those
+of the model's safetensors file; query, key and value projections are joined into one product.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Bert:
         from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
         batch, length, width = hidden.shape
-        query, key, value = linear(hidden, *layer.qkv).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            linear(hidden, *layer.qkv).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        )
         seen = scaled_dot_product_attention(query, key, value, attn_mask=attend).transpose(1, 2).reshape(batch, length, width)
         hidden = layer_norm(hidden + linear(seen, *layer.out), (width,), *layer.out_norm, self.epsilon)
         return layer_norm(hidden + linear(gelu(linear(hidden, *layer.up)), *layer.down), (width,), *layer.down_norm, self.epsilon)

@@ -1,9 +1,10 @@
 """A text cut into chunks that fit the model, with the exact lines of each.
 
-Lines are packed from the top until the next would not fit the budget of tokens, then cut at the best place so far: before a definition,
-else after a blank line, else where the indentation is least. A definition that begins after enough text starts a chunk of its own.
-A line longer than the budget is split inside; the pieces' span is that line. Blank lines at either end belong to no chunk. So every
-non-blank line lies in a chunk, in order, and no two chunks share a line except for the pieces of a long one.
+Lines are packed from the top until the next would not fit the budget of tokens, then cut at the best place so far: before a
+definition, else after a blank line, else where the indentation is least. A definition that begins after enough text starts a
+chunk of its own. A line longer than the budget is split inside; the pieces' span is that line. Blank lines at either end belong
+to no chunk. So every non-blank line lies in a chunk, in order, and no two chunks share a line except for the pieces of a long
+one.
 """
 
 from __future__ import annotations
@@ -137,7 +138,10 @@ class _Lines:
 
 
 class _Marks:
-    """Where a text is well cut. `score[i]` is for a cut before line i; `starts` are lines where definitions, or comments on them, begin."""
+    """Where a text is well cut.
+
+    `score[i]` is for a cut before line i; `starts` are the lines where definitions, or the comments on them, begin.
+    """
 
     def __init__(self, lines: Sequence[str], definitions: Sequence[Definition]) -> None:
         above = {d: _with_comments(lines, d.start - 1) for d in definitions}
@@ -151,7 +155,7 @@ class _Marks:
             self.score[index] += _DEFINITION
 
     def whole_until(self, start: int, at: int) -> int:
-        """The furthest end of the definitions that begin between `start` and before `at`, and reach over `at`; `at` if none does."""
+        """The furthest end of the definitions that begin from `start` to before `at` and reach over it; `at` if none does."""
         first = bisect_left(self._spans, (start, 0))
         return max((end for begin, end in self._spans[first : bisect_left(self._spans, (at, 0))] if end > at), default=at)
 
@@ -176,7 +180,7 @@ def _end(start: int, lines: _Lines, marks: _Marks, budget: int) -> int:
 
 
 def _trimmed(lines: Sequence[str], first: int, tokens: int) -> _Piece | None:
-    """Return the piece of `lines`, the first of which is line `first`, without blank lines at its ends; ``None`` if all are blank."""
+    """Return the piece of `lines` (numbered from `first`) without blank lines at its ends; ``None`` if all are blank."""
     filled = [n for n, line in enumerate(lines) if line.strip()]
     if not filled:
         return None

@@ -1,7 +1,7 @@
 """The files of a tree that are worth reading, as git sees them, and the reason for each that is not.
 
-Names are bytes until shown: a name that is not UTF-8 is shown with backslashes and still opened by its bytes. Symbolic links are never
-followed, so there are no loops; sockets, pipes and devices are never opened.
+Names are bytes until shown: a name that is not UTF-8 is shown with backslashes and still opened by its bytes. Symbolic links
+are never followed, so there are no loops; sockets, pipes and devices are never opened.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from dgpunet_dask.errors import MissingPath, UnreadablePath
-from dgpunet_dask.retrieval.decode import MAX_BYTES, SNIFF_BYTES, Undecodable, decode, skip_by_text
+from dgpunet_dask.retrieval.decode import MAX_BYTES, SNIFF_BYTES, UndecodableError, decode, skip_by_text
 from dgpunet_dask.retrieval.gitignored import Ignored, ignored_below, is_repository
 from dgpunet_dask.retrieval.rules import MACHINERY, VENDORED, language_of, skip_by_name
 
 SKIP_CODES: Final = (
-    "ignored", "binary", "generated", "minified", "vendored", "lockfile", "too_large", "undecodable", "unreadable", "symlink", "special",
+    "ignored", "binary", "generated", "minified", "vendored", "lockfile",
+    "too_large", "undecodable", "unreadable", "symlink", "special",
 )  # fmt: skip
 
 #: Told of each skip: its code, and the path as shown.
@@ -221,7 +222,7 @@ def read_text(entry: Entry) -> Text | str:
         return data
     try:
         text = decode(data)
-    except Undecodable as reason:
+    except UndecodableError as reason:
         return reason.code
     language = language_of(entry.path, text)
     return skip_by_text(text, language) or Text(text, language)

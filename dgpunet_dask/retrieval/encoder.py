@@ -30,7 +30,11 @@ CPU_BATCH_TOKENS: Final = 4096
 GPU_BATCH_TOKENS: Final = 16384
 #: `auto` lowers the precision only where these vectors stay this close (cosine) to float32.
 _CLOSE_ENOUGH: Final = 0.9995
-_PROBES: Final = ("def parse(text: str) -> list[int]:\n    return [int(part) for part in text.split(',')]", "how are errors reported?", "x")
+_PROBES: Final = (
+    "def parse(text: str) -> list[int]:\n    return [int(part) for part in text.split(',')]",
+    "how are errors reported?",
+    "x",
+)
 
 
 class Encoder(Protocol):
@@ -68,7 +72,8 @@ def load_encoder(
     truncate_dim
         Keep the first so many numbers of a vector (Matryoshka models), before normalising.
     precision
-        ``auto``: bfloat16 (float16 before compute capability 8.0) where the hardware has it and the vectors stay within cosine 0.9995.
+        ``auto``: bfloat16 (float16 before compute capability 8.0) where the hardware has it and vectors stay within cosine
+        0.9995 of float32.
     cache
         A folder for digests of large model files.
 
@@ -149,10 +154,11 @@ class _Batched:
         ids = self.tokens.ids(texts, prompt)
         result = np.empty((len(texts), self.dimension), np.float32)
         budget = CPU_BATCH_TOKENS if self.torch_device == "cpu" else GPU_BATCH_TOKENS
-        pending = []
         with torch.inference_mode():
-            for batch in batches([len(i) for i in ids], budget):
-                pending.append((batch, self._finish(self._pooled([texts[n] for n in batch], [ids[n] for n in batch], prompt, task))))
+            pending = [
+                (batch, self._finish(self._pooled([texts[n] for n in batch], [ids[n] for n in batch], prompt, task)))
+                for batch in batches([len(i) for i in ids], budget)
+            ]
             for batch, vectors in pending:  # copied back only now, so that a GPU is never waited for in between
                 result[batch] = vectors.cpu().numpy()
         return result

@@ -1,9 +1,9 @@
 """What git ignores below a folder, asked of git itself; `pathspec` answers where git cannot.
 
-The tree may be anyone's: nothing that its ``.git/config`` names is run. `ls-files` runs no hooks; the file system monitor, the only
-program it would start, is switched off; transports are forbidden, so that a partial clone fetches nothing; the environment's own
-``GIT_*`` are dropped. Outside a repository an empty one is made for the length of the call, with the folder as its work tree, so that
-``.gitignore`` files hold there with exactly the same meaning.
+The tree may be anyone's: nothing that its ``.git/config`` names is run. `ls-files` runs no hooks; the file system monitor, the
+only program it would start, is switched off; transports are forbidden, so that a partial clone fetches nothing; the
+environment's own ``GIT_*`` are dropped. Outside a repository an empty one is made for the length of the call, with the folder
+as its work tree, so that ``.gitignore`` files hold there with exactly the same meaning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Ignored(Protocol):
         """Whether `path` is ignored."""
 
 
-class GitUnavailable(Exception):
+class GitUnavailableError(Exception):
     """Git is not installed or did not answer; the caller reads the ignore files itself."""
 
 
@@ -40,16 +40,24 @@ def run_git(folder: bytes, *arguments: str) -> bytes:
 
     Raises
     ------
-    GitUnavailable
+    GitUnavailableError
         If there is no git, or it reports an error.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    environment |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    environment |= {
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_ALLOW_PROTOCOL": "none",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        "LC_ALL": "C",
+    }
     command = ["git", *_OPTIONS, *arguments]
     try:
-        done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=True)
+        done = subprocess.run(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=True
+        )
     except (OSError, subprocess.SubprocessError) as error:
-        raise GitUnavailable(str(error)) from error
+        raise GitUnavailableError(str(error)) from error
     return done.stdout
 
 
@@ -57,7 +65,7 @@ def ignored_below(folder: bytes) -> Ignored:
     """Return what is ignored below `folder`: its repository's view, else that of ``.gitignore`` files alone."""
     try:
         return GitIgnored(_listing(folder))
-    except GitUnavailable:
+    except GitUnavailableError:
         return SpecIgnored(folder)
 
 
@@ -65,7 +73,7 @@ def is_repository(folder: bytes) -> bool:
     """Whether `folder` is the top of a git work tree, and not merely has something called ``.git``."""
     try:
         top = run_git(folder, "rev-parse", "--show-toplevel").removesuffix(b"\n")
-    except GitUnavailable:
+    except GitUnavailableError:
         return False
     return bool(top) and os.path.realpath(top) == os.path.realpath(folder)
 
@@ -81,14 +89,14 @@ def _inside_work_tree(folder: bytes) -> bool:
     """Whether a repository's rules hold for `folder`: one that its repository ignores was named on purpose, and has its own."""
     try:
         top = run_git(folder, "rev-parse", "--show-toplevel").removesuffix(b"\n")
-    except GitUnavailable:
+    except GitUnavailableError:
         return False
     here, top = os.path.realpath(folder), os.path.realpath(top)
     if os.path.commonpath((here, top)) != top:
         return False  # core.worktree points elsewhere
     try:
         run_git(folder, "check-ignore", "-q", ".")
-    except GitUnavailable:
+    except GitUnavailableError:
         return True
     return here == top
 

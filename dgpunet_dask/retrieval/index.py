@@ -1,8 +1,9 @@
 """An index: a folder with a manifest that names the one segment in force, and the ways to publish, list and remove.
 
-A new version becomes visible by replacing ``manifest.json``, which is atomic. Whatever fails before leaves the old version in force, and
-what it left behind goes with the next publication. Publishers and removers of one index take turns by a file lock that the kernel frees
-when its holder dies. Readers take no lock: they hold their files open, and open again if a segment went between reading its name and it.
+A new version becomes visible by replacing ``manifest.json``, which is atomic. Whatever fails before leaves the old version in
+force, and what it left behind goes with the next publication. Publishers and removers of one index take turns by a file lock
+that the kernel frees when its holder dies. Readers take no lock: they hold their files open, and open again if a segment went
+between reading its name and it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What lies between a tree and the next version of its index: which files are known, the listing, and merging old and new rows.
 
-The two ends of an ingestion share a folder: `scan` leaves there the listing of the tree and, by hard links, the segment whose rows it
-counts on, so that neither a publication nor a removal in between can take them away; `publish` reads both.
+The two ends of an ingestion share a folder: `scan` leaves there the listing of the tree and, by hard links, the segment whose
+rows it counts on, so that neither a publication nor a removal in between can take them away; `publish` reads both.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Count = Callable[[str], None]
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to be cut and embedded: `key` is the digest of its text and language, so equal files have one key wherever they lie."""
+    """A file to be cut and embedded. `key` is the digest of its text and language: equal files have one, wherever they lie."""
 
     path: str
     key: str
@@ -161,7 +161,12 @@ class Scan:
     def _unchanged(self, entry: Entry) -> FileRow | None:
         """Return the known row of a file whose stat did not change since it was read, as git's index does."""
         row, stat = self._known.by_path.get(entry.path), entry.stat
-        if row is None or (row.size, row.mtime_ns, row.ctime_ns, row.inode) != (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino):
+        if row is None or (row.size, row.mtime_ns, row.ctime_ns, row.inode) != (
+            stat.st_size,
+            stat.st_mtime_ns,
+            stat.st_ctime_ns,
+            stat.st_ino,
+        ):
             return None
         return row if max(row.mtime_ns, row.ctime_ns) < self._known.scanned_ns - _RACY_NS else None
 

@@ -73,7 +73,7 @@ def find_model(name: str, cache: Path | None = None) -> ModelFiles:
         If there is no such model, or its files are not what they should be.
     """
     folder = _minilm_folder() if name == MINILM else _folder_of(name)
-    digest = _pinned_digest(folder) if name == MINILM else _digest(folder, cache)
+    digest = _pinned_digest(folder, cache) if name == MINILM else _digest(folder, cache)
     try:
         settings = _json(folder / "config_sentence_transformers.json")
         max_tokens = _max_tokens(folder)
@@ -92,15 +92,17 @@ def _minilm_folder() -> Path:
     return Path(found.origin).parent / "model"
 
 
-def _pinned_digest(folder: Path) -> str:
+def _pinned_digest(folder: Path, cache: Path | None) -> str:
     """Check the pinned files and return the digest over the pins themselves, the same on every machine."""
     for name, pin in MINILM_PINS.items():
         try:
-            found = _sha256(folder / name)
+            found = _cached_sha256(folder / name, cache)
         except OSError as error:
             raise ModelUnavailable(model=MINILM, why=f"{name} cannot be read: {error.strerror}") from error
         if found != pin:
-            raise ModelUnavailable(model=MINILM, why=f"{folder / name} is not the pinned file (sha256 {found[:12]}…, not {pin[:12]}…)")
+            raise ModelUnavailable(
+                model=MINILM, why=f"{folder / name} is not the pinned file (sha256 {found[:12]}…, not {pin[:12]}…)"
+            )
     return _over(MINILM_PINS)
 
 

@@ -1,4 +1,4 @@
-"""Where definitions begin and end in a text, and what they are called: `ast` for Python, line patterns for other languages. Pure."""
+"""Where definitions begin and end in a text, and their names: `ast` for Python, line patterns for other languages. Pure."""
 
 from __future__ import annotations
 
@@ -20,19 +20,32 @@ class Definition:
 
 
 _WORD = r"([A-Za-z_$][\w$]*)"
-_MODIFIERS = r"(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|unsafe|pub(?:\([^)]*\))?|const|open|override|sealed|virtual|inline|extern(?:\s*\"C\")?|partial|data|local)\s+)*"
+_MODIFIERS = (
+    r"(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|unsafe|pub(?:\([^)]*\))?|const|open|"
+    r"override|sealed|virtual|inline|extern(?:\s*\"C\")?|partial|data|local)\s+)*"
+)
 _KEYWORD: Final = re.compile(
-    rf"^\s*{_MODIFIERS}(?:function\*?|func|fn|fun|def|class|struct|interface|trait|enum|union|module|namespace|object|protocol|extension|"
-    rf"record|macro|macro_rules!|sub|proc|defmodule|defp?|type)\s+(?:self\.)?{_WORD}"
+    rf"^\s*{_MODIFIERS}(?:function\*?|func|fn|fun|def|class|struct|interface|trait|enum|union|module|namespace|object|protocol|"
+    rf"extension|record|macro|macro_rules!|sub|proc|defmodule|defp?|type)\s+(?:self\.)?{_WORD}"
 )
 _IMPL: Final = re.compile(r"^\s*(?:unsafe\s+)?impl\b(?:<[^>]*>)?\s+(?:[\w:<>, ]+\s+for\s+)?([A-Za-z_]\w*)")
 _GO_METHOD: Final = re.compile(rf"^func\s*\([^)]*\)\s*{_WORD}")
-_ARROW: Final = re.compile(rf"^(?:export\s+)?(?:const|let|var)\s+{_WORD}\s*(?::[^=]*)?=\s*(?:async\s*)?(?:function\b|\([^)]*\)[^=]*=>|\w+\s*=>)")
+_ARROW: Final = re.compile(
+    rf"^(?:export\s+)?(?:const|let|var)\s+{_WORD}\s*(?::[^=]*)?=\s*(?:async\s*)?(?:function\b|\([^)]*\)[^=]*=>|\w+\s*=>)"
+)
 #: A C-like function at the left margin: words, the name, an opening bracket, and no semicolon or assignment.
-_C_FUNCTION: Final = re.compile(r"^(?!(?:if|for|while|switch|return|else|do|case|typedef|using)\b)[A-Za-z_][\w\s*&:<>,~\[\]]*?[\s*&:]~?([A-Za-z_]\w*)\s*\([^;=]*$")
+_C_FUNCTION: Final = re.compile(
+    r"^(?!(?:if|for|while|switch|return|else|do|case|typedef|using)\b)[A-Za-z_][\w\s*&:<>,~\[\]]*?[\s*&:]~?"
+    r"([A-Za-z_]\w*)\s*\([^;=]*$"
+)
 #: A method inside a class body, of languages that write the type before the name.
-_METHOD: Final = re.compile(rf"^\s+{_MODIFIERS}(?!(?:return|new|throw|else|await|if|for|while|switch|catch)\b)[\w<>\[\],.?]+\s+{_WORD}\s*\([^;]*\)[^;]*\{{\s*$")
-_JS_METHOD: Final = re.compile(rf"^\s+(?:(?:static|async|get|set|\*)\s*)*(?!(?:if|for|while|switch|catch|function|return)\b){_WORD}\s*\([^;]*\)\s*\{{\s*$")
+_METHOD: Final = re.compile(
+    rf"^\s+{_MODIFIERS}(?!(?:return|new|throw|else|await|if|for|while|switch|catch)\b)[\w<>\[\],.?]+\s+"
+    rf"{_WORD}\s*\([^;]*\)[^;]*\{{\s*$"
+)
+_JS_METHOD: Final = re.compile(
+    rf"^\s+(?:(?:static|async|get|set|\*)\s*)*(?!(?:if|for|while|switch|catch|function|return)\b){_WORD}\s*\([^;]*\)\s*\{{\s*$"
+)
 _SHELL_FUNCTION: Final = re.compile(r"^(?:function\s+)?([A-Za-z_][\w-]*)\s*\(\)\s*\{?")
 _HEADING: Final = re.compile(r"^#{1,6}\s+(.+?)\s*#*$")
 
@@ -47,7 +60,8 @@ _PATTERNS: Final = {
     "csharp": (_KEYWORD, _METHOD),
     **dict.fromkeys(("c", "cpp", "cuda", "objective-c", "metal", "glsl", "hlsl"), (_C_FUNCTION, _KEYWORD)),
     **dict.fromkeys(
-        ["kotlin", "scala", "swift", "ruby", "php", "perl", "lua", "julia", "zig", "nim", "d", "dart", "elixir", "fsharp", "groovy", "solidity", "protobuf", "powershell", "tcl", "python"],
+        ("kotlin", "scala", "swift", "ruby", "php", "perl", "lua", "julia", "zig", "nim", "d", "dart", "elixir", "fsharp", "groovy",
+         "solidity", "protobuf", "powershell", "tcl", "python"),
         (_KEYWORD,),
     ),
 }  # fmt: skip

@@ -7,43 +7,53 @@ from typing import Final
 
 #: Folders that hold other people's code. Counted once each as `vendored`, never walked.
 VENDORED: Final = frozenset(
-    ["node_modules", "bower_components", "jspm_packages", "vendor", "third_party", "thirdparty", "third-party", "3rdparty", "site-packages", "dist-packages", "__pypackages__", "Pods", "Carthage"]
-)
+    ("node_modules", "bower_components", "jspm_packages", "vendor", "third_party", "thirdparty", "third-party", "3rdparty",
+     "site-packages", "dist-packages", "__pypackages__", "Pods", "Carthage")
+)  # fmt: skip
 #: The machinery of version control: neither text of the tree nor a skip worth counting.
 MACHINERY: Final = frozenset((".git", ".hg", ".svn", ".jj"))
 
 LOCKFILES: Final = frozenset(
-    ["package-lock.json", "npm-shrinkwrap.json", "yarn.lock", "pnpm-lock.yaml", "bun.lock", "bun.lockb", "deno.lock", "poetry.lock", "pipfile.lock", "pdm.lock", "uv.lock", "pixi.lock", "conda-lock.yml", "cargo.lock", "gemfile.lock", "composer.lock", "go.sum", "go.work.sum", "mix.lock", "pubspec.lock", "podfile.lock", "packages.lock.json", "flake.lock", "gradle.lockfile", "package.resolved", "cartfile.resolved", ".terraform.lock.hcl"]
-)
+    ("package-lock.json", "npm-shrinkwrap.json", "yarn.lock", "pnpm-lock.yaml", "bun.lock", "bun.lockb", "deno.lock", "poetry.lock",
+     "pipfile.lock", "pdm.lock", "uv.lock", "pixi.lock", "conda-lock.yml", "cargo.lock", "gemfile.lock", "composer.lock", "go.sum",
+     "go.work.sum", "mix.lock", "pubspec.lock", "podfile.lock", "packages.lock.json", "flake.lock", "gradle.lockfile",
+     "package.resolved", "cartfile.resolved", ".terraform.lock.hcl")
+)  # fmt: skip
 
 _MINIFIED: Final = re.compile(r"[.\-_]min\.(js|mjs|cjs|css|html|svg)$|\.(js|css|mjs)\.map$", re.IGNORECASE)
 _GENERATED: Final = re.compile(
-    r"_pb2(_grpc)?\.pyi?$|\.pb\.(go|cc|h|rs)$|\.(designer|g|g\.i)\.cs$|\.(freezed|g)\.dart$|_generated\.\w+$|\.generated\.\w+$", re.IGNORECASE
+    r"_pb2(_grpc)?\.pyi?$|\.pb\.(go|cc|h|rs)$|\.(designer|g|g\.i)\.cs$|\.(freezed|g)\.dart$|_generated\.\w+$|\.generated\.\w+$",
+    re.IGNORECASE,
 )
 
 _EXTENSIONS: Final = """
 python: py pyi pyw pyx pxd    javascript: js mjs cjs jsx    typescript: ts mts cts tsx    rust: rs    go: go    java: java
-kotlin: kt kts    scala: scala sc    c: c h    cpp: cc cpp cxx c++ hh hpp hxx h++ inl ipp    cuda: cu cuh    csharp: cs    fsharp: fs fsx fsi
-swift: swift    objective-c: m mm    ruby: rb rake gemspec    php: php phtml    perl: pl pm t    lua: lua    r: r    julia: jl    zig: zig
-nim: nim    d: d    dart: dart    elixir: ex exs    erlang: erl hrl    haskell: hs lhs    ocaml: ml mli    clojure: clj cljs cljc edn
-lisp: lisp lsp cl el    scheme: scm ss rkt    shell: sh bash zsh ksh fish    powershell: ps1 psm1 psd1    batch: bat cmd    sql: sql
-html: html htm xhtml    css: css    scss: scss sass    less: less    vue: vue    svelte: svelte    xml: xml xsd xsl xslt svg    json: json jsonc json5
-jsonl: jsonl ndjson    yaml: yaml yml    toml: toml    ini: ini cfg conf properties    markdown: md markdown mdx    restructuredtext: rst
-asciidoc: adoc asciidoc    latex: tex sty cls bib    text: txt text    csv: csv tsv    protobuf: proto    thrift: thrift    graphql: graphql gql
-terraform: tf tfvars hcl    nix: nix    cmake: cmake    make: mk mak    dockerfile: dockerfile    groovy: groovy gradle    assembly: s asm
-fortran: f f90 f95 f03 f08 for    pascal: pas pp    ada: adb ads    verilog: v vh    systemverilog: sv svh    vhdl: vhd vhdl    glsl: glsl vert frag comp
-hlsl: hlsl    wgsl: wgsl    metal: metal    solidity: sol    vim: vim    diff: diff patch    jinja: j2 jinja jinja2    tcl: tcl    awk: awk
+kotlin: kt kts    scala: scala sc    c: c h    cpp: cc cpp cxx c++ hh hpp hxx h++ inl ipp    cuda: cu cuh    csharp: cs
+fsharp: fs fsx fsi    swift: swift    objective-c: m mm    ruby: rb rake gemspec    php: php phtml    perl: pl pm t
+lua: lua    r: r    julia: jl    zig: zig    nim: nim    d: d    dart: dart    elixir: ex exs    erlang: erl hrl
+haskell: hs lhs    ocaml: ml mli    clojure: clj cljs cljc edn    lisp: lisp lsp cl el    scheme: scm ss rkt
+shell: sh bash zsh ksh fish    powershell: ps1 psm1 psd1    batch: bat cmd    sql: sql    html: html htm xhtml    css: css
+scss: scss sass    less: less    vue: vue    svelte: svelte    xml: xml xsd xsl xslt svg    json: json jsonc json5
+jsonl: jsonl ndjson    yaml: yaml yml    toml: toml    ini: ini cfg conf properties    markdown: md markdown mdx
+restructuredtext: rst    asciidoc: adoc asciidoc    latex: tex sty cls bib    text: txt text    csv: csv tsv
+protobuf: proto    thrift: thrift    graphql: graphql gql    terraform: tf tfvars hcl    nix: nix    cmake: cmake
+make: mk mak    dockerfile: dockerfile    groovy: groovy gradle    assembly: s asm    fortran: f f90 f95 f03 f08 for
+pascal: pas pp    ada: adb ads    verilog: v vh    systemverilog: sv svh    vhdl: vhd vhdl    glsl: glsl vert frag comp
+hlsl: hlsl    wgsl: wgsl    metal: metal    solidity: sol    vim: vim    diff: diff patch    jinja: j2 jinja jinja2
+tcl: tcl    awk: awk
 """
 _NAMES: Final = {
-    "dockerfile": "dockerfile", "containerfile": "dockerfile", "makefile": "make", "gnumakefile": "make", "cmakelists.txt": "cmake",
-    "rakefile": "ruby", "gemfile": "ruby", "vagrantfile": "ruby", "jenkinsfile": "groovy", "build": "starlark", "build.bazel": "starlark",
-    "workspace": "starlark", "justfile": "just", "go.mod": "go-module", ".bashrc": "shell", ".profile": "shell", ".zshrc": "shell",
-    ".vimrc": "vim", "readme": "text", "license": "text", "copying": "text", "authors": "text", "changelog": "text", "notice": "text",
+    "dockerfile": "dockerfile", "containerfile": "dockerfile", "makefile": "make", "gnumakefile": "make",
+    "cmakelists.txt": "cmake", "rakefile": "ruby", "gemfile": "ruby", "vagrantfile": "ruby", "jenkinsfile": "groovy",
+    "build": "starlark", "build.bazel": "starlark", "workspace": "starlark", "justfile": "just", "go.mod": "go-module",
+    ".bashrc": "shell", ".profile": "shell", ".zshrc": "shell", ".vimrc": "vim", "readme": "text", "license": "text",
+    "copying": "text", "authors": "text", "changelog": "text", "notice": "text",
 }  # fmt: skip
 _SHEBANGS: Final = {
-    "python": "python", "pypy": "python", "sh": "shell", "bash": "shell", "zsh": "shell", "dash": "shell", "ksh": "shell", "fish": "shell",
-    "node": "javascript", "deno": "typescript", "bun": "typescript", "ruby": "ruby", "perl": "perl", "php": "php", "lua": "lua",
-    "rscript": "r", "julia": "julia", "awk": "awk", "gawk": "awk", "tclsh": "tcl", "pwsh": "powershell", "make": "make",
+    "python": "python", "pypy": "python", "sh": "shell", "bash": "shell", "zsh": "shell", "dash": "shell", "ksh": "shell",
+    "fish": "shell", "node": "javascript", "deno": "typescript", "bun": "typescript", "ruby": "ruby", "perl": "perl",
+    "php": "php", "lua": "lua", "rscript": "r", "julia": "julia", "awk": "awk", "gawk": "awk", "tclsh": "tcl",
+    "pwsh": "powershell", "make": "make",
 }  # fmt: skip
 
 
@@ -68,7 +78,7 @@ def skip_by_name(name: str) -> str | None:
 
 
 def language_of(path: str, text: str) -> str:
-    """Return the language of a file, in lower case: by its name, else its extension, else its first line (``#!``), else ``text``."""
+    """Return a file's language in lower case: by its name, else extension, else first line (``#!``), else ``text``."""
     name = path.rpartition("/")[2].lower()
     stem, dot, extension = name.rpartition(".")
     if name in _NAMES:

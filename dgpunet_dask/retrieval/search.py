@@ -12,6 +12,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import BadValue, ModelUnavailable
 from dgpunet_dask.retrieval.encoder import Encoder, load_encoder
 from dgpunet_dask.retrieval.index import Manifest, open_index
+from dgpunet_dask.retrieval.modelfiles import MINILM, find_model
 from dgpunet_dask.retrieval.segments import CHUNKS, VECTORS, read_files
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _DIGITS: Final = 6
 #: How often a reader looks again when a segment goes between reading its name and opening it.
 _REOPEN: Final = 20
+#: Up to so many queries are done in numpy before torch would have been imported.
+_FEW_QUERIES: Final = 64
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class OpenIndex:
     def search(self, vectors: Vectors, k: int, chosen: Filter = Filter()) -> list[list[Hit]]:
         """Return the `k` best hits for each of the query `vectors` ``(queries, dimension)``."""
         paths = self._chosen_paths(chosen)
-        return [self._hits(found, paths) for found in self._ranked(vectors, k, paths, self._chosen_rows(paths, chosen))]
+        return [self._hits(found) for found in self._ranked(vectors, k, paths, self._chosen_rows(paths, chosen))]
 
     def _chosen_paths(self, chosen: Filter) -> dict[str, list[str]]:
         if chosen.path is None:
@@ -97,7 +100,9 @@ class OpenIndex:
         rows = (n for n, key in enumerate(self._keys) if key in paths and language in (None, self._languages[n]))
         return np.fromiter(rows, np.int64)
 
-    def _ranked(self, vectors: Vectors, k: int, paths: dict[str, list[str]], rows: Rows | None) -> Iterator[list[tuple[float, str, int]]]:
+    def _ranked(
+        self, vectors: Vectors, k: int, paths: dict[str, list[str]], rows: Rows | None
+    ) -> Iterator[list[tuple[float, str, int]]]:
         """Yield for each query ``(score, path, row)``, best first; equal scores by path, then line."""
         total = len(self._keys) if rows is None else len(rows)
         for vector in vectors:
@@ -105,7 +110,9 @@ class OpenIndex:
             wide = min(total, k + 16)
             while wide:
                 scored = self._nearest(vector, wide, rows)
-                found = sorted(((s, p, r) for s, r in scored for p in paths[self._keys[r]]), key=lambda f: (-f[0], f[1], self._starts[f[2]]))
+                found = sorted(
+                    ((s, p, r) for s, r in scored for p in paths[self._keys[r]]), key=lambda f: (-f[0], f[1], self._starts[f[2]])
+                )
                 # complete once a worse score than the last wanted one was seen: no equal one is then left out
                 if wide == total or (len(found) > k and scored[-1][0] < found[k - 1][0] - 10.0**-_DIGITS):
                     break
@@ -113,19 +120,21 @@ class OpenIndex:
             yield found[:k]
 
     def _nearest(self, vector: Vectors, count: int, rows: Rows | None) -> list[tuple[float, int]]:
-        """The `count` nearest rows, best first. Their scores are summed anew, each alone, so that they do not depend on the others."""
+        """The `count` nearest rows, best first. Scores are summed anew, each alone, so that they do not depend on the others."""
         import faiss
         import numpy as np
 
         selector = None if rows is None else faiss.IDSelectorBatch(rows)
-        parameters = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]  # set by FAISS's wrapper
+        parameters = None
+        if selector is not None:
+            parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]  # FAISS's wrapper takes it
         _, found = self._vectors.search(vector[None, :], count, params=parameters)
         ids = found[0][found[0] >= 0]
         near = self._vectors.reconstruct_batch(ids).astype(np.float64)
         scores = np.einsum("ij,j->i", near, vector.astype(np.float64))
         return sorted(((round(float(s), _DIGITS), int(i)) for s, i in zip(scores, ids, strict=True)), key=lambda f: (-f[0], f[1]))
 
-    def _hits(self, ranked: Sequence[tuple[float, str, int]], _paths: dict[str, list[str]]) -> list[Hit]:
+    def _hits(self, ranked: Sequence[tuple[float, str, int]]) -> list[Hit]:
         rows = self._read([row for _, _, row in ranked])
         return [
             Hit(path, found["start_line"], found["end_line"], score, found["text"], found["symbol"], found["language"])
@@ -144,9 +153,9 @@ class OpenIndex:
         groups = np.searchsorted(ends, wanted, side="right")
         for group in sorted({int(g) for g in groups}):
             table = self._table.read_row_group(group)
-            inside = [r for r, g in zip(wanted, groups, strict=True) if g == group]
             first = int(ends[group]) - sizes[group]
-            found.update(zip(inside, table.take([r - first for r in inside]).to_pylist(), strict=True))
+            # slices, since `take` imports pandas first
+            found |= {r: table.slice(r - first, 1).to_pylist()[0] for r, g in zip(wanted, groups, strict=True) if g == group}
         return found
 
 
@@ -187,8 +196,8 @@ class Searcher:
             yield answer | {"index": self.index.name, "took_ms": took_ms, "hits": [asdict(h) for h in hits]}
 
 
-def open_searcher(home: Home, name: str, torch_device: str = "cpu") -> Searcher:
-    """Open the index `name` and the model it was made with.
+def open_searcher(home: Home, name: str, queries: int = 1, torch_device: str = "cpu") -> Searcher:
+    """Open the index `name` and the model it was made with, in the way that is quickest for so many `queries`.
 
     Raises
     ------
@@ -199,10 +208,18 @@ def open_searcher(home: Home, name: str, torch_device: str = "cpu") -> Searcher:
     """
     opened = _opened(home, name)
     manifest = opened.manifest
-    encoder = load_encoder(manifest.model, torch_device, truncate_dim=manifest.truncate_dim, precision="fp32", cache=home.root / "cache")
+    encoder = _encoder(manifest, home.root / "cache", queries, torch_device)
     if encoder.files.digest != manifest.model_digest:
         raise ModelUnavailable(model=manifest.model, why="its files changed since the index was made; submit the tree again")
     return Searcher(opened, encoder)
+
+
+def _encoder(manifest: Manifest, cache: Path, queries: int, torch_device: str) -> Encoder:
+    if manifest.model == MINILM and queries <= _FEW_QUERIES:
+        from dgpunet_dask.retrieval.bert_numpy import NumpyMinilm
+
+        return NumpyMinilm(find_model(MINILM, cache), manifest.truncate_dim)
+    return load_encoder(manifest.model, torch_device, truncate_dim=manifest.truncate_dim, precision="fp32", cache=cache)
 
 
 def _opened(home: Home, name: str) -> OpenIndex:

@@ -60,7 +60,13 @@ def chunk_schema() -> pa.Schema:
     import pyarrow as pa
 
     text, whole = pa.string(), pa.int32()
-    columns: list[tuple[str, Any]] = [("key", text), ("start_line", whole), ("end_line", whole), ("symbol", text), ("language", text)]
+    columns: list[tuple[str, Any]] = [
+        ("key", text),
+        ("start_line", whole),
+        ("end_line", whole),
+        ("symbol", text),
+        ("language", text),
+    ]
     return pa.schema([*columns, ("tokens", whole), ("text", text)])
 
 

@@ -72,7 +72,10 @@ class Chunk(Stage):
 
 
 class Embed(Stage):
-    """Chunks to vectors. MiniLM with 16,384 tokens a batch needs about 0.3 GiB for weights and activations, and 0.5 GiB for CUDA itself."""
+    """Chunks to vectors.
+
+    MiniLM with 16,384 tokens a batch needs about 0.3 GiB for weights and activations, and CUDA itself 0.5 GiB.
+    """
 
     demand = Demand(vram="1GiB", resident="700MiB", cpu_ok=True)
 
