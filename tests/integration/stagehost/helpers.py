@@ -84,3 +84,18 @@ def exists(pid: int) -> bool:
     except (ProcessLookupError, FileNotFoundError):
         return False
     return state != "Z"
+
+
+def in_thread(work: Callable[[], Any]) -> tuple[list[Any], threading.Thread]:
+    """Run `work` in a thread; return what it gave or raised, in a list, and the thread."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return found, thread

@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from dgpunet_dask.errors import BadWorkload, ModelUnavailable, StageFailed
 from dgpunet_dask.stagehost.frames import pack, unpack, write_frames
 from dgpunet_dask.stagehost.inline import call_light
 from dgpunet_dask.stagehost.manager import Limits
-from tests.integration.stagehost.helpers import DIGEST, Agent, exists, spec, until
+from tests.integration.stagehost.helpers import DIGEST, Agent, exists, in_thread, spec, until
 
 STAGES = """
 import os, sys, time
@@ -161,34 +160,28 @@ def test_a_stage_host_sees_its_card_alone(tmp_path):
 
 def test_calls_at_once_on_a_cpu_have_processes_of_their_own(agent, tmp_path):
     done = [str(tmp_path / name) for name in "ab"]
-    found: list[int] = []
-    threads = [threading.Thread(target=lambda f=f: found.extend(call(agent, spec("Waits"), f))) for f in done]
-    for thread in threads:
-        thread.start()
-    until(lambda: all(Path(f + ".began").exists() for f in done), "both calls run, neither waits for the other")
+    calls = [in_thread(lambda f=f: call(agent, spec("Waits"), f)) for f in done]
+    until(lambda: all(Path(f + ".began").exists() for f in done) or any(found for found, _ in calls), "both calls run at once")
+    assert [found for found, _ in calls] == [[], []]
     assert len(agent.pids()) == 2
     for f in done:
         Path(f).touch()
-    for thread in threads:
+    for _, thread in calls:
         thread.join(timeout=30)
-    assert sorted(found) == agent.pids()
+    assert sorted(found[0][0] for found, _ in calls) == agent.pids()
 
 
 def test_calls_at_once_on_a_card_share_one_process(agent, tmp_path):
     done = str(tmp_path / "a")
-    found: list[int] = []
     on_card = spec("Waits", device="4090l", vram_mib=100, resident_mib=10)
-    threads = [threading.Thread(target=lambda: found.extend(call(agent, on_card, done))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    until(lambda: Path(done + ".began").exists(), "the first call runs")
+    calls = [in_thread(lambda: call(agent, on_card, done)) for _ in range(3)]
+    until(lambda: Path(done + ".began").exists() or any(found for found, _ in calls), "the first call runs")
     assert agent.now(agent.hosts.residents) == {"4090l": [{"stage": "waits", "id": on_card.host_key, "mib": 10, "busy": True}]}
     assert not agent.client.evict("4090l", "waits")
     Path(done).touch()
-    for thread in threads:
+    for _, thread in calls:
         thread.join(timeout=30)
-    assert len(set(found)) == 1
-    assert len(found) == 3
+    assert [found for found, _ in calls] == [[agent.pids()]] * 3
 
 
 def test_another_version_under_the_same_name_takes_the_place_of_an_idle_one(agent):

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from dgpunet_dask.errors import BadWorkload, StageFailed, StageHostLost, StageHung
 from dgpunet_dask.stagehost.frames import pack, unpack
-from tests.integration.stagehost.helpers import exists, spec, until
+from tests.integration.stagehost.helpers import exists, in_thread, spec, until
 
 STAGES = """
 import os, signal, subprocess, sys, threading, time
@@ -104,24 +103,9 @@ def call(agent, called, *items):
     return unpack(agent.client.call(called, pack(list(items))).frames)
 
 
-def _in_thread(work):
-    """Run `work` in a thread; return what it gave or raised, in a list, and the thread."""
-    found = []
-
-    def run():
-        try:
-            found.append(work())
-        except Exception as error:
-            found.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return found, thread
-
-
 def test_a_killed_process_is_told_and_the_next_call_gets_a_fresh_one(agent, tmp_path):
     path = tmp_path / "go"
-    found, thread = _in_thread(lambda: call(agent, spec("Waits"), str(path)))
+    found, thread = in_thread(lambda: call(agent, spec("Waits"), str(path)))
     pid = int(until((tmp_path / "go.began").exists, "the call runs") and (tmp_path / "go.began").read_text())
     os.kill(pid, signal.SIGKILL)
     thread.join(timeout=30)
@@ -242,7 +226,7 @@ def test_when_the_agent_is_killed_its_processes_end(agent, tmp_path, stage):
     agent.do(agent.hosts.stop())
     with subprocess.Popen([sys.executable, "-c", AGENT, str(agent.home.root)], cwd=ROOT, stdout=subprocess.PIPE) as killed:
         assert killed.stdout.readline() == b"ready\n"
-        found, thread = _in_thread(lambda: call(agent, spec(stage), str(tmp_path / "go")))
+        found, thread = in_thread(lambda: call(agent, spec(stage), str(tmp_path / "go")))
         file = tmp_path / ("go.began" if stage == "Waits" else "go")
         until(file.exists, "the call runs")
         killed.kill()
@@ -316,7 +300,7 @@ def test_the_processes_of_a_cancelled_job_end_and_others_stay(agent, tmp_path):
 
 
 def test_stopping_ends_busy_processes_at_once(agent, tmp_path):
-    found, thread = _in_thread(lambda: call(agent, spec("Waits"), str(tmp_path / "go")))
+    found, thread = in_thread(lambda: call(agent, spec("Waits"), str(tmp_path / "go")))
     until((tmp_path / "go.began").exists, "the call runs")
     pid = int((tmp_path / "go.began").read_text())
     began = time.monotonic()
