@@ -72,6 +72,8 @@ class JobService:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._causes: dict[str, DgpunetError] = {}
         self._watch: asyncio.Task[None] | None = None
+        self._copying = asyncio.Lock()
+        self._placements_seen = 0
 
     def load_past(self) -> None:
         """Read the jobs of earlier heads; what had not ended then is lost, and its working files go."""
@@ -198,6 +200,7 @@ class JobService:
             await self._check_placeable(plan)
             ports = Ports(self.ports.dask(), self.ports.agent, in_flight=await self._in_flight())
             await JobRunner(record, plan, ports).run()
+            await self._copy_placements()
             _add_rate(record)
             await record.move("done")
         except asyncio.CancelledError:
@@ -243,17 +246,22 @@ class JobService:
 
     async def _watch_placements(self) -> None:
         """Copy placements into the events of their jobs while any job runs."""
-        since = 0
         while self._tasks:
             await asyncio.sleep(PLACEMENTS_EVERY_S)
+            await self._copy_placements()
+
+    async def _copy_placements(self) -> None:
+        async with self._copying:
             try:
-                placed = await self.ports.dask().scheduler.dgpunet_placements(since=since)
-            except OSError:  # the scheduler is being restarted
-                continue
+                placed = await self.ports.dask().scheduler.dgpunet_placements(since=self._placements_seen)
+            except OSError as error:  # the scheduler is being restarted, and starts to count anew
+                log.info("placements cannot be read: %s", error)
+                self._placements_seen = 0
+                return
             for row in placed:
-                since = max(since, int(row["seq"]))
+                self._placements_seen = max(self._placements_seen, int(row["seq"]))
                 record = self._records.get(job_of_key(str(row["key"])) or "")
-                if record is not None and record.status.job_id in self._tasks:
+                if record is not None and not record.final:
                     await record.emit("placement", **{k: v for k, v in row.items() if k != "seq"})
 
     def _save(self, record: JobRecord) -> None:
