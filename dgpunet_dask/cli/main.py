@@ -23,6 +23,7 @@ from dgpunet_dask.config.home import home_from
 from dgpunet_dask.errors import DgpunetError, Interrupted
 
 PROGRAM: Final = "dgpunet-dask"
+COMPLETION: Final = "_DGPUNET_DASK_COMPLETE"
 
 
 class Lazy(NamedTuple):
@@ -106,7 +107,12 @@ def with_common_options(command: click.Command) -> click.Command:
     return command
 
 
-@click.group(cls=LazyGroup, params=list(common_options()), context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    params=list(common_options()),
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f'Shell completion: eval "$({COMPLETION}=bash_source {PROGRAM})", or zsh_source, fish_source.',
+)
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_context
 def cli(ctx: click.Context) -> None:

@@ -12,6 +12,31 @@ import pytest
 
 from dgpunet_dask.testing.processes import listening_addresses, processes_of
 
+SLOW_YAML = """
+version: 1
+name: slow
+params: {mark: {type: string, default: ""}}
+stages:
+  numbers: {run: "stages:Numbers"}
+  work: {run: "stages:Work", after: numbers}
+"""
+#: With a mark, the first unit says that it has begun and then takes longer than the test.
+SLOW_STAGES = """
+import pathlib, time
+from dgpunet_dask import Demand, Stage
+class Numbers(Stage):
+    def __call__(self):
+        return [1]
+class Work(Stage):
+    demand = Demand(vram="1GiB")
+    def load(self, *, mark: str) -> None:
+        self.mark = mark
+    def __call__(self, batch):
+        if self.mark:
+            pathlib.Path(self.mark).touch()
+            time.sleep(100)
+        return batch
+"""
 HOME5 = "policies/fleets/home5.yaml"
 
 
@@ -137,6 +162,28 @@ def test_killed_scheduler_is_started_again_on_the_same_address(site, two_cards):
     site.until(lambda: {w["state"] for w in site.status()["workers"]} == {"running"}, 40)
     after = site.status()
     assert (after["address"], after["head_pid"]) == (before["address"], before["head_pid"])
+
+
+@pytest.mark.long
+def test_a_lost_scheduler_fails_the_job_that_runs_and_not_the_next(site, two_cards, tmp_path):
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    (folder / "job.yaml").write_text(SLOW_YAML)
+    (folder / "stages.py").write_text(SLOW_STAGES)
+    site.up("--simulate", two_cards)
+    started = tmp_path / "started"
+    job = site.start("submit", folder, "--set", f"mark={started}", "--json")
+    site.until(started.exists)
+    os.kill(site.pids("dask_scheduler")[0], signal.SIGKILL)
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 100, err
+    told = json.loads(out)
+    assert told["state"] == "failed"
+    assert "scheduler ended (killed by SIGKILL)" in told["error"]["message"]
+    site.until(lambda: {w["state"] for w in site.status()["workers"]} == {"running"}, 40)
+    code, out, err = site.run("submit", folder, "--json")
+    assert code == 0, err
+    assert json.loads(out)["units"]["done"] == 1
 
 
 @pytest.mark.parametrize("phase", ["head", "dask_scheduler", "daemons.agent", "dask_worker"])

@@ -103,6 +103,13 @@ def test_every_command_in_the_table_loads():
             assert loaded.help
 
 
+def test_shell_completion_knows_the_commands():
+    env = child_env({cli_main.COMPLETION: "bash_complete", "COMP_WORDS": "dgpunet-dask s", "COMP_CWORD": "1"})
+    argv = [sys.executable, "-c", "from dgpunet_dask.cli.main import main; main()"]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert {line.partition(",")[2] for line in done.stdout.split()} == {"search", "status", "submit"}
+
+
 def test_help_loads_nothing_heavy():
     script = "import sys; from dgpunet_dask.cli.main import run; run(['--help']); print(sorted(sys.modules), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], env=child_env({}), capture_output=True, text=True, timeout=60, check=True)
