@@ -259,6 +259,8 @@ def _of_shuffles(scheduler: Scheduler, keys: Iterable[Key]) -> frozenset[Key]:
     """Return the tasks of P2P shuffles: barriers, what they wait for and what waits for them. Dask pins those itself."""
     tasks = scheduler.tasks
     barriers = [tasks[k] for k in keys if isinstance(k, str) and k.startswith(_BARRIER) and k in tasks]
+    if barriers:
+        logger.info("%d P2P shuffles are left to Dask, whatever their tasks demand", len(barriers))
     return frozenset(ts.key for b in barriers for ts in (b, *b.dependencies, *b.dependents))
 
 

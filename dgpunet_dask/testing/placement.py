@@ -102,8 +102,9 @@ class Gate:
 gates: dict[str, Gate] = {}
 
 
-def work(tag: Any = None, mib: int = 0, gate: str | None = None, pause_s: float = 0.0, wait_for: Any = None) -> str:
-    """Be a task: note the span, wait at `gate` if there is one, and return the device's name."""
+def work(tag: Any = None, *, mib: int = 0, gate: str | None = None, pause_s: float = 0.0, wait_for: Any = None) -> str:
+    """Be a task: note the span, wait at `gate` if there is one, and return the device's name. `wait_for`: futures to depend on."""
+    del wait_for
     with spans.note(mib, tag) as device:
         if gate is not None:
             gates[gate].pass_through()
@@ -122,7 +123,9 @@ class PlacedCluster:
     @property
     def plugin(self) -> PlacementPlugin:
         """The placement plugin."""
-        return self.scheduler.plugins[NAME]
+        found = self.scheduler.plugins[NAME]
+        assert isinstance(found, PlacementPlugin)
+        return found
 
     async def add_worker(self, name: str, devices: Sequence[Device], *, host: Host | None = None, **options: Any) -> Worker:
         """Start a worker that speaks for `devices`."""
@@ -155,8 +158,9 @@ class PlacedCluster:
 
 
 def card(name: str, gib: int, **facts: Any) -> Device:
-    """Return a card of `gib` GiB on a host of its own."""
-    return Device(**{"name": name, "host": f"host-{name}", "vram_mib": gib * GIB, "speed": float(gib)} | facts)
+    """Return a card of `gib` GiB, as fast as it is large, on a host of its own; `facts` say otherwise."""
+    default: dict[str, Any] = {"host": f"host-{name}", "vram_mib": gib * GIB, "speed": float(gib)}
+    return Device(name=name, **default | facts)
 
 
 @asynccontextmanager

@@ -1,0 +1,484 @@
+"""What goes wrong while tasks run: lost workers, cancelled calls, paused workers, restarts, late plugins, residents in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client, wait
+
+from dgpunet_dask.errors import Unplaceable
+from dgpunet_dask.model.fleet import Device, Host
+from dgpunet_dask.plugins import scheduler as plugin_module
+from dgpunet_dask.plugins.queues import PATIENCE
+from dgpunet_dask.plugins.scheduler import PlacementPlugin
+from dgpunet_dask.plugins.worker import DeviceWorker
+from dgpunet_dask.testing.placement import GIB, Gate, PlacedCluster, card, gates, placed_cluster, spans, work
+
+
+def demand(gib: int, **more: object) -> dict[str, object]:
+    return {"vram": f"{gib}GiB", **more}
+
+
+async def running_task(cluster: PlacedCluster, gib: int = 20, gate: str = "g", **more: Any) -> Any:
+    """Start a task and return its future once it runs."""
+    gates[gate] = Gate()
+    with dask.annotate(demand=demand(gib)):
+        future = cluster.client.submit(work, "held", mib=gib * GIB, gate=gate, pure=False, **more)
+    await cluster.until(lambda: gates[gate].entered)
+    return future
+
+
+# Loss of workers
+
+
+async def test_the_loss_of_a_worker_frees_its_charges_and_its_tasks_go_elsewhere() -> None:
+    async with placed_cluster(card("a", 80), card("b", 24)) as cluster:
+        future = await running_task(cluster)
+        assert cluster.charges() == {"a": [future.key]}
+        closing = asyncio.create_task(cluster.workers.pop("a").close(timeout=1, executor_wait=False))
+        await cluster.until(lambda: cluster.charges() == {"b": [future.key]})
+        assert (await cluster.fleet())["states"] == {"a": "lost"}
+        gates["g"].open()
+        assert await future == "b"
+        await closing
+
+
+async def test_work_that_only_a_lost_device_can_hold_waits_for_it() -> None:
+    async with placed_cluster(card("a", 80), card("b", 24)) as cluster:
+        await cluster.workers.pop("a").close()
+        with dask.annotate(demand=demand(40)):
+            future = cluster.client.submit(work)
+        await cluster.until(lambda: len(cluster.plugin.pump.queues))
+        why = await cluster.client.scheduler.dgpunet_explain(key=future.key)
+        assert [v["code"] for v in why["verdicts"]["a"]] == ["lost"]
+        await cluster.add_worker("a", [card("a", 80)])
+        assert await future == "a"
+
+
+async def test_a_worker_that_was_retired_takes_its_device_along() -> None:
+    async with placed_cluster(card("a", 80), card("b", 24)) as cluster:
+        await cluster.client.retire_workers([cluster.workers["a"].address])
+        await cluster.until(lambda: len(cluster.plugin.book.pool) == 1)
+        with dask.annotate(demand=demand(40)), pytest.raises(Unplaceable):
+            await cluster.client.submit(work)
+
+
+async def test_a_result_lost_with_its_worker_is_computed_again_by_the_ledger() -> None:
+    async with placed_cluster(card("a", 80), card("b", 24)) as cluster:
+        with dask.annotate(demand=demand(20)):
+            first = cluster.client.submit(work, "first")
+            assert await first == "a"
+            await cluster.workers.pop("a").close()
+            assert await cluster.client.submit(len, first) == 1
+        assert [entry["device"] for entry in cluster.plugin.pump.log.since(0)] == ["a", "b", "b"]
+
+
+async def test_a_device_that_two_workers_announce_belongs_to_the_first_until_it_leaves(caplog: pytest.LogCaptureFixture) -> None:
+    async with placed_cluster(card("a", 24)) as cluster:
+        await cluster.add_worker("twin", [card("a", 24)])
+        assert "device a is announced by" in caplog.text
+        assert cluster.plugin.book.worker_of["a"] == cluster.workers["a"].address
+        await cluster.workers.pop("a").close()
+        await cluster.until(lambda: cluster.plugin.book.worker_of.get("a") == cluster.workers["twin"].address)
+        with dask.annotate(demand=demand(20)):
+            assert await cluster.client.submit(work) == "a"
+
+
+# Cancelled calls
+
+
+async def test_a_cancelled_call_keeps_its_charge_until_its_worker_reports_the_end() -> None:
+    async with placed_cluster(card("a", 24)) as cluster:
+        future = await running_task(cluster)
+        key = future.key
+        await future.cancel()
+        await cluster.until(lambda: key not in cluster.scheduler.tasks)
+        with dask.annotate(demand=demand(20)):
+            following = cluster.client.submit(work, "next", mib=20 * GIB, pure=False)
+        await cluster.until(lambda: following.key in cluster.scheduler.tasks)
+        assert cluster.charges() == {"a": [key]}
+        assert (await cluster.fleet())["lingering"] == (key,)
+        assert cluster.scheduler.tasks[following.key].state == "no-worker"
+        gates["g"].open()
+        assert await following == "a"
+        assert spans.peak("a") == 20 * GIB
+        await cluster.until(lambda: not cluster.charges())
+
+
+async def test_the_interlock_holds_even_if_the_ledger_forgot_a_cancelled_call() -> None:
+    async with placed_cluster(card("a", 24)) as cluster:
+        future = await running_task(cluster)
+        await future.cancel()
+        await cluster.until(lambda: cluster.plugin.book.lingering)
+        for holder in cluster.plugin.book.lingering:
+            cluster.plugin.book.settle(holder)
+        with dask.annotate(demand=demand(20)):
+            following = cluster.client.submit(work, "next", mib=20 * GIB, pure=False)
+        state = cluster.workers["a"].state
+        await cluster.until(lambda: following.key in state.tasks)
+        assert state.tasks[following.key].state == "constrained"
+        gates["g"].open()
+        assert await following == "a"
+        assert spans.peak("a") == 20 * GIB
+
+
+async def test_a_cancelled_call_that_had_not_started_frees_its_charge_at_once() -> None:
+    async with placed_cluster() as cluster:
+        await cluster.add_worker("a", [card("a", 24)], nthreads=1)
+        gates["thread"] = Gate()
+        busy = cluster.client.submit(gates_only, "thread")
+        await cluster.until(lambda: gates["thread"].entered)
+        with dask.annotate(demand=demand(20)):
+            future = cluster.client.submit(work, pure=False)
+        await cluster.until(lambda: cluster.charges() == {"a": [future.key]})
+        await future.cancel()
+        await cluster.until(lambda: not cluster.charges())
+        gates["thread"].open()
+        await busy
+        assert spans.all == []
+
+
+def gates_only(name: str) -> None:
+    gates[name].pass_through()
+
+
+async def test_a_cancelled_task_may_be_submitted_again_under_its_key() -> None:
+    """By another client: the first would take the scheduler's word of the old key's end for that of the new one."""
+    async with placed_cluster(card("a", 24), card("b", 24)) as cluster, Client(cluster.scheduler.address, asynchronous=True) as other:
+        future = await running_task(cluster, key="again")
+        await future.cancel()
+        await cluster.until(lambda: "again" not in cluster.scheduler.tasks)
+        gates["second"] = Gate()
+        with dask.annotate(demand=demand(20)):
+            second = other.submit(work, "second", key="again", gate="second")
+        await cluster.until(lambda: gates["second"].entered)
+        assert cluster.charges() == {"a": ["again"], "b": ["again #1"]}
+        gates["second"].open()
+        assert await second == "b"
+        await cluster.until(lambda: cluster.charges() == {"a": ["again"]})
+        gates["g"].open()
+        await cluster.until(lambda: not cluster.charges())
+
+
+async def test_a_client_that_leaves_lets_go_of_its_devices() -> None:
+    async with placed_cluster(card("a", 24)) as cluster:
+        async with Client(cluster.scheduler.address, asynchronous=True) as other:
+            gates["g"] = Gate()
+            with dask.annotate(demand=demand(20)):
+                kept = other.map(work, range(3), gate="g", pure=False)
+            await cluster.until(lambda: gates["g"].entered)
+        await cluster.until(lambda: not cluster.plugin.records)
+        gates["g"].open()
+        await cluster.until(lambda: not cluster.charges())
+        assert len(kept) == 3
+        with dask.annotate(demand=demand(20)):
+            assert await cluster.client.submit(work) == "a"
+
+
+# Paused workers
+
+
+async def test_a_paused_worker_gets_nothing_until_it_runs_again() -> None:
+    async with placed_cluster(card("a", 80), card("b", 24)) as cluster:
+        worker = cluster.workers["a"]
+        worker.status = type(worker.status).paused
+        await cluster.until(lambda: cluster.plugin.book.pool.slot("a").state == "paused")
+        with dask.annotate(demand=demand(20)):
+            assert await cluster.client.submit(work, 1) == "b"
+        with dask.annotate(demand=demand(40)):
+            waiting = cluster.client.submit(work, 2)
+        await cluster.until(lambda: len(cluster.plugin.pump.queues))
+        worker.status = type(worker.status).running
+        assert await waiting == "a"
+
+
+# Plugin and scheduler come and go
+
+
+async def test_the_plugin_may_join_a_scheduler_that_has_workers_and_tasks() -> None:
+    async with placed_cluster(plugin=False) as cluster:
+        await cluster.add_worker("a", [card("a", 24)], nthreads=2)
+        gates["g"] = Gate()
+        with dask.annotate(demand=demand(20)):
+            futures = cluster.client.map(work, range(12), mib=1, gate="g", pure=False)
+            after = cluster.client.submit(work, "after", wait_for=futures, mib=1, pure=False)
+        await cluster.until(lambda: gates["g"].entered == 2)
+        states = {ts.state for ts in cluster.scheduler.tasks.values()}
+        assert states == {"processing", "queued", "waiting"}
+        await cluster.client.register_plugin(PlacementPlugin())
+        assert cluster.scheduler.tasks[futures[-1].key].state == "no-worker"
+        processing = [f.key for f in futures if cluster.scheduler.tasks[f.key].state == "processing"]
+        assert cluster.charges()["a"] == sorted(processing)
+        before = len(processing)
+        gates["g"].open()
+        assert await after == "a"
+        assert spans.peak("a") <= before
+        placed = sorted((s for s in spans.all if s.tag not in range(before)), key=lambda s: s.start)
+        assert all(one.stop <= other.start for one, other in itertools.pairwise(placed))
+        assert len(cluster.plugin.pump.log.since(0)) == len(futures) - before + 1
+
+
+async def test_the_plugin_is_added_once() -> None:
+    async with placed_cluster(card("a", 24)) as cluster:
+        first = cluster.plugin
+        await cluster.client.register_plugin(PlacementPlugin())
+        assert cluster.plugin is first
+
+
+async def test_a_restart_wipes_the_ledger() -> None:
+    async with placed_cluster(card("a", 24)) as cluster:
+        await running_task(cluster)
+        with dask.annotate(demand=demand(20)):
+            waiting = cluster.client.map(work, range(3), pure=False)
+        await cluster.until(lambda: len(cluster.plugin.pump.queues) == 3)
+        gates["g"].open()
+        restarting = asyncio.create_task(cluster.client.restart(wait_for_workers=False))
+        await cluster.until(lambda: not cluster.plugin.records and not cluster.plugin.book.worker_of)
+        await restarting
+        assert len(cluster.plugin.pump.queues) == 0
+        assert not cluster.charges()
+        assert all(f.status == "cancelled" for f in waiting)
+        await cluster.add_worker("a2", [card("a", 24)])
+        with dask.annotate(demand=demand(20)):
+            assert await cluster.client.submit(work, pure=False) == "a"
+
+
+async def test_a_failing_hook_is_logged_as_an_error_and_the_scheduler_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with placed_cluster(card("a", 24)) as cluster:
+        with caplog.at_level(logging.ERROR):
+            monkeypatch.setattr(cluster.plugin.pump, "wait", lambda record: 1 / 0)
+            with dask.annotate(demand=demand(20)):
+                lost = cluster.client.submit(work, 1)
+            await cluster.until(lambda: "lost track of" in caplog.text)
+            monkeypatch.setattr(cluster.plugin, "_signatures", None)
+            with dask.annotate(demand=demand(20)):
+                cluster.client.submit(work, 2)
+            await cluster.until(lambda: "placement hook update_graph failed" in caplog.text)
+        await lost.cancel()
+        assert await cluster.client.submit(abs, -1) == 1
+
+
+# Actors and shuffles: what Dask does itself
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.n = 0
+
+    def more(self) -> int:
+        self.n += 1
+        return self.n
+
+
+async def test_an_actor_holds_its_device_until_it_is_let_go() -> None:
+    """Without validation: Dask asserts that actors are never in `no-worker`, where ours wait; they run well with the default."""
+    async with placed_cluster(card("a", 24), validate=False) as cluster:
+        with dask.annotate(demand=demand(20)):
+            actor = cluster.client.submit(Counter, actor=True)
+        counter = await actor
+        assert await counter.more() == 1
+        assert cluster.charges() == {"a": [actor.key]}
+        with dask.annotate(demand=demand(20)):
+            after = cluster.client.submit(work)
+        await cluster.until(lambda: len(cluster.plugin.pump.queues))
+        assert after.status == "pending"
+        del counter, actor
+        gc.collect()  # Dask lets go of a future when it is collected
+        assert await after == "a"
+
+
+async def test_shuffles_are_left_to_dask() -> None:
+    """The annotation stands around `compute`: data frames ignore one that stands where they are built, with a warning."""
+    pd = pytest.importorskip("pandas", reason="the shuffle test needs data frames")
+    dd = pytest.importorskip("dask.dataframe", reason="the shuffle test needs data frames")
+    async with placed_cluster(card("a", 24), card("b", 24)) as cluster:
+        frame = dd.from_pandas(pd.DataFrame({"x": range(40), "y": [i % 7 for i in range(40)]}), npartitions=4)
+        lengths = frame.shuffle("y", shuffle_method="p2p").map_partitions(len)
+        with dask.annotate(demand=demand(4)):
+            future = cluster.client.compute(lengths)
+        assert sum(await future) == 40
+        placed = [entry["key"] for entry in cluster.plugin.pump.log.since(0)]
+        assert any("frompandas" in key for key in placed)
+        assert not any("shuffle" in key for key in placed)
+
+
+# Fairness
+
+
+async def test_several_cards_do_not_starve_behind_single_ones() -> None:
+    async with placed_cluster(card("a", 24), card("b", 24)) as cluster:
+        gates["first"] = Gate()
+        with dask.annotate(demand=demand(4)):
+            small = cluster.client.map(work, ["small"] * 2, gate="first", pure=False)
+            await cluster.until(lambda: gates["first"].entered == 2)
+            small += cluster.client.map(work, ["small"] * 100, pause_s=0.002, pure=False, priority=10)
+        with dask.annotate(demand=demand(4, gpus=2)):
+            pair = cluster.client.submit(work, "pair", pure=False)
+        await cluster.until(lambda: pair.key in cluster.scheduler.tasks and len(cluster.plugin.pump.queues) == 101)
+        gates["first"].open()
+        await wait([*small, pair])
+        order = [entry["key"] for entry in cluster.plugin.pump.log.since(0)]
+        assert order.index(pair.key) <= 2 + PATIENCE + 2
+
+
+async def test_many_cores_do_not_starve_behind_single_ones() -> None:
+    async with placed_cluster() as cluster:
+        host = Host(name="box", cpus=4, ram_mib=8 * GIB)
+        await cluster.add_worker("box/cpu", [Device(name="box/cpu", host="box", kind="cpu")], host=host, nthreads=8)
+        gates["first"] = Gate()
+        with dask.annotate(demand=demand(4, cpu_ok=True)):
+            small = cluster.client.map(work, ["small"] * 4, gate="first", pure=False)
+            await cluster.until(lambda: gates["first"].entered == 4)
+            small += cluster.client.map(work, ["small"] * 100, pause_s=0.002, pure=False, priority=10)
+        with dask.annotate(demand=demand(4, cpu_ok=True, cpus=4)):
+            large = cluster.client.submit(work, "large", pure=False)
+        await cluster.until(lambda: large.key in cluster.scheduler.tasks and len(cluster.plugin.pump.queues) == 101)
+        gates["first"].open()
+        await wait([*small, large])
+        order = [entry["key"] for entry in cluster.plugin.pump.log.since(0)]
+        assert order.index(large.key) <= 4 + PATIENCE + 4
+
+
+async def test_urgent_work_goes_first_and_idle_work_last() -> None:
+    async with placed_cluster(card("a", 24)) as cluster:
+        await running_task(cluster)
+        futures = []
+        for priority in ("idle", "batch", "interactive"):
+            with dask.annotate(demand=demand(4, priority=priority)):
+                futures.append(cluster.client.submit(work, priority))
+        await cluster.until(lambda: len(cluster.plugin.pump.queues) == 3)
+        gates["g"].open()
+        await wait(futures)
+        assert [span.tag for span in spans.all] == ["held", "interactive", "batch", "idle"]
+
+
+# Residents
+
+
+def resident(stage: str, gib: int, *, busy: bool = False) -> dict[str, Any]:
+    return {"stage": stage, "id": f"{stage}-id", "mib": gib * GIB, "busy": busy}
+
+
+async def with_residents(cluster: PlacedCluster, *residents: dict[str, Any], gib: int = 24) -> tuple[DeviceWorker, list[tuple[str, str]]]:
+    """Add device `a` with residents, and note which evictions its worker is asked for."""
+    asked: list[tuple[str, str]] = []
+    worker = await cluster.add_worker("a", [card("a", gib)], evict=lambda device, stage: asked.append((device, stage)))
+    speaker = worker.plugins["dgpunet-device"]
+    speaker.report_residents("a", residents)
+    await cluster.until(lambda: len(cluster.charges("resident").get("a", ())) == len(residents))
+    return speaker, asked
+
+
+async def test_an_idle_resident_is_sent_away_and_the_demand_placed_once_it_has_gone() -> None:
+    async with placed_cluster() as cluster:
+        speaker, asked = await with_residents(cluster, resident("chat", 10), resident("pose", 2))
+        with dask.annotate(demand=demand(18, stage="image")):
+            large = cluster.client.submit(work, "large", mib=18 * GIB)
+        await cluster.until(lambda: asked)
+        with dask.annotate(demand=demand(8, stage="late")):
+            small = cluster.client.submit(work, "small", mib=8 * GIB)  # it would fit, but the card is being cleared for the other
+        await cluster.until(lambda: len(cluster.plugin.pump.queues) == 2)
+        assert asked == [("a", "chat-id")]
+        assert not cluster.charges()
+        speaker.report_residents("a", [resident("pose", 2)])
+        await wait([large, small])
+        assert [span.tag for span in spans.all] == ["large", "small"]
+        assert asked == [("a", "chat-id")]
+
+
+async def test_a_busy_resident_is_left_alone() -> None:
+    async with placed_cluster() as cluster:
+        speaker, asked = await with_residents(cluster, resident("chat", 10, busy=True))
+        with dask.annotate(demand=demand(18)):
+            large = cluster.client.submit(work, "large")
+        with dask.annotate(demand=demand(8)):
+            assert await cluster.client.submit(work, "small") == "a"
+        assert large.status == "pending"
+        assert asked == []
+        speaker.report_residents("a", [resident("chat", 10)])
+        await cluster.until(lambda: asked)
+        speaker.report_residents("a", [])
+        assert await large == "a"
+
+
+async def test_an_eviction_that_failed_is_asked_for_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(plugin_module, "EVICT_RETRY_S", 0.01)
+    async with placed_cluster() as cluster:
+        speaker, asked = await with_residents(cluster, resident("chat", 10))
+
+        def refuse_once(device: str, stage: str) -> None:
+            asked.append((device, stage))
+            if len(asked) == 1:
+                raise OSError("not now")
+            speaker.report_residents("a", [])
+
+        speaker._on_evict = refuse_once
+        with dask.annotate(demand=demand(18)):
+            assert await cluster.client.submit(work) == "a"
+        assert len(asked) == 2
+        assert "could not be asked to unload chat-id" in caplog.text
+
+
+async def test_a_stage_that_is_loaded_already_is_charged_only_for_the_rest() -> None:
+    async with placed_cluster() as cluster:
+        await with_residents(cluster, resident("embed", 6))
+        with dask.annotate(demand=demand(20, stage="embed", resident="6GiB")):
+            assert await cluster.client.submit(work) == "a"
+        entry = cluster.plugin.pump.log.since(0)[0]
+        assert (entry["vram_mib"], entry["charged_mib"]) == (14 * GIB, 20 * GIB)
+
+
+async def test_a_stage_that_loads_during_its_call_is_not_charged_twice() -> None:
+    async with placed_cluster() as cluster:
+        speaker, _ = await with_residents(cluster)
+        gates["g"] = Gate()
+        with dask.annotate(demand=demand(20, stage="embed", resident="6GiB")):
+            future = cluster.client.submit(work, gate="g")
+        await cluster.until(lambda: gates["g"].entered)
+        assert cluster.plugin.book.pool.fleet().charged_mib("a") == 20 * GIB
+        speaker.report_residents("a", [resident("embed", 6, busy=True)])
+        await cluster.until(lambda: cluster.charges("resident"))
+        assert cluster.plugin.book.pool.fleet().charged_mib("a") == 20 * GIB
+        gates["g"].open()
+        await future
+        await cluster.until(lambda: cluster.plugin.book.pool.fleet().charged_mib("a") == 6 * GIB)
+
+
+async def test_residents_stay_charged_while_their_worker_is_away_and_until_the_next_one_reports() -> None:
+    async with placed_cluster() as cluster:
+        await with_residents(cluster, resident("chat", 10, busy=True))
+        await cluster.workers.pop("a").close()
+        await cluster.until(lambda: cluster.plugin.book.pool.slot("a").state == "lost")
+        assert cluster.charges("resident") == {"a": ["chat-id"]}
+        worker = await cluster.add_worker("a", [card("a", 24)])
+        with dask.annotate(demand=demand(18)):
+            future = cluster.client.submit(work)
+        await cluster.until(lambda: len(cluster.plugin.pump.queues))
+        assert cluster.charges("resident") == {"a": ["chat-id"]}
+        worker.plugins["dgpunet-device"].report_residents("a", [])
+        assert await future == "a"
+
+
+async def test_reports_about_devices_of_others_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    async with placed_cluster(card("b", 24)) as cluster:
+        speaker, _ = await with_residents(cluster)
+        speaker.report_residents("b", [resident("chat", 1)])
+        speaker.report_residents("zzz", [resident("chat", 1)])
+        await cluster.until(lambda: "residents of b, which is not its own" in caplog.text and "residents of zzz" in caplog.text)
+        assert not cluster.charges("resident")
+
+
+async def test_facts_that_cannot_be_read_are_told_and_the_worker_gets_no_placed_work(caplog: pytest.LogCaptureFixture) -> None:
+    async with placed_cluster(card("b", 24)) as cluster:
+        worker = cluster.plugin.scheduler.workers[cluster.workers["b"].address]
+        worker.extra["dgpunet"] = {"host": {"name": "h", "rem": 3}, "devices": []}
+        cluster.plugin.book.add_worker(worker)
+        assert "did you mean 'ram_mib'" in caplog.text or "host field 'rem' is not valid" in caplog.text
