@@ -86,7 +86,8 @@ def _halves(piece: _Piece) -> list[_Piece]:
     lines = piece.text.split("\n")
     if len(lines) == 1:
         middle = len(piece.text) // 2
-        return [_Piece(part, piece.start, piece.end, 0) for part in (piece.text[:middle], piece.text[middle:])]
+        halves = (piece.text[:middle], piece.text[middle:])
+        return [_Piece(half, piece.start, piece.end, 0) for half in halves if half.strip()]
     middle = len(lines) // 2
     parts = ((lines[:middle], piece.start), (lines[middle:], piece.start + middle))
     return [p for part, start in parts if (p := _trimmed(part, start, 0)) is not None]
