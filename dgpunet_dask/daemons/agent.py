@@ -30,6 +30,8 @@ from dgpunet_dask.stagehost.manager import StageHosts
 
 log = logging.getLogger(__name__)
 
+#: How long a call may go on whose worker has ended: its result has no taker, but its model may be wanted again.
+ORPHAN_S: Final = 5.0
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -52,24 +54,26 @@ class Agent:
         self.home = home
         self.site = site
         self.plans = plan_workers(fleet, site)
-        self.register = Register(home.run / "processes")
         self.clock = clock or SystemClock()
+        cards = {plan.device.name: plan.device.uuid for plan in self.plans if plan.device.uuid is not None}
+        self.hosts = StageHosts(home, self.clock, cards)
+        self.register = Register(home.run / "processes")
         self.backoff = Backoff()
+        self._dropping: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Keep all workers and the stage hosts running until `stop` is set, then end them."""
         shutil.rmtree(self.site.scratch, ignore_errors=True)  # what killed workers left; live ones of another agent cannot be here
-        cards = {plan.device.name: plan.device.uuid for plan in self.plans if plan.device.uuid is not None}
-        hosts = StageHosts(self.home, self.clock, cards)
-        await hosts.start()
+        await self.hosts.start()
         supervisors = [asyncio.create_task(self._supervise(plan)) for plan in self.plans]
         try:
             await stop.wait()
         finally:
-            for task in supervisors:
+            tasks = [*supervisors, *self._dropping]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*supervisors, return_exceptions=True)
-            await hosts.stop()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.hosts.stop()
 
     async def _supervise(self, plan: WorkerPlan) -> None:
         failures = 0
@@ -78,6 +82,9 @@ class Agent:
             status = await self._run_once(plan)
             failures, wait_s = self.backoff.next(failures, self.clock.monotonic() - began)
             log.warning("worker %s ended (%s); started again in %.1f s", plan.device.name, how_ended(status), wait_s)
+            dropping = asyncio.create_task(self.hosts.drop_calls(plan.device.name, ORPHAN_S))
+            self._dropping.add(dropping)
+            dropping.add_done_callback(self._dropping.discard)
             await asyncio.sleep(wait_s)
 
     async def _run_once(self, plan: WorkerPlan) -> int | str:

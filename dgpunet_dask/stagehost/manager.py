@@ -171,6 +171,17 @@ class StageHosts:
 
     # Serving
 
+    async def drop_calls(self, device: str, after_s: float) -> None:
+        """End the processes on `device` whose present call takes `after_s` more seconds: the worker that made it has ended.
+
+        A shorter call may finish, so that its model stays loaded. Processes of one job are left alone: the head itself calls them.
+        """
+        orphaned = [(h, h.used) for h in self._hosts if h.spec.device == device and h.busy and not h.spec.of_one_job]
+        if orphaned:
+            await asyncio.sleep(after_s)
+            stuck = [h for h, used in orphaned if h.busy and h.used == used]  # `used` changes with the end of each call
+            await asyncio.gather(*(self._end(h, at_once=True) for h in stuck))
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         _keep(self._tasks, work)
 

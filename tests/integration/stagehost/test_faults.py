@@ -299,6 +299,22 @@ def test_the_processes_of_a_cancelled_job_end_and_others_stay(agent, tmp_path):
     assert agent.client.end_job("j9") == 0
 
 
+def test_calls_of_an_ended_worker_end_unless_they_are_short(agent, tmp_path):
+    short, long = tmp_path / "short", tmp_path / "long"
+    found, threads = zip(*(in_thread(lambda p=p: call(agent, spec("Waits"), str(p))) for p in (short, long)), strict=True)
+    for path in (short, long):
+        until(path.with_name(f"{path.name}.began").exists, "the call runs")
+    short.touch()
+    threads[0].join(20)
+    (kept,) = found[0][0]
+    agent.do(agent.hosts.drop_calls("another", 0.0))
+    assert len(agent.pids()) == 2
+    agent.do(agent.hosts.drop_calls("h/cpu", 0.05))
+    threads[1].join(20)
+    assert isinstance(found[1][0], StageHostLost)
+    assert agent.pids() == [kept]
+
+
 def test_stopping_ends_busy_processes_at_once(agent, tmp_path):
     found, thread = in_thread(lambda: call(agent, spec("Waits"), str(tmp_path / "go")))
     until((tmp_path / "go.began").exists, "the call runs")
