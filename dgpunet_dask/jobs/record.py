@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +42,7 @@ class JobRecord:
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     seq: int = 0
+    starts: Counter[str] = field(default_factory=Counter)
 
     @property
     def final(self) -> bool:
@@ -82,6 +83,13 @@ class JobRecord:
         merge_counts(self.counts, dict(counts))
         public = {name: value for name, value in self.counts.items() if name != "expected_items"}
         self.status = replace(self.status, metrics=public)
+
+    async def placed(self, row: Mapping[str, Any]) -> None:
+        """Note a placement; the second of one key is another attempt, since its worker was lost."""
+        self.starts[str(row["key"])] += 1
+        if self.starts[str(row["key"])] > 1:
+            self.units(attempts=self.counted.attempts + 1)
+        await self.emit("placement", **row)
 
     def units(self, **changes: int | None) -> None:
         """Replace some of the unit counts."""

@@ -262,7 +262,7 @@ class JobService:
                 self._placements_seen = max(self._placements_seen, int(row["seq"]))
                 record = self._records.get(job_of_key(str(row["key"])) or "")
                 if record is not None and not record.final:
-                    await record.emit("placement", **{k: v for k, v in row.items() if k != "seq"})
+                    await record.placed({k: v for k, v in row.items() if k != "seq"})
 
     def _save(self, record: JobRecord) -> None:
         try:

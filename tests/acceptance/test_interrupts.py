@@ -10,15 +10,17 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
+from dgpunet_dask.client import Client
 from tests.acceptance.conftest import Cli
 from tests.helpers import processes_with_home, until
 
 WORKLOAD = """\
 version: 1
 name: slow
-params: {marker: {type: string, required: true}}
+params: {marker: {type: string, required: true}, count: {type: int, default: 1000}}
 stages:
   read: {run: "stages:Read", unit: {items: 1}}
   wait: {run: "stages:Wait", after: read}
@@ -32,8 +34,11 @@ from dgpunet_dask import Demand, Stage
 
 
 class Read(Stage):
+    def load(self, *, count: int) -> None:
+        self.n = count
+
     def __call__(self):
-        yield from range(1000)
+        yield from range(self.n)
 
 
 class Wait(Stage):
@@ -104,6 +109,28 @@ def test_a_job_whose_head_is_killed_is_lost_and_the_next_head_says_so(cli: Cli, 
     until(lambda: not processes_with_home(cli.home), timeout_s=20)
     assert cli("up").code == 0
     assert [job["state"] for job in cli("jobs", "list", "--json").json] == ["lost"]
+
+
+@pytest.mark.parametrize("module", ["distributed.cli.dask_worker", "dgpunet_dask.stagehost.child"])
+def test_a_killed_process_costs_its_unit_another_attempt_and_nothing_else(cli: Cli, slow: Path, tmp_path: Path, module: str) -> None:
+    assert cli("up").code == 0
+    marker = tmp_path / "running"
+    command = cli.start("submit", slow, "--set", f"marker={marker}", "--set", "count=30", "--json")
+    until(marker.exists, timeout_s=60)
+    victim = next(p for p in processes_with_home(cli.home) if module in p.cmdline() and (module.endswith("worker") or runs_stage(p)))
+    victim.send_signal(signal.SIGKILL)
+    out, told = command.communicate(timeout=120)
+    assert command.returncode == 0, told
+    result = json.loads(out)
+    assert (result["units"]["done"], result["units"]["failed"]) == (30, 0)
+    assert 30 < result["units"]["attempts"] <= 34
+    with Client(home=cli.home) as client:
+        assert list(client.results(result["job_id"])) == list(range(30))
+
+
+def runs_stage(process: psutil.Process) -> bool:
+    """Whether a stage host runs the waiting stage, not the source: only that one has been written a log of its name."""
+    return any("wait-" in file.path for file in process.open_files())
 
 
 def test_a_full_disk_fails_the_job_and_keeps_the_old_index(tmp_path: Path, home_on_small_disk: Cli, texts: Callable[[int], Path]) -> None:
