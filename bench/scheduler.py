@@ -245,8 +245,8 @@ def machine() -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[100, 1000])
-    parser.add_argument("--tasks", type=int, default=4000)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--tasks", type=int, default=16000)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--per-turn", type=int, default=8, help="tasks that finish in one turn of the event loop")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scheduler.json")

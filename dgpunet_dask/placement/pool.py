@@ -91,19 +91,27 @@ class DeviceClass:
 class Slot:
     """One device with its state and charges, and the group it is in while it may be used."""
 
-    __slots__ = ("activations", "charges", "device", "group", "host", "is_gpu", "kind", "name", "state")
+    __slots__ = ("activations", "charged_mib", "charges", "device", "group", "host", "is_gpu", "kind", "name", "state", "usable_mib")
 
     def __init__(self, device: Device, host: Host, kind: DeviceClass, state: DeviceState) -> None:
         self.device, self.host, self.kind, self.state = device, host, kind, state
-        self.name, self.is_gpu = device.name, device.kind == "gpu"
+        self.name, self.is_gpu, self.usable_mib = device.name, device.kind == "gpu", device.usable_mib
         self.charges: dict[str, Charge] = {}
         self.activations = 0
+        self.charged_mib = 0
         self.group: Group | None = None
 
-    @property
-    def charged_mib(self) -> int:
-        """Σ of the charges, in MiB."""
-        return sum(c.vram_mib for c in self.charges.values())
+    def put(self, charge: Charge) -> None:
+        """Note `charge`, whose holder has none here."""
+        self.charges[charge.holder] = charge
+        self.charged_mib += charge.vram_mib
+        self.activations += charge.kind == "activation"
+
+    def take(self, holder: str) -> None:
+        """Drop the charge of `holder`."""
+        charge = self.charges.pop(holder)
+        self.charged_mib -= charge.vram_mib
+        self.activations -= charge.kind == "activation"
 
 
 class Plan:
@@ -178,7 +186,7 @@ class Pool:
         slot = Slot(device, host, self._class_of(device, host), state)
         slot.kind.size += 1
         if old is not None:
-            slot.charges, slot.activations = old.charges, old.activations
+            slot.charges, slot.activations, slot.charged_mib = old.charges, old.activations, old.charged_mib
         self._slots[device.name] = slot
         self._regroup(slot)
         self._epoch += 1
@@ -216,14 +224,12 @@ class Pool:
 
     def charge(self, charge: Charge) -> None:
         """Put `charge` on its device; it replaces one of the same holder there."""
-        slot = self._slots[charge.device]
-        old = slot.charges.get(charge.holder)
-        if old is None:
-            self._held[charge.holder] = (*self._held.get(charge.holder, ()), charge.device)
-        elif old.kind == "activation":
-            slot.activations -= 1
-        slot.charges[charge.holder] = charge
-        slot.activations += charge.kind == "activation"
+        slot, holder = self._slots[charge.device], charge.holder
+        if holder in slot.charges:
+            slot.take(holder)
+        else:
+            self._held[holder] = (*self._held.get(holder, ()), charge.device)
+        slot.put(charge)
         self._regroup(slot)
 
     def release(self, holder: str, device: str | None = None) -> tuple[str, ...]:
@@ -234,7 +240,7 @@ class Pool:
             names = (device,) if device in names else ()
         for name in names:
             slot = self._slots[name]
-            slot.activations -= slot.charges.pop(holder).kind == "activation"
+            slot.take(holder)
             self._regroup(slot)
         return names
 

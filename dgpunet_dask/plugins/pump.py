@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HELD = {HOLD}
+_WAIT = Decision("wait")
+_NEVER = Decision("never")
 
 
 class Pump:
@@ -105,15 +107,15 @@ class Pump:
             record = queue.head(self.waits)
             if record is None:
                 return
-            if self._place_head(queue, record, barred):
+            obstacle = self._place_head(queue, record, barred)
+            if obstacle is None:
                 placed.append(record)
                 queue.pop()
-                continue
-            decision = self.decide(queue.signature, barred)
-            if decision.outcome != "never":
-                self._keep_free(queue, decision, barred)
+            elif obstacle.outcome == "never":
+                error = self._impossible(queue.signature)
+            else:
+                self._keep_free(queue, obstacle, barred)
                 return
-            error = self._impossible(queue.signature)
         while (record := queue.head(self.waits)) is not None:
             failed.append((record, error))
             queue.pop()
@@ -126,23 +128,26 @@ class Pump:
             queue.only = self._pinned(queue.signature.pins)[0]
         return queue.signature.error
 
-    def _place_head(self, queue: Queue, record: Record, barred: Collection[str]) -> bool:
+    def _place_head(self, queue: Queue, record: Record, barred: Collection[str]) -> Decision | None:
+        """Place `record` and return ``None``, or return the decision that stands in the way: wait, never, or evict first."""
         signature, pool, plan = queue.signature, self.book.pool, queue.plan
         assert plan is not None  # only queues with an error have none, and those are not placed
         if signature.pins is None and signature.demand.gpus == 1:
             slot = pool.pick(plan, barred)
-            if slot is None or (slot.charges and pool.evict(slot.name, signature.demand)):
-                return False
+            if slot is None:
+                return _WAIT if plan.tiers or not len(pool) else _NEVER
+            if slot.charges and (evict := pool.evict(slot.name, signature.demand)):
+                return Decision("placed", devices=(slot.name,), evict=evict)
             slots: tuple[Slot, ...] = (slot,)
         else:
             decision = self.decide(signature, barred)
             if decision.outcome != "placed" or decision.evict:
-                return False
+                return decision
             slots = tuple(pool.slot(name) for name in decision.devices)
         self._send(record, slots, plan)
         for slot in slots:
             self.queues.passed(queue, slot.kind, slot.name)
-        return True
+        return None
 
     def decide(self, signature: Signature, barred: Collection[str] = (), *, verdicts: bool = False) -> Decision:
         """Return what the pool says to `signature`, within the user's pins."""
@@ -193,7 +198,7 @@ class Pump:
             amount = charge.vram_mib if slot.is_gpu else charge.cpus
             if amount and book.worker_of[name] == address:
                 resources[book.resource_of[name]] = amount
-            self.log.add(key, stage, name, charge.vram_mib, slot.charged_mib, slot.device.usable_mib)
+            self.log.add(key, stage, name, charge.vram_mib, slot.charged_mib, slot.usable_mib)
         ts.worker_restrictions = {address}
         ts.resource_restrictions = resources
         ts.annotations[DEVICE] = slots[0].name

@@ -107,7 +107,7 @@ class PlacementPlugin(SchedulerPlugin):
         self.pump.hold(record)
         return record
 
-    def transition(self, key: Key, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any) -> None:
+    def transition(self, key: Key, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Follow our tasks. Called for every transition of every task, hence a bare look-up first."""
         record = self.records.get(key)
         if record is None or start == finish:  # a move that Dask refused shows as none
