@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dgpunet_dask.errors import BadValue, ModelUnavailable, NoSuchIndex
+from dgpunet_dask.retrieval import search as module
+from dgpunet_dask.retrieval.chunk import Chunk
+from dgpunet_dask.retrieval.index import Index, Manifest
+from dgpunet_dask.retrieval.ingest import packed
+from dgpunet_dask.retrieval.search import Filter, OpenIndex, Query, Searcher, open_searcher, path_filter
+from dgpunet_dask.retrieval.segments import FileRow, SegmentWriter
+from tests.unit.retrieval.conftest import FakeEncoder
+
+
+def opened(home, name="x") -> OpenIndex:
+    index = Index(home, name)
+    manifest = index.manifest()
+    return OpenIndex(name, manifest, index.segment(manifest))
+
+
+def make(home, vectors, paths=None, language="python") -> OpenIndex:
+    """An index whose file n has the single chunk ``text n`` with vector n."""
+    import pyarrow as pa
+
+    chunks = [Chunk(f"k{n}", f"text {n}", 1, 1, None, language, 1) for n in range(len(vectors))]
+    paths = paths or {f"f{n}.py": n for n in range(len(vectors))}
+
+    def write(folder):
+        with SegmentWriter(folder) as writer:
+            with pa.ipc.open_stream(packed(chunks)) as stream:
+                writer.append(stream.read_all(), np.asarray(vectors, np.float32))
+            writer.finish((FileRow(p, f"k{n}", language, 0, 0, 0, 0) for p, n in paths.items()), 1)
+        return Manifest("", "fake", "digest-1", len(vectors[0]), None, 1, chunks=len(chunks))
+
+    Index(home, "x").publish(write)
+    return opened(home)
+
+
+def test_a_text_finds_itself_with_its_lines(ingest, tree, home):
+    ingest(tree({"a.py": "first\nline\n\nsecond one", "b/c.md": "third"}))
+    [answer] = Searcher(opened(home), FakeEncoder()).search([Query("second one")], 2)
+    assert list(answer) == ["index", "took_ms", "hits"]
+    assert answer["hits"][0] == {
+        "path": "a.py", "start_line": 4, "end_line": 4, "score": 1.0, "text": "second one", "symbol": None, "language": "python",
+    }  # fmt: skip
+    assert answer["hits"][1]["score"] < 1.0
+
+
+def test_queries_keep_their_ids_and_order(ingest, tree, home):
+    ingest(tree({"a.py": "one", "b.py": "two"}))
+    answers = list(Searcher(opened(home), FakeEncoder()).search([Query("two", 7), Query("one", "q")], 1))
+    assert [(a["id"], a["hits"][0]["path"]) for a in answers] == [(7, "b.py"), ("q", "a.py")]
+
+
+def test_filters_by_path_and_language(ingest, tree, home):
+    ingest(tree({"src/a.py": "one", "src/deep/b.py": "two", "docs/c.md": "three", "src/d.go": "four"}))
+    searcher = Searcher(opened(home), FakeEncoder())
+
+    def paths(**chosen):
+        [answer] = searcher.search([Query("x")], 10, Filter(**chosen))
+        return sorted(h["path"] for h in answer["hits"])
+
+    assert paths() == ["docs/c.md", "src/a.py", "src/d.go", "src/deep/b.py"]
+    assert paths(path="*.py") == ["src/a.py", "src/deep/b.py"]
+    assert paths(path="/src/*.py") == ["src/a.py"]
+    assert paths(path="src/") == ["src/a.py", "src/d.go", "src/deep/b.py"]
+    assert paths(language="Python") == ["src/a.py", "src/deep/b.py"]
+    assert paths(path="src/**", language="go") == ["src/d.go"]
+    assert paths(path="none") == paths(language="cobol") == []
+
+
+def test_copies_are_each_found_and_filtered(ingest, tree, home):
+    ingest(tree({"b.py": "same", "a.py": "same", "sub/c.py": "same", "d.py": "other"}))
+    searcher = Searcher(opened(home), FakeEncoder())
+    [answer] = searcher.search([Query("same")], 2)
+    assert [h["path"] for h in answer["hits"]] == ["a.py", "b.py"]
+    [answer] = searcher.search([Query("same")], 2, Filter(path="sub/"))
+    assert [h["path"] for h in answer["hits"]] == ["sub/c.py"]
+
+
+def test_equal_scores_come_by_path(home):
+    index = make(home, [[1.0, 0.0]] * 300, {f"f{299 - n:03d}.py": n for n in range(300)})
+    assert [h.path for h in index.search(np.array([[1.0, 0.0]], np.float32), 3)[0]] == ["f000.py", "f001.py", "f002.py"]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)).filter(any), min_size=1, max_size=60), k=st.integers(1, 70), seed=st.integers(0, 9))
+def test_search_is_exact(home, rows, k, seed):
+    vectors = np.array(rows, np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    query = np.random.default_rng(seed).normal(size=2).astype(np.float32)
+    hits = make(home, vectors).search(query[None, :], k)[0]
+    scores = np.round(np.einsum("ij,j->i", vectors.astype(np.float64), query.astype(np.float64)), 6)
+    wanted = sorted(range(len(rows)), key=lambda n: (-scores[n], f"f{n}.py"))[:k]
+    assert [(h.path, h.score, h.text) for h in hits] == [(f"f{n}.py", scores[n], f"text {n}") for n in wanted]
+
+
+def test_more_hits_than_chunks_are_asked_for(home):
+    assert len(make(home, [[1.0, 0.0], [0.0, 1.0]]).search(np.array([[1.0, 0.0]], np.float32), 50)[0]) == 2
+
+
+def test_an_open_index_outlives_its_removal(ingest, tree, home):
+    ingest(tree({"a.py": "one"}))
+    searcher = Searcher(opened(home), FakeEncoder())
+    Index(home, "x").remove()
+    [answer] = searcher.search([Query("one")], 1)
+    assert answer["hits"][0]["text"] == "one"
+
+
+def test_a_bad_glob_is_told():
+    with pytest.raises(BadValue, match="--path"):
+        path_filter("!")
+
+
+def test_an_unknown_index_is_not_found(home):
+    with pytest.raises(NoSuchIndex):
+        open_searcher(home, "none")
+
+
+def test_a_model_that_changed_since_is_refused(ingest, tree, home, monkeypatch):
+    ingest(tree({"a.py": "one"}))
+    other = FakeEncoder()
+    monkeypatch.setattr(module, "_encoder", lambda *_: other)
+    assert open_searcher(home, "x").encoder is other
+    object.__setattr__(other.files, "digest", "digest-9")
+    with pytest.raises(ModelUnavailable, match="submit the tree again"):
+        open_searcher(home, "x")
