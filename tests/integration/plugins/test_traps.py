@@ -10,7 +10,7 @@ from typing import Any
 
 import dask
 import pytest
-from distributed import Client, wait
+from distributed import Client, secede, wait
 
 from dgpunet_dask.errors import Unplaceable
 from dgpunet_dask.model.fleet import Device, Host
@@ -149,14 +149,15 @@ def gates_only(name: str) -> None:
 
 
 async def test_a_cancelled_task_may_be_submitted_again_under_its_key() -> None:
-    """By another client: the first would take the scheduler's word of the old key's end for that of the new one."""
-    async with placed_cluster(card("a", 24), card("b", 24)) as cluster, Client(cluster.scheduler.address, asynchronous=True) as other:
+    """After a message of the scheduler's: every client takes its word of the old key's end for that of a new one, if it comes late."""
+    async with placed_cluster(card("a", 24), card("b", 24)) as cluster:
         future = await running_task(cluster, key="again")
         await future.cancel()
         await cluster.until(lambda: "again" not in cluster.scheduler.tasks)
+        assert await cluster.client.submit(abs, -1) == 1
         gates["second"] = Gate()
         with dask.annotate(demand=demand(20)):
-            second = other.submit(work, "second", key="again", gate="second")
+            second = cluster.client.submit(work, "second", key="again", gate="second")
         await cluster.until(lambda: gates["second"].entered)
         assert cluster.charges() == {"a": ["again"], "b": ["again #1"]}
         gates["second"].open()
@@ -179,6 +180,28 @@ async def test_a_client_that_leaves_lets_go_of_its_devices() -> None:
         assert len(kept) == 3
         with dask.annotate(demand=demand(20)):
             assert await cluster.client.submit(work) == "a"
+
+
+async def test_a_call_that_seceded_keeps_its_device() -> None:
+    async with placed_cluster(card("a", 24)) as cluster:
+        gates["g"] = Gate()
+        with dask.annotate(demand=demand(20)):
+            future = cluster.client.submit(seceding, "g", pure=False)
+            await cluster.until(lambda: gates["g"].entered)
+            following = cluster.client.submit(work, "next", pure=False)
+        await cluster.until(lambda: len(cluster.plugin.pump.queues) == 1)
+        assert cluster.charges() == {"a": [future.key]}
+        await future.cancel()
+        await cluster.until(lambda: cluster.plugin.book.lingering)
+        assert following.status == "pending"
+        gates["g"].open()
+        assert await following == "a"
+
+
+def seceding(gate: str) -> None:
+    secede()
+    with spans.note(tag="seceded"):
+        gates[gate].pass_through()
 
 
 # Paused workers
