@@ -1,4 +1,4 @@
-"""Our encoders beside `SentenceTransformer.encode_query` and `encode_document`, on the shipped model and on tiny random ones made here."""
+"""Our encoders beside `SentenceTransformer.encode_query` and `encode_document`: the shipped model, and tiny random ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,20 @@ from dgpunet_dask.retrieval.modelfiles import find_model
 from dgpunet_dask.retrieval.tokens import load_tokens
 
 TEXTS = [
-    "def parse(text: str) -> list[int]:\n    return [int(part) for part in text.split(',')]", "x", "how are errors reported to the caller?",
-    "Größe, 日本語 and 🎉", "a long text about many things, " * 60, "", "  leading and trailing blanks  ", "class A:\n\tpass\n\n\n",
+    "def parse(text: str) -> list[int]:\n    return [int(part) for part in text.split(',')]", "x",
+    "how are errors reported to the caller?",
+    "Größe, 日本語 and 🎉", "a long text about many things, " * 60, "",
+    "  leading and trailing blanks  ", "class A:\n\tpass\n\n\n",
 ]  # fmt: skip
-WORDS = "def class return self import text error the a of and to in x y 1 2 , . ( ) : # how are caller report ##s ##ed ##ing ##er".split()
+WORDS = (
+    *("def", "class", "return", "self", "import", "text", "error", "the", "a", "of", "and", "to", "in", "x", "y", "1", "2"),
+    *(",", ".", "(", ")", ":", "#", "how", "are", "caller", "report", "##s", "##ed", "##ing", "##er"),
+)
 
 
-def tiny(folder: Path, pooling: str = "mean", *, dense: bool = False, normalize: bool = False, prompts: dict[str, str] | None = None) -> Path:
+def tiny(
+    folder: Path, pooling: str = "mean", *, dense: bool = False, normalize: bool = False, prompts: dict[str, str] | None = None
+) -> Path:
     """Save a random model of two small layers."""
     import torch
     from sentence_transformers import SentenceTransformer
@@ -33,7 +40,16 @@ def tiny(folder: Path, pooling: str = "mean", *, dense: bool = False, normalize:
     torch.manual_seed(7)
     base = folder / "base"
     base.mkdir(parents=True)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"), *WORDS]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+        *WORDS,
+    ]
     (base / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)))
     BertTokenizerFast(str(base / "vocab.txt"), model_max_length=48).save_pretrained(base)
     config = BertConfig(

@@ -70,7 +70,9 @@ class Runner:
         context = StageContext(threads=2)
         for name in ("Chunk", "Embed"):
             if name not in self.loaded:
-                self.loaded[name] = self.make(name, context, params, *(("model",) if name == "Chunk" else ("model", "truncate_dim")))
+                self.loaded[name] = self.make(
+                    name, context, params, *(("model",) if name == "Chunk" else ("model", "truncate_dim"))
+                )
         chunks = self.loaded["Chunk"](files)
         results: list[Any] = [None] * len(chunks)
         for batch in token_batches([c.tokens for c in chunks], 128):
@@ -128,7 +130,12 @@ def test_from_a_folder_to_hits(runner, project, command):
     assert metrics["tokens"] > 50
     code, out, _ = command("search", "project", "get a fresh access token", "-k", "2", "--json", "--lang", "python")
     answer = json.loads(out)
-    assert (code, answer["index"], answer["hits"][0]["path"], answer["hits"][0]["symbol"]) == (0, "project", "src/session.py", "refresh")
+    assert (code, answer["index"], answer["hits"][0]["path"], answer["hits"][0]["symbol"]) == (
+        0,
+        "project",
+        "src/session.py",
+        "refresh",
+    )
     hit = answer["hits"][0]
     assert hit["text"] == "\n".join(CODE.split("\n")[hit["start_line"] - 1 : hit["end_line"]])
     assert set(hit) == {"path", "start_line", "end_line", "score", "text", "symbol", "language"}
@@ -190,7 +197,13 @@ def test_an_unknown_index_is_code_102(command, words):
 
 @pytest.mark.parametrize(
     "words",
-    [("search", "x"), ("search", "x", "q", "--queries", "f"), ("search", "x", "--queries", "f"), ("search", "x", "q", "-k", "0"), ("search", "x", "--queries", "/no/such", "--json")],
+    [
+        ("search", "x"),
+        ("search", "x", "q", "--queries", "f"),
+        ("search", "x", "--queries", "f"),
+        ("search", "x", "q", "-k", "0"),
+        ("search", "x", "--queries", "/no/such", "--json"),
+    ],
 )
 def test_wrong_usage_is_code_2(command, words):
     assert command(*words)[0] == 2

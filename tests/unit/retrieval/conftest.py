@@ -39,7 +39,10 @@ class FakeEncoder:
     dimension: int = DIMENSION
 
     def encode_documents(self, texts: Sequence[str]) -> Any:
-        vectors = [np.random.default_rng(int.from_bytes(hashlib.sha256(t.encode()).digest()[:8])).normal(size=self.dimension) for t in texts]
+        vectors = [
+            np.random.default_rng(int.from_bytes(hashlib.sha256(t.encode()).digest()[:8])).normal(size=self.dimension)
+            for t in texts
+        ]
         found = np.array(vectors, np.float32).reshape(len(texts), self.dimension)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 

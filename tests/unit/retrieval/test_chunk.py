@@ -36,7 +36,25 @@ def bpe() -> TextTokens:
 
 
 lines = st.sampled_from(
-    ["", "", "   ", "def f(x):", "    return x + 1", "class A:", "# note", "x = " + "1, " * 30, "é漢字🎉", "\t", "a\rb", "\f", "\x1c", "#" * 90, "}", "@wraps", "supercalifragilistic" * 4]
+    [
+        "",
+        "",
+        "   ",
+        "def f(x):",
+        "    return x + 1",
+        "class A:",
+        "# note",
+        "x = " + "1, " * 30,
+        "é漢字🎉",
+        "\t",
+        "a\rb",
+        "\f",
+        "\x1c",
+        "#" * 90,
+        "}",
+        "@wraps",
+        "supercalifragilistic" * 4,
+    ]
 ) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"), max_size=30)
 texts = st.lists(lines, max_size=40).map("\n".join)
 
@@ -128,11 +146,27 @@ def test_the_budget_leaves_room_for_the_prompt(wordpiece):
     [
         ("python", "def f():\n  class A:\n    async def g(self): pass\n", ["f", "f.A", "f.A.g"]),
         ("python", "print 'two'\ndef f():\n    pass\n", ["f"]),
-        ("go", "package a\n\nfunc (s *Server) Run(x int) error {\n}\n\nfunc main() {\n}\n\ntype T struct {\n}\n", ["Run", "main", "T"]),
-        ("rust", "pub(crate) async fn run<T>(x: T) {\n}\nimpl<T> Display for Thing<T> {\n}\npub struct Thing;\n", ["run", "Thing", "Thing"]),
-        ("javascript", "export default function go() {\n}\nconst f = async (x) => {\n}\nclass A {\n  run(x) {\n  }\n}\n", ["go", "f", "A", "run"]),
+        (
+            "go",
+            "package a\n\nfunc (s *Server) Run(x int) error {\n}\n\nfunc main() {\n}\n\ntype T struct {\n}\n",
+            ["Run", "main", "T"],
+        ),
+        (
+            "rust",
+            "pub(crate) async fn run<T>(x: T) {\n}\nimpl<T> Display for Thing<T> {\n}\npub struct Thing;\n",
+            ["run", "Thing", "Thing"],
+        ),
+        (
+            "javascript",
+            "export default function go() {\n}\nconst f = async (x) => {\n}\nclass A {\n  run(x) {\n  }\n}\n",
+            ["go", "f", "A", "run"],
+        ),
         ("java", "public class A {\n    private static List<String> all(int x) {\n        return null;\n    }\n}\n", ["A", "all"]),
-        ("c", "static int\nadd(int a, int b)\n{\n}\nint main(void) {\n  if (x) {\n  }\n}\nstruct point {\n};\nint later(void);\n", ["main", "point"]),
+        (
+            "c",
+            "static int\nadd(int a, int b)\n{\n}\nint main(void) {\n  if (x) {\n  }\n}\nstruct point {\n};\nint later(void);\n",
+            ["main", "point"],
+        ),
         ("cpp", "void Server::run(int x) {\n}\ntemplate <class T>\nclass Pool {\n};\n", ["run", "Pool"]),
         ("markdown", "# One\ntext\n## Two ##\n", ["One", "Two"]),
         ("shell", "build() {\n}\nfunction clean () {\n}\n", ["build", "clean"]),

@@ -165,7 +165,7 @@ def test_a_damaged_manifest_is_named(home, text):
     index = Index(home, "a")
     publish(index)
     (index.folder / "manifest.json").write_text(text)
-    with pytest.raises(MalformedFile, match="manifest.json"):
+    with pytest.raises(MalformedFile, match=r"manifest\.json"):
         open_index(home, "a")
 
 

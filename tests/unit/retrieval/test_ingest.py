@@ -110,7 +110,11 @@ def test_the_manifest_says_what_was_skipped(ingest, tree, home):
     root = tree({"a.py": "one", "b.bin": "\0", "c.bin": "\0", "Cargo.lock": "x"})
     ingest(root)
     manifest = Index(home, "x").manifest()
-    assert dict(manifest.skipped) == {"binary": 2, "lockfile": 1} == {k.removeprefix("skipped."): n for k, n in ingest.counts.items() if k != "files"}
+    assert (
+        dict(manifest.skipped)
+        == {"binary": 2, "lockfile": 1}
+        == {k.removeprefix("skipped."): n for k, n in ingest.counts.items() if k != "files"}
+    )
     assert (manifest.files, manifest.chunks, manifest.roots, manifest.scanned_s) == (1, 1, (str(root),), ingest.clock.now)
 
 
@@ -225,12 +229,16 @@ def test_a_base_that_disagrees_with_itself_is_not_trusted(ingest, tree, home):
         publish(folder, home, ingest.units(files), ingest.clock)
 
 
-@pytest.mark.parametrize(("name", "root", "found"), [("given", "/a/b", "given"), (None, "/a/my-repo.git", "my-repo.git"), (None, "/", "root")])
+@pytest.mark.parametrize(
+    ("name", "root", "found"), [("given", "/a/b", "given"), (None, "/a/my-repo.git", "my-repo.git"), (None, "/", "root")]
+)
 def test_the_name_of_an_index(name, root, found):
     assert index_name(name, [Root(Path(root))]) == found
 
 
-@pytest.mark.parametrize(("name", "root"), [("no/slash", "/a"), ("..", "/a"), (None, "/a/with space"), (None, "/a/.hidden"), ("", "/a")])
+@pytest.mark.parametrize(
+    ("name", "root"), [("no/slash", "/a"), ("..", "/a"), (None, "/a/with space"), (None, "/a/.hidden"), ("", "/a")]
+)
 def test_names_that_an_index_may_not_have(name, root):
     with pytest.raises(BadName):
         index_name(name, [Root(Path(root))])

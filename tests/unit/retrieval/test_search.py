@@ -87,7 +87,11 @@ def test_equal_scores_come_by_path(home):
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)).filter(any), min_size=1, max_size=60), k=st.integers(1, 70), seed=st.integers(0, 9))
+@given(
+    rows=st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)).filter(any), min_size=1, max_size=60),
+    k=st.integers(1, 70),
+    seed=st.integers(0, 9),
+)
 def test_search_is_exact(home, rows, k, seed):
     vectors = np.array(rows, np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
