@@ -41,7 +41,7 @@ def test_a_mark_that_lies_is_told(data):
     [
         ("a/b.PY", "", "python"), ("x.h", "", "c"), ("Dockerfile", "", "dockerfile"), ("Makefile", "", "make"),
         ("tool", "#!/usr/bin/env -S python3.11 -u\n", "python"),
-        ("run", "#!/bin/bash\n", "shell"), ("run", "#!/opt/unknown\n", "text"), ("run", "#!", "text"),
+        ("run", "#!/bin/bash\n", "shell"), ("run", "#!/usr/bin/unknown\n", "text"), ("run", "#!", "text"),
         ("LICENSE", "", "text"), ("x.unknown", "", "text"),
         (".bashrc", "", "shell"), ("a.b.tsx", "", "typescript"), ("a.R", "", "r"), ("c.py/file", "", "text"),
     ],
