@@ -74,14 +74,14 @@ class Book:
             self.devices_of[ws.address] = (*self.devices_of.get(ws.address, ()), device.name)
 
     def remove_worker(self, address: str, *, for_good: bool) -> None:
-        """Let go of the worker's devices: `lost`, or out of the fleet where it left `for_good`. Its units are gone either way."""
+        """Let go of the worker's devices: `lost`, or out of the fleet where it left `for_good`. Units that it ran are released before."""
         for claims in self._waiting_claims.values():
             claims[:] = [ws for ws in claims if ws.address != address]
         for name in self.devices_of.pop(address, ()):
             del self.worker_of[name]
             for charge in tuple(self.pool.slot(name).charges.values()):
-                if charge.kind == "activation":
-                    self.forget(charge.holder)
+                if charge.kind == "activation":  # of a unit on several cards whose call runs on another worker
+                    self.pool.release(charge.holder, name)
             if for_good:
                 self.pool.remove_device(name)
             else:

@@ -90,7 +90,10 @@ class Pump:
         placed: list[Record] = []
         failed: list[tuple[Record, DgpunetError]] = []
         for queue in self.queues.in_order(self.waits):
-            self._serve(queue, barred, placed, failed)
+            try:
+                self._serve(queue, barred, placed, failed)
+            except Exception:
+                logger.exception("tasks that demand %s could not be placed; they stay until the next event", queue.signature.name)
         if placed:
             stimulus = f"dgpunet-place-{next(self._stimulus)}"
             moves = {record.key: "processing" for record in reversed(placed)}  # Dask pops the last one first

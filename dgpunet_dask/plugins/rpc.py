@@ -36,7 +36,11 @@ def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
 
 
 def fleet(plugin: PlacementPlugin) -> dict[str, Any]:
-    """Return the fleet as it is now. `lingering` names charges of calls that run on after their task has gone."""
+    """Return the fleet as it is now.
+
+    `lingering` names charges of calls that run on after their task has gone. `waiting` counts queued tasks; some may have been
+    cancelled since.
+    """
     now = plugin.book.pool.fleet()
     return {
         "hosts": [to_wire(h) for h in now.hosts],
@@ -44,7 +48,7 @@ def fleet(plugin: PlacementPlugin) -> dict[str, Any]:
         "charges": [to_wire(c) for c in now.charges],
         "states": dict(now.states),
         "lingering": sorted(plugin.book.lingering),
-        "waiting": sum(plugin.pump.waits(record) for record in plugin.records.values()),
+        "waiting": len(plugin.pump.queues),
     }
 
 

@@ -127,16 +127,19 @@ class PlacementPlugin(SchedulerPlugin):
 
     def _left(self, record: Record, finish: str) -> None:
         """Free the charge of a task that left its worker, or let it linger while the call may run on; hold the task again."""
-        ended = finish in ("memory", "erred") or record.ts.actor
-        address = "" if ended else self.book.worker_of.get(record.devices[0], "")
-        if address in self.scheduler.workers:
-            self._settle(record, address)
-        else:
+        if finish in ("memory", "erred") or record.ts.actor:
             self.book.release(record)
+        else:
+            self._release_after_call(record)
         self.pump.hold(record)
         self.pump.arm()
 
-    def _settle(self, record: Record, address: str) -> None:
+    def _release_after_call(self, record: Record) -> None:
+        """Free the charge once its worker says that the call has ended; at once where the worker is gone."""
+        address = self.book.worker_of.get(record.devices[0], "")
+        if address not in self.scheduler.workers:
+            self.book.release(record)
+            return
         holder = self.book.linger(record, address)
         self._settling[holder] = record
         record.settling += 1
@@ -244,7 +247,7 @@ class PlacementPlugin(SchedulerPlugin):
         for record in list(self.records.values()):
             record.gone = True
             if record.holder is not None:
-                self._settle(record, self.book.worker_of.get(record.devices[0], ""))
+                self._release_after_call(record)
         self.records.clear()
         self.pump.queues.clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -131,7 +132,7 @@ async def announce(
 def current_device() -> str:
     """Return the name of the device that the running task was placed on.
 
-    A task that was not placed gets its worker's device where there is only one.
+    A task that was not placed, or is a coroutine, gets its worker's device where there is only one.
 
     Raises
     ------
@@ -140,7 +141,7 @@ def current_device() -> str:
     """
     worker = get_worker()
     plugin = worker.plugins.get(NAME)
-    key = worker.get_current_task()
+    key = worker.active_threads.get(threading.get_ident())  # none for a coroutine, which runs on the worker's own loop
     device = plugin.running.get(key) if plugin is not None else None
     if device is not None:
         return str(device)

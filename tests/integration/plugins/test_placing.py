@@ -272,6 +272,31 @@ async def test_a_whole_card_and_several_cards() -> None:
         assert await pair == "b"
 
 
+async def test_a_unit_on_several_cards_keeps_its_others_when_the_worker_of_one_is_lost() -> None:
+    async with placed_cluster(card("a", 16), card("b", 24)) as cluster:
+        gates["g"] = Gate()
+        with dask.annotate(demand=demand(10, gpus=2)):
+            pair = cluster.client.submit(work, "pair", gate="g")
+        await cluster.until(lambda: gates["g"].entered)
+        assert cluster.charges() == {"a": [pair.key], "b": [pair.key]}
+        await cluster.workers.pop("a").close()
+        await cluster.until(lambda: "a" not in cluster.charges())
+        assert cluster.charges() == {"b": [pair.key]}
+        gates["g"].open()
+        assert await pair == "b"
+        await cluster.until(lambda: not cluster.charges())
+
+
+async def coroutine_task() -> str:
+    return current_device()
+
+
+async def test_a_coroutine_is_placed_too() -> None:
+    async with placed_cluster(card("a", 16)) as cluster:
+        with dask.annotate(demand=demand(10)):
+            assert await cluster.client.submit(coroutine_task) == "a"
+
+
 async def test_client_compute_and_delayed_carry_the_demand() -> None:
     async with placed_cluster(card("a", 16), card("b", 24)) as cluster:
         lazy = [dask.delayed(work)(i, mib=GIB) for i in range(3)]

@@ -13,6 +13,7 @@ import dask
 import pytest
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
+from dgpunet_dask.daemons.lifeline import wait_until
 from dgpunet_dask.model.fleet import Host
 from dgpunet_dask.plugins.scheduler import NAME, PlacementPlugin
 from dgpunet_dask.plugins.worker import DeviceWorker, current_device
@@ -57,15 +58,21 @@ def where(folder: str, once: bool = False) -> str:
     return device
 
 
+async def told_pid(folder: Path) -> int:
+    """Return the process id that `where` has told."""
+    found = await asyncio.to_thread(wait_until, (folder / "pid").exists, DEADLINE_S)
+    assert found
+    return int((folder / "pid").read_text())
+
+
 async def test_a_worker_killed_during_a_call_is_replaced_and_its_task_runs_elsewhere(cluster: SpecCluster, tmp_path: Path) -> None:
     async with Client(cluster, asynchronous=True) as client, asyncio.timeout(3 * DEADLINE_S):
         plugin = plugin_of(cluster)
         with dask.annotate(demand={"vram": "20GiB"}):
             future = client.submit(where, str(tmp_path), once=True)
-            while not (tmp_path / "pid").exists():
-                await asyncio.sleep(0.01)
+            pid = await told_pid(tmp_path)
             assert [c.device for c in plugin.book.pool.fleet().charges] == ["a"]
-            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
             assert await future == "b"
         with dask.annotate(demand={"vram": "40GiB"}):
             assert await client.submit(where, str(tmp_path), pure=False) == "a"  # its nanny has started another
@@ -76,8 +83,7 @@ async def test_a_restart_of_all_workers_leaves_a_working_fleet(cluster: SpecClus
     async with Client(cluster, asynchronous=True) as client, asyncio.timeout(3 * DEADLINE_S):
         with dask.annotate(demand={"vram": "20GiB"}):
             held = client.map(where, [str(tmp_path)] * 4, once=True, pure=False)
-            while not (tmp_path / "pid").exists():
-                await asyncio.sleep(0.01)
+            await told_pid(tmp_path)
             await client.restart()
             assert all(f.status == "cancelled" for f in held)
             assert plugin_of(cluster).book.pool.fleet().charges == ()
