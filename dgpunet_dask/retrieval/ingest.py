@@ -135,7 +135,7 @@ class Scan:
                     continue
                 found += 1
                 self._count("files")
-                listing.write(json.dumps(asdict(row)) + "\n")
+                listing.write(json.dumps(list(vars(row).values())) + "\n")
                 if source is not None:
                     self._known.keys.add(source.key)
                     yield source
@@ -290,7 +290,7 @@ class _Merge:
             self.embedded, self.tokens = writer.rows, writer.tokens
             self._append_reused(writer)
             files = writer.finish(self._listed(), dimension=1)  # of a segment without a chunk; FAISS wants one above 0
-            self.chunks = sum(writer.by_key.get(f.key, 0) for f in self._listed())
+            self.chunks = writer.chunks_of_files
             made = {"dimension": writer.dimension or 0, "files": files, "chunks": writer.rows, "tokens": writer.tokens}
             return Manifest(**{**asdict(self._manifest), **made, "published_s": self._clock.wall()})
 
@@ -311,7 +311,7 @@ class _Merge:
     def _listed(self) -> Iterator[FileRow]:
         with (self._folder / LISTING).open(encoding="utf-8") as listing:
             for line in listing:
-                yield FileRow(**json.loads(line))
+                yield FileRow(*json.loads(line))
 
 
 __all__ = ["Plan", "Published", "Scan", "SourceFile", "content_key", "index_name", "packed", "publish"]

@@ -106,6 +106,7 @@ class SegmentWriter:
         self.dimension: int | None = None
         self.rows = 0
         self.tokens = 0
+        self.chunks_of_files = 0
         self.by_key: dict[str, int] = {}
         self._opener = opener
         self._open = ExitStack()
@@ -180,8 +181,10 @@ class SegmentWriter:
         count = 0
         with pq.ParquetWriter(self._new(FILES), file_schema(), compression="zstd") as writer:
             for batch in _batched(files, ROWS):
-                rows = [{**vars(f), "chunks": self.by_key.get(f.key, 0)} for f in batch]
-                writer.write_table(pa.Table.from_pylist(rows, schema=file_schema()))
+                chunks = [self.by_key.get(f.key, 0) for f in batch]
+                columns = [[getattr(f, name) for f in batch] for name in file_schema().names[:-1]]
+                writer.write_table(pa.table([*columns, chunks], schema=file_schema()))
+                self.chunks_of_files += sum(chunks)
                 count += len(batch)
         return count
 
