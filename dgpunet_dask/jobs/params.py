@@ -90,6 +90,13 @@ def _name(name: str, text: str, cwd: Path) -> str:
     return text
 
 
+def _model(name: str, text: str, cwd: Path) -> str:
+    """A hub name stays as it is; a folder, which holds or starts with a separator or a dot, is the caller's."""
+    if text.startswith((".", "~", os.sep)) or (os.sep in text and (cwd / text).is_dir()):
+        return _path(name, text, cwd)
+    return text
+
+
 def _number(kind: Callable[[str], Any], word: str) -> Callable[[str, str, Path], Any]:
     def cast(name: str, text: str, cwd: Path) -> Any:
         try:
@@ -109,6 +116,7 @@ def _bool(name: str, text: str, cwd: Path) -> bool:
 _CAST: Final[Mapping[str, Callable[[str, str, Path], Any]]] = {
     "path": _path,
     "name": _name,
+    "model": _model,
     "string": lambda name, text, cwd: text,
     "int": _number(int, "a whole number"),
     "float": _number(float, "a number"),

@@ -38,8 +38,15 @@ class JobPlan:
     @property
     def leaves(self) -> tuple[str, ...]:
         """The stages whose results are committed: what the gather stage takes, else the ends of the graph."""
-        if self.gather is not None:
-            return (str(self.gather.spec.after),)
+        return self._open_ends if self.gather is None else (str(self.gather.spec.after),)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The stages that a unit must pass before it is done: the leaves, and the ends of branches that nothing takes from."""
+        return tuple(dict.fromkeys((*self.leaves, *self._open_ends)))
+
+    @property
+    def _open_ends(self) -> tuple[str, ...]:
         taken = {plan.spec.after for plan in self.units}
         return tuple(p.spec.name for p in (self.source, *self.units) if p.spec.name not in taken)
 

@@ -10,10 +10,11 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import dask
 from distributed import Client, Future
+from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed
@@ -25,6 +26,9 @@ from dgpunet_dask.stagehost.client import AgentClient
 from dgpunet_dask.stagehost.spec import CallResult
 
 T = TypeVar("T")
+
+#: How long a unit that Dask gave up waits for a better cause than that.
+CAUSE_S: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -100,18 +104,14 @@ class JobRunner:
             await in_thread(_close, stream)
 
     async def _unit(self, number: int, piece: CallResult) -> None:
+        source = Parcel(piece.frames, piece.items)
         futures: dict[str, Future] = {}
-        parcel = Parcel(piece.frames, piece.items)
-        del piece
         try:
             for plan in self.plan.units:
-                upstream: Any = futures.get(str(plan.spec.after), parcel)
-                futures[plan.spec.name] = self._submit(plan, number, upstream)
-            del upstream
-            leaves = {name: await self._result(futures[name], name) if name in futures else parcel for name in self.plan.leaves}
-            await asyncio.gather(*(self._result_done(f, name) for name, f in futures.items() if name not in leaves))
-            await self._commit(number, leaves)
-        except DgpunetError:
+                futures[plan.spec.name] = self._submit(plan, number, futures.get(str(plan.spec.after), source))
+            ends = {name: await self._result(futures[name], name) if name in futures else source for name in self.plan.ends}
+            await self._commit(number, ends)
+        except Exception:
             self.record.units(failed=self.record.counted.failed + 1)
             raise
         finally:
@@ -129,20 +129,17 @@ class JobRunner:
             parcel: Parcel = await future
         except KilledWorker as error:
             raise JobFailed(why=f"stage {stage} ended its worker {error.allowed_failures + 1} times; see the worker's log") from error
+        except FutureCancelledError as error:
+            await asyncio.sleep(CAUSE_S)  # whoever lost the scheduler knows why, and ends this job with that cause meanwhile
+            raise JobFailed(why=f"Dask gave up a unit of stage {stage} ({error}); submit again") from error
         return parcel
 
-    async def _result_done(self, future: Future, stage: str) -> None:
-        """Wait for a stage whose result nobody commits, so that its failure is not lost."""
-        await future._state.wait()  # noqa: SLF001  # `await future` would bring its bytes here for nothing
-        if future.status == "error":
-            await self._result(future, stage)
-
-    async def _commit(self, number: int, leaves: Mapping[str, Parcel]) -> None:
-        for name, parcel in leaves.items():
+    async def _commit(self, number: int, ends: Mapping[str, Parcel]) -> None:
+        for name in self.plan.leaves:
             path = self.results / f"{name}-{number:08d}.frames"
-            await in_thread(commit_frames, path, parcel.frames)
+            await in_thread(commit_frames, path, ends[name].frames)
             self.committed.setdefault(number, {})[name] = path
-        records = {stage: r for parcel in leaves.values() for stage, r in parcel.records.items()}
+        records = {stage: r for parcel in ends.values() for stage, r in parcel.records.items()}
         for stage_record in records.values():
             self.record.count(stage_record.counts)
         done = self.record.counted

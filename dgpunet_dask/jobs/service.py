@@ -225,7 +225,7 @@ class JobService:
         if job_id in self._records:
             scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         wanted = {stage.name: (stage.run, stage.env) for stage in workload.stages}
-        raw = await in_thread(self.ports.agent.inspect, workload.digest, wanted)
+        raw = await in_thread(self.ports.agent.inspect, workload.digest, wanted, params)
         facts = {name: facts_from_wire(found) for name, found in raw.items()}
         return plan_job(workload, params, facts, job_id=job_id, host=self.ports.host, scratch=scratch)
 

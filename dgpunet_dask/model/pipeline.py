@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dgpunet_dask.model.demand import Demand
 
-ParamType = Literal["path", "name", "string", "int", "float", "bool"]
+ParamType = Literal["path", "name", "model", "string", "int", "float", "bool"]
 
 
 @dataclass(frozen=True, kw_only=True)

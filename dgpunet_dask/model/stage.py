@@ -58,6 +58,14 @@ class Stage:
     context: StageContext = StageContext()
     _counters: dict[str, Any] | None = None
 
+    @classmethod
+    def demand_for(cls, **params: Any) -> Demand | None:
+        """Return the demand of this stage in a job with these parameters: `demand` unless overridden.
+
+        Like `load`, an override names the job parameters that it wants, as keywords: ``def demand_for(cls, *, model: str)``.
+        """
+        return cls.demand
+
     @property
     def device(self) -> str:
         """The name of the device this stage is loaded on."""

@@ -11,7 +11,7 @@ gather     spec, files                                   the same
 stream     spec, unit_items, unit_bytes, credits         ``result`` per unit while credits last, then ``end`` or ``error``
 credit     n                                             (allows n more results of the running stream)
 cancel                                                   ``end`` of the running stream
-inspect    digest, workloads, stages                     ``facts`` or ``error``
+inspect    digest, workloads, stages, params             ``facts`` or ``error``
 end                                                      unloads the stage and exits with status 0
 =========  ============================================  =================================================================
 
@@ -146,8 +146,8 @@ class StageHost:
 
     def _inspect(self, packet: Packet) -> Packet:
         loader.install(packet.fields["workloads"])
-        digest = packet.fields["digest"]
-        return Packet.of("facts", {name: facts_of(digest, run, env) for name, (run, env) in packet.fields["stages"].items()})
+        digest, params = packet.fields["digest"], packet.fields["params"]
+        return Packet.of("facts", {name: facts_of(digest, run, env, params) for name, (run, env) in packet.fields["stages"].items()})
 
     def _unload(self) -> None:
         if self._stage is not None:
@@ -159,17 +159,24 @@ def _result(stage: Stage, results: list[Any], started: float) -> Packet:
     return Packet.of("result", fields, pack(results))
 
 
-def facts_of(digest: str, run: str, env: str | None) -> dict[str, Any]:
+def facts_of(digest: str, run: str, env: str | None, params: dict[str, Any]) -> dict[str, Any]:
     """Return `model.pipeline.StageFacts` of one stage as JSON values; `demand` is a mapping that `Demand.parse` reads."""
     stage = loader.load_stage(digest, run)
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = list(inspect.signature(stage.load).parameters.values())[1:]
+    wanted = _named(stage.load)[1:]  # without self
+    asked = {p.name: params[p.name] for p in _named(stage.demand_for) if p.name in params}
+    demand = stage.demand_for(**asked)
     return {
-        "demand": None if stage.demand is None else stage.demand.to_mapping(),
+        "demand": None if demand is None else demand.to_mapping(),
         "light": is_light(stage, env),
-        "load_params": [p.name for p in parameters if p.kind in named],
-        "load_required": [p.name for p in parameters if p.kind in named and p.default is p.empty],
+        "load_params": [p.name for p in wanted],
+        "load_required": [p.name for p in wanted if p.default is p.empty],
     }
+
+
+def _named(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the parameters of `function` that can be given by name."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
 
 
 def cap_torch(spec: StageCallSpec) -> None:

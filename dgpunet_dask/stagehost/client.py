@@ -77,13 +77,17 @@ class AgentClient:
             wire.send("gather", {"spec": spec.to_json(), "files": [str(Path(file).absolute()) for file in files]})
             return _result(_answer(wire))
 
-    def inspect(self, digest: str, stages: Mapping[str, tuple[str, str | None]]) -> dict[str, dict[str, Any]]:
+    def inspect(
+        self, digest: str, stages: Mapping[str, tuple[str, str | None]], params: Mapping[str, Any] | None = None
+    ) -> dict[str, dict[str, Any]]:
         """Return ``demand`` (a mapping or ``None``), ``light`` and ``load_params`` of each stage, read in its own interpreter.
 
         Parameters
         ----------
         stages
             ``run`` and ``env`` by the stage's name.
+        params
+            The job's parameters, which `Stage.demand_for` may ask for.
 
         Raises
         ------
@@ -93,7 +97,8 @@ class AgentClient:
             If an environment could not be built.
         """
         with self._connected(", ".join(sorted(stages)), "this host") as wire:
-            wire.send("inspect", {"digest": digest, "stages": {name: list(pair) for name, pair in stages.items()}})
+            asked = {name: list(pair) for name, pair in stages.items()}
+            wire.send("inspect", {"digest": digest, "stages": asked, "params": dict(params or {})})
             return _answer(wire).fields
 
     def evict(self, device: str, stage: str) -> bool:

@@ -15,7 +15,7 @@ request    fields, frames                              answers
 call       spec; the items                             ``result`` or ``error``
 gather     spec, files                                 ``result`` or ``error``
 stream     spec, unit_items, unit_bytes, credits       ``result``…, then ``end`` or ``error``; takes ``credit`` meanwhile
-inspect    digest, stages                              ``facts`` or ``error``
+inspect    digest, stages, params                      ``facts`` or ``error``
 evict      device, stage (a name or an id)             ``evicted`` (n, busy) once the processes are gone
 end_job    job_id                                      ``ended`` (n) once the job's source and gather processes are killed
 subscribe  devices                                     ``residents`` (device, residents) now and after each change, until closed
@@ -245,15 +245,15 @@ class StageHosts:
 
     async def _inspect(self, wire: AsyncWire, packet: Packet) -> Packet | None:
         """Read the facts of stages, those of each environment in an interpreter of their own."""
-        digest, stages = packet.fields["digest"], packet.fields["stages"]
+        digest, stages, params = (packet.fields[name] for name in ("digest", "stages", "params"))
         facts: dict[str, Any] = {}
         for env in sorted({env for _, env in stages.values()}, key=str):
             asked = {name: pair for name, pair in stages.items() if pair[1] == env}
             spec = StageCallSpec(stage=min(asked), run="", digest=digest, env=env, deadline_s=INSPECT_S)
             process = await self._process(spec, await self._python(spec))
             try:
-                request = Packet.of("inspect", {"digest": digest, "workloads": str(self.home.workloads), "stages": asked})
-                answer = await process.exchange(request, _nowhere)
+                fields = {"digest": digest, "workloads": str(self.home.workloads), "stages": asked, "params": params}
+                answer = await process.exchange(Packet.of("inspect", fields), _nowhere)
             finally:
                 await process.end(self.limits.grace)
                 await process.close()

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from dgpunet_dask.retrieval.ingest import SourceFile
 
 
+#: Padded tokens of one batch, as job.yaml states it.
+BATCH_TOKENS = 16384
+
+
 def _places(stage: Stage) -> tuple[Path, Home]:
     """The job's folder and the home, which a stage on the head's host is given."""
     folder, home = stage.context.folder, stage.context.home
@@ -77,7 +81,20 @@ class Embed(Stage):
     MiniLM with 16,384 tokens a batch needs about 0.3 GiB for weights and activations, and CUDA itself 0.5 GiB.
     """
 
-    demand = Demand(vram="1GiB", resident="700MiB", cpu_ok=True)
+    demand = Demand(vram="1GiB", resident="700MiB", ram="1GiB", cpu_ok=True)
+
+    @classmethod
+    def demand_for(cls, *, model: str = "minilm", **_: Any) -> Demand:
+        """Return the demand of `model`; one whose size is not known before it is fetched takes a whole card."""
+        from dgpunet_dask.retrieval.footprint import footprint
+
+        if model == "minilm":
+            return cls.demand
+        need = footprint(model, BATCH_TOKENS)
+        if need is None:
+            return Demand(ram="1GiB", cpu_ok=True)
+        resident, peak = f"{need.resident_mib}MiB", f"{need.peak_mib}MiB"
+        return Demand(vram=peak, resident=resident, ram=peak, cpu_ok=True)
 
     def load(self, *, model: str = "minilm", truncate_dim: int | None = None) -> None:
         """Load the model."""

@@ -22,6 +22,7 @@ WORKLOAD = Workload(
             Param(name="n", type="int", default=3),
             Param(name="rate", type="float"),
             Param(name="deep", type="bool", default=False),
+            Param(name="model", type="model", default="minilm"),
         )
     },
     stages=(StageSpec(name="read", run="stages:Read"),),
@@ -36,7 +37,16 @@ def test_values_are_cast_and_defaults_filled_in(tmp_path: Path) -> None:
     (tmp_path / "a=b").mkdir()
     (tmp_path / "c").mkdir()
     found = cast(tmp_path, "path=a=b", "path=./c/../c", "n=-4", "rate=0.5", "deep=yes")
-    assert found == {"path": [f"{tmp_path}/a=b", f"{tmp_path}/c"], "index": None, "n": -4, "rate": 0.5, "deep": True}
+    assert found == {"path": [f"{tmp_path}/a=b", f"{tmp_path}/c"], "index": None, "n": -4, "rate": 0.5, "deep": True, "model": "minilm"}
+
+
+def test_a_model_is_a_hub_name_unless_it_is_a_folder_of_the_caller(tmp_path: Path) -> None:
+    (tmp_path / "org" / "local").mkdir(parents=True)
+    assert cast(tmp_path, "path=.", "model=org/local")["model"] == f"{tmp_path}/org/local"
+    assert cast(tmp_path, "path=.", "model=./org/local")["model"] == f"{tmp_path}/org/local"
+    assert cast(tmp_path, "path=.", "model=org/remote")["model"] == "org/remote"
+    with pytest.raises(MissingPath):
+        cast(tmp_path, "path=.", "model=./gone")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_every_mistake_is_told_at_once_with_its_place() -> None:
           up: {run: stages.Upper, after: read, batch: {token: 5}, deadline: 5x}
         """) == [
         "job.yaml:2:7: name: 'two steps' is not valid: use letters, digits, dot, underscore and hyphen, starting with a letter or digit",
-        "job.yaml:3:23: type: write 'path', 'name', 'string', 'int', 'float' or 'bool', not 'pth'",
+        "job.yaml:3:23: type: write 'path', 'name', 'model', 'string', 'int', 'float' or 'bool', not 'pth'",
         "job.yaml:6:13: run: 'stages.Upper' is not valid: write it as module:Class, such as stages:Embed",
         "job.yaml:6:48: unknown key 'token'; did you mean 'tokens'?",
         "job.yaml:6:69: deadline: '5x' is not valid: write it as 10s, 15m or 2h",
