@@ -117,10 +117,10 @@ class Slot:
 class Plan:
     """What a demand means for the classes of the pool: the able ones, best score first; equal scores share a tier."""
 
-    __slots__ = ("classes", "demand", "empty", "epoch", "left", "tiers")
+    __slots__ = ("classes", "demand", "empty", "epoch", "left", "ram_mib", "tiers")
 
     def __init__(self, demand: Demand, epoch: int, tiers: list[list[DeviceClass]]) -> None:
-        self.demand, self.epoch, self.tiers = demand, epoch, tiers
+        self.demand, self.epoch, self.tiers, self.ram_mib = demand, epoch, tiers, demand.ram_mib
         self.classes = frozenset(kind for tier in tiers for kind in tier)
         self.left: dict[Group, int | None] = {}
         self.empty: dict[DeviceClass, int] = {}
@@ -345,9 +345,10 @@ class Pool:
 
     def activation(self, name: str, demand: Demand, holder: str, plan: Plan | None = None) -> Charge:
         """Return the charge of one unit of `demand` on device `name` as it is now. `plan`, where at hand, saves looking it up."""
-        mib = (plan or self.plan(demand)).need_mib(self._slots[name])
+        plan = plan or self.plan(demand)
+        mib = plan.need_mib(self._slots[name])
         return Charge(
-            holder=holder, device=name, vram_mib=mib, ram_mib=demand.ram_mib, cpus=demand.cpus,
+            holder=holder, device=name, vram_mib=mib, ram_mib=plan.ram_mib, cpus=demand.cpus,
             stage=demand.stage, exclusive=demand.exclusive,
         )  # fmt: skip
 

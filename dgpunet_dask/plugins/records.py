@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -110,31 +111,22 @@ class Record:
         self.gone = False
 
 
-class Entry(NamedTuple):
-    """One line of the decision log. Sizes in MiB; `charged_mib` is the device's sum after this decision."""
-
-    seq: int
-    key: str
-    stage: str | None
-    device: str
-    vram_mib: int
-    charged_mib: int
-    usable_mib: int | None
-
-
 class DecisionLog:
     """The last placements, oldest first. `seq` counts from 1 and never repeats."""
 
+    #: Sizes in MiB; `charged_mib` is the device's sum after this decision, `usable_mib` is ``None`` for a CPU.
+    FIELDS: Final = ("seq", "key", "stage", "device", "vram_mib", "charged_mib", "usable_mib")
+
     def __init__(self, most: int = LOG_MAX) -> None:
-        self._entries: deque[Entry] = deque(maxlen=most)
+        self._entries: deque[tuple[Any, ...]] = deque(maxlen=most)
         self.seq = 0
 
     def add(self, key: str, stage: str | None, device: str, vram_mib: int, charged_mib: int, usable_mib: int | None) -> None:
         """Note one placement."""
         self.seq += 1
-        self._entries.append(Entry(self.seq, key, stage, device, vram_mib, charged_mib, usable_mib))
+        self._entries.append((self.seq, key, stage, device, vram_mib, charged_mib, usable_mib))
 
     def since(self, seq: int) -> list[Mapping[str, Any]]:
-        """Return the entries after `seq` that are still kept."""
+        """Return the entries after `seq` that are still kept, as mappings."""
         skip = max(0, seq - (self.seq - len(self._entries)))
-        return [entry._asdict() for i, entry in enumerate(self._entries) if i >= skip]
+        return [dict(zip(self.FIELDS, entry, strict=True)) for entry in itertools.islice(self._entries, skip, None)]

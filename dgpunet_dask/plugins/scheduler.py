@@ -37,8 +37,8 @@ NAME: Final = "dgpunet-placement"
 TOPIC: Final = "dgpunet"
 #: A resident that was asked to leave and is still there is asked again after this long.
 EVICT_RETRY_S: Final = 2.0
-#: The states in which a task has a device: while it is called, and as an actor until it is let go.
-_HOLDING: Final = ("processing", "memory")
+#: States that a task enters without leaving a device or beginning to wait for one.
+_UNEVENTFUL: Final = frozenset({"waiting", "queued", "processing"})
 _BARRIER: Final = "shuffle-barrier-"
 
 
@@ -108,18 +108,19 @@ class PlacementPlugin(SchedulerPlugin):
         return record
 
     def transition(self, key: Key, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        """Follow our tasks. Called for every transition of every task, hence a bare look-up first."""
+        """Follow our tasks. Called for every transition of every task, hence what changes nothing is sorted out first."""
+        if finish in _UNEVENTFUL:
+            return
         record = self.records.get(key)
-        if record is None or start == finish:  # a move that Dask refused shows as none
+        if record is None:
             return
         try:
             if finish == "no-worker":
-                if not record.settling:
+                if start != finish and not record.settling:  # a move out of it that Dask refused shows as none
                     self.pump.wait(record)
-            elif record.holder is not None and start in _HOLDING and not (finish == "memory" and record.ts.actor):
+            elif record.holder is not None and not (finish == "memory" and record.ts.actor):
                 self._left(record, finish)
             if finish == "forgotten":
-                self.book.release(record)
                 record.gone = True
                 del self.records[key]
         except Exception:

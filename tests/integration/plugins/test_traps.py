@@ -229,7 +229,7 @@ async def test_the_plugin_may_join_a_scheduler_that_has_workers_and_tasks() -> N
         with dask.annotate(demand=demand(20)):
             futures = cluster.client.map(work, range(12), mib=1, gate="g", pure=False)
             after = cluster.client.submit(work, "after", wait_for=futures, mib=1, pure=False)
-        await cluster.until(lambda: gates["g"].entered == 2)
+        await cluster.until(lambda: gates["g"].entered == 2 and after.key in cluster.scheduler.tasks)
         states = {ts.state for ts in cluster.scheduler.tasks.values()}
         assert states == {"processing", "queued", "waiting"}
         await cluster.client.register_plugin(PlacementPlugin())
