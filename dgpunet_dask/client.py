@@ -1,8 +1,8 @@
 """`Client`: submit, wait and read results from Python. The command line is written with it.
 
-    with Client() as client:
-        job = client.submit("embed-codebase", {"path": ["."], "index": "here"})
-        status = client.wait(job.job_id)
+>>> with Client() as client:
+...     job = client.submit("embed-codebase", {"path": ["."], "index": "here"})
+...     status = client.wait(job.job_id)
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Client:
                 return
 
     def wait(
-        self, job_id: str, timeout_s: float | None = None, on_event: Callable[[dict[str, Any]], None] = lambda event: None
+        self, job_id: str, timeout_s: float | None = None, on_event: Callable[[dict[str, Any]], None] = lambda _: None
     ) -> JobStatus:
         """Wait for the job's end and return its status, whatever the end was.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 from dgpunet_dask.errors import BadValue
 
@@ -47,8 +47,8 @@ class Mib(int):
 
     __slots__ = ()
 
-    def __new__(cls, value: str | int) -> Mib:
-        if isinstance(value, Mib):
+    def __new__(cls, value: str | int) -> Self:
+        if isinstance(value, cls):
             return value
         if isinstance(value, str):
             return super().__new__(cls, -(-parse_bytes(value) // (1 << 20)))
@@ -57,7 +57,7 @@ class Mib(int):
         raise BadValue(what="size", value=value, why="write it with its unit, such as 512MiB or 2GiB")
 
     @classmethod
-    def of(cls, mib: int) -> Mib:
+    def of(cls, mib: int) -> Self:
         """Return `mib` MiB."""
         return super().__new__(cls, mib)
 

@@ -84,7 +84,7 @@ def _path(name: str, text: str, cwd: Path) -> str:
     return str(path)
 
 
-def _name(name: str, text: str, cwd: Path) -> str:
+def _name(name: str, text: str, _: Path) -> str:
     if not _NAME.fullmatch(text):
         raise BadName(name=text, what=name)
     return text
@@ -98,7 +98,7 @@ def _model(name: str, text: str, cwd: Path) -> str:
 
 
 def _number(kind: Callable[[str], Any], word: str) -> Callable[[str, str, Path], Any]:
-    def cast(name: str, text: str, cwd: Path) -> Any:
+    def cast(name: str, text: str, _: Path) -> Any:
         try:
             return kind(text)
         except ValueError:
@@ -107,7 +107,7 @@ def _number(kind: Callable[[str], Any], word: str) -> Callable[[str, str, Path],
     return cast
 
 
-def _bool(name: str, text: str, cwd: Path) -> bool:
+def _bool(name: str, text: str, _: Path) -> bool:
     if text.lower() not in _BOOLS:
         raise BadValue(what=name, value=text, why="write true or false")
     return _BOOLS[text.lower()]
@@ -117,7 +117,7 @@ _CAST: Final[Mapping[str, Callable[[str, str, Path], Any]]] = {
     "path": _path,
     "name": _name,
     "model": _model,
-    "string": lambda name, text, cwd: text,
+    "string": lambda _name, text, _cwd: text,
     "int": _number(int, "a whole number"),
     "float": _number(float, "a number"),
     "bool": _bool,

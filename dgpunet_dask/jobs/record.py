@@ -58,13 +58,17 @@ class JobRecord:
         self.seq += 1
         event = {"seq": self.seq, "time": round(self.clock.wall(), 3), "kind": kind, **facts}
         self.events.append(event)
+        self._write(event)
+        async with self.changed:
+            self.changed.notify_all()
+
+    def _write(self, event: Mapping[str, Any]) -> None:
+        """Append an event to the job's file; a full disk must not keep a job from ending."""
         try:
             with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(event) + "\n")
-        except OSError as error:  # a full disk must not keep a job from ending
+        except OSError as error:
             log.warning("job %s: event %d is not on disk: %s", self.status.job_id, self.seq, error)
-        async with self.changed:
-            self.changed.notify_all()
 
     async def move(self, state: JobState, error: DgpunetError | None = None) -> None:
         """Go to `state`; a move that `JOB_TRANSITIONS` does not know is a programming error."""

@@ -17,7 +17,7 @@ from distributed import Client
 
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import BadValue, BadWorkload, DgpunetError, JobCancelled, JobLost, JobFailed, NoSuchJob, Unplaceable
+from dgpunet_dask.errors import BadValue, BadWorkload, DgpunetError, JobCancelled, JobFailed, JobLost, NoSuchJob, Unplaceable
 from dgpunet_dask.jobs.commit import commit_text
 from dgpunet_dask.jobs.params import complete_params
 from dgpunet_dask.jobs.plan import HeadHost, JobPlan, facts_from_wire, plan_job
@@ -105,7 +105,7 @@ class JobService:
             job_id=job_id, workload=workload.name, state="queued", params=params, submitted_at=self.clock.wall(), metrics={}
         )
         folder = self.home.jobs / job_id
-        folder.mkdir(mode=0o700, parents=True)
+        (folder / "scratch").mkdir(mode=0o700, parents=True)
         record = self._records[job_id] = JobRecord(status, folder, self.clock, self.clock.monotonic())
         self._save(record)
         self._tasks[job_id] = asyncio.create_task(self._drive(record, workload), name=job_id)
@@ -222,8 +222,6 @@ class JobService:
         await record.move("failed", error)
 
     async def _planned(self, workload: Workload, params: Mapping[str, Any], job_id: str, scratch: Path) -> JobPlan:
-        if job_id in self._records:
-            scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         wanted = {stage.name: (stage.run, stage.env) for stage in workload.stages}
         raw = await in_thread(self.ports.agent.inspect, workload.digest, wanted, params)
         facts = {name: facts_from_wire(found) for name, found in raw.items()}

@@ -85,7 +85,7 @@ class _Stage(YamlModel):
 class _Job(YamlModel):
     version: Literal[1]
     name: Name
-    params: dict[Name, _Param] = {}
+    params: dict[Name, _Param] = Field(default_factory=dict)
     stages: Annotated[dict[Name, _Stage], Field(min_length=1)]
 
 

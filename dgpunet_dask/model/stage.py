@@ -59,7 +59,7 @@ class Stage:
     _counters: dict[str, Any] | None = None
 
     @classmethod
-    def demand_for(cls, **params: Any) -> Demand | None:
+    def demand_for(cls, **_params: Any) -> Demand | None:
         """Return the demand of this stage in a job with these parameters: `demand` unless overridden.
 
         Like `load`, an override names the job parameters that it wants, as keywords: ``def demand_for(cls, *, model: str)``.
@@ -81,13 +81,13 @@ class Stage:
     def unload(self) -> None:
         """Let go of what `load` took. Called before the process ends in good order."""
 
-    def count(self, name: str, by: int | float = 1) -> None:
+    def count(self, name: str, by: float = 1) -> None:
         """Add `by` to the job's metric `name`; ``skipped.binary`` adds under `skipped`."""
         counters = self.take_counts() if self._counters is None else self._counters
         counters[name] = counters.get(name, 0) + by
         self._counters = counters
 
-    def note(self, name: str, value: str | int | float | bool | None) -> None:
+    def note(self, name: str, value: str | float | None) -> None:
         """Set the job's metric `name` to `value`."""
         counters = self._counters if self._counters is not None else {}
         counters[NOTE_PREFIX + name] = value

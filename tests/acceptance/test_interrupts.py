@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -155,7 +155,7 @@ def test_a_full_disk_fails_the_job_and_keeps_the_old_index(tmp_path: Path, home_
 
 
 @pytest.fixture
-def home_on_small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Cli:
+def home_on_small_disk(tmp_path: Path) -> Iterator[Cli]:
     """A home on a file system of 16 MiB, with a cluster running on it."""
     mount = tmp_path / "small"
     mount.mkdir()
@@ -163,12 +163,10 @@ def home_on_small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Cli:
     if done.returncode:
         pytest.skip(f"mounting needs root: {done.stderr.strip()}")
     made = Cli(mount / "h")
-
-    def end() -> None:
+    try:
+        up = made("up")
+        assert up.code == 0, up.err
+        yield made
+    finally:
         made("down")
         subprocess.run(["umount", "-l", str(mount)], check=True)
-
-    request.addfinalizer(end)
-    up = made("up")
-    assert up.code == 0, up.err
-    return made

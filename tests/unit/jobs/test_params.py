@@ -56,7 +56,7 @@ def test_a_model_is_a_hub_name_unless_it_is_a_folder_of_the_caller(tmp_path: Pat
         (["=x"], BadValue, "KEY=VALUE"),
         ([], MissingParameter, "path"),
         (["path=.", "pth=."], UnknownParameter, "did you mean 'path'"),
-        (["path=."] + ["n=x"], BadValue, "whole number"),
+        (["path=.", "n=x"], BadValue, "whole number"),
         (["path=.", "rate=fast"], BadValue, "a number"),
         (["path=.", "deep=maybe"], BadValue, "true or false"),
         (["path=.", "n=1", "n=2"], BadValue, "set twice"),
