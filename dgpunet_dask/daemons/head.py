@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -191,7 +192,7 @@ class Head:
 
         head = head_host(self.options.fleet)
         host = HeadHost(device=head, threads=usable_cpus(), home=self.home.root)
-        jobs = Jobs(self.home, ServicePorts(self._dask, AgentClient(self.home.agent_socket), self.live, host))
+        jobs = Jobs(self.home, ServicePorts(self._dask, functools.partial(AgentClient, self.home.agent_socket), self.live, host))
         jobs.load_past()
         return jobs
 

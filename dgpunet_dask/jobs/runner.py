@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import dask
 from distributed import Client, Future
@@ -22,10 +22,9 @@ from dgpunet_dask.jobs.commit import commit_frames
 from dgpunet_dask.jobs.plan import JobPlan, StagePlan
 from dgpunet_dask.jobs.record import JobRecord
 from dgpunet_dask.jobs.task import Parcel, StageRecord, run_stage
+from dgpunet_dask.jobs.threads import in_thread
 from dgpunet_dask.stagehost.client import AgentClient
 from dgpunet_dask.stagehost.spec import CallResult
-
-T = TypeVar("T")
 
 #: How long a unit that Dask gave up waits for a better cause than that.
 CAUSE_S: Final = 1.0
@@ -40,7 +39,7 @@ class Ports:
     dask
         An asynchronous client of the scheduler.
     agent
-        Of the agent on the head's host.
+        Of the agent on the head's host, for this job alone: closed where the job ends in the middle of a call.
     in_flight
         The most units between source and disk.
     """
@@ -89,7 +88,7 @@ class JobRunner:
             async with asyncio.TaskGroup() as group:
                 while True:
                     await room.acquire()
-                    piece = await in_thread(_next, stream)
+                    piece = await in_thread(_next, stream, stop=self.ports.agent.close)
                     if piece is None:
                         break
                     self.record.count(piece.counts)
@@ -99,7 +98,7 @@ class JobRunner:
                     group.create_task(self._unit(number, piece)).add_done_callback(lambda _: room.release())
                     number += 1
                 self.record.units(total=number)
-                await self._progress()
+                self._progress()
         finally:
             await in_thread(_close, stream)
 
@@ -144,7 +143,7 @@ class JobRunner:
             self.record.count(stage_record.counts)
         done = self.record.counted
         self.record.units(done=done.done + 1, attempts=done.attempts + 1 + extra_attempts(records))
-        await self._progress()
+        self._progress()
 
     async def _let_go(self, futures: list[Future]) -> None:
         unfinished = [f for f in futures if not f.done()]
@@ -154,16 +153,16 @@ class JobRunner:
             future.release()
 
     async def _gather(self, plan: StagePlan) -> None:
-        await self.record.emit("stage", stage=plan.spec.name, state="running")
+        self.record.emit("stage", stage=plan.spec.name, state="running")
         files = [by_name[str(plan.spec.after)] for _, by_name in sorted(self.committed.items())]
-        result = await in_thread(self.ports.agent.gather, plan.call.spec, files)
+        result = await in_thread(self.ports.agent.gather, plan.call.spec, files, stop=self.ports.agent.close)
         self.record.count(result.counts)
         await in_thread(commit_frames, self.record.folder / "result.frames", result.frames)
         await in_thread(shutil.rmtree, self.results)
 
-    async def _progress(self) -> None:
+    def _progress(self) -> None:
         units = self.record.counted
-        await self.record.emit(
+        self.record.emit(
             "progress", done=units.done, total=units.total, metrics=dict(self.record.status.metrics),
             expected_items=self.record.counts.get("expected_items"),
         )  # fmt: skip
@@ -203,16 +202,6 @@ def _flatten(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException
             yield from _flatten(error)
         else:
             yield error
-
-
-async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Run a blocking call in a thread; if cancelled meanwhile, wait for its end first, so that no two calls ever meet on one object."""
-    work = asyncio.ensure_future(asyncio.to_thread(function, *args))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        raise
 
 
 def _next(stream: Iterator[CallResult]) -> CallResult | None:

@@ -21,9 +21,10 @@ from dgpunet_dask.errors import BadValue, BadWorkload, DgpunetError, JobCancelle
 from dgpunet_dask.jobs.commit import commit_text
 from dgpunet_dask.jobs.params import complete_params
 from dgpunet_dask.jobs.plan import HeadHost, JobPlan, facts_from_wire, plan_job
-from dgpunet_dask.jobs.record import JobRecord, events_after
-from dgpunet_dask.jobs.runner import JobRunner, Ports, in_thread, job_of_key
+from dgpunet_dask.jobs.record import JobRecord, events_on_disk
+from dgpunet_dask.jobs.runner import JobRunner, Ports, job_of_key
 from dgpunet_dask.jobs.store import add_workload, checked_digest, read_workload
+from dgpunet_dask.jobs.threads import in_thread
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.job import JobStatus, UnitCounts
 from dgpunet_dask.model.pipeline import Workload
@@ -47,7 +48,7 @@ class ServicePorts:
     dask
         Gives the client of the present scheduler, which changes when the scheduler is restarted.
     agent
-        Of the agent on the head's host.
+        Makes a client of the agent on the head's host; each job has one of its own.
     fleet
         Gives the fleet as the scheduler plugin sees it now.
     host
@@ -55,7 +56,7 @@ class ServicePorts:
     """
 
     dask: Callable[[], Client]
-    agent: AgentClient
+    agent: Callable[[], AgentClient]
     fleet: Callable[[], Awaitable[Fleet]]
     host: HeadHost
 
@@ -70,7 +71,7 @@ class JobService:
         self._token = token or (lambda: secrets.token_hex(3))
         self._records: dict[str, JobRecord] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._causes: dict[str, DgpunetError] = {}
+        self._causes: dict[str, DgpunetError | None] = {}  # of jobs that are ending
         self._watch: asyncio.Task[None] | None = None
         self._copying = asyncio.Lock()
         self._placements_seen = 0
@@ -88,7 +89,7 @@ class JobService:
             if not record.final:
                 lost = JobLost(job_id=status.job_id)
                 record.status = _status_from({**asdict(status), "state": "lost", "error": lost.to_json(), "exit_code": lost.exit_code})
-                _remove_working_files(record)
+                _remove_working_files(record, done=False)
                 self._save(record)
 
     async def submit(self, request: Mapping[str, Any]) -> JobStatus:
@@ -99,7 +100,7 @@ class JobService:
         UsageError
             For an unknown workload or a bad parameter.
         """
-        workload, params = self._accepted(request)
+        workload, params = await in_thread(self._accepted, request)
         job_id = f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(self.clock.wall()))}-{self._token()}"
         status = JobStatus(
             job_id=job_id, workload=workload.name, state="queued", params=params, submitted_at=self.clock.wall(), metrics={}
@@ -115,8 +116,8 @@ class JobService:
 
     async def plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return, for each stage, its demand and where it could go now, without running anything but the workload's import."""
-        workload, params = self._accepted(request)
-        plan = await self._planned(workload, params, "dry-run", self.home.jobs)
+        workload, params = await in_thread(self._accepted, request)
+        plan = await self._planned(workload, params, "dry-run", self.home.jobs, self.ports.agent())
         fleet = await self.ports.fleet()
         return {"workload": workload.name, "params": params, "stages": _stage_rows(plan, fleet, self.ports.host.device)}
 
@@ -141,9 +142,9 @@ class JobService:
     async def events(self, job_id: str, since: int, wait_s: float) -> Sequence[dict[str, Any]]:
         """Return the job's events after number `since`, waiting up to `wait_s` seconds for the first."""
         record = self._record(job_id)
-        if record.final and not record.events:
-            await in_thread(_read_events, record)
-        return await events_after(record, since, wait_s)
+        await record.news(since, wait_s)
+        events = record.events or await in_thread(events_on_disk, record.folder)
+        return [event for event in events if event["seq"] > since]
 
     async def cancel(self, job_id: str) -> JobStatus:
         """Cancel a job and return once nothing of it runs; a finished one stays as it is."""
@@ -161,13 +162,12 @@ class JobService:
 
     async def scheduler_lost(self, why: str) -> None:
         """Fail what runs: the scheduler is gone, and with it every task it knew."""
-        for job_id in list(self._tasks):
-            await self._end(job_id, JobFailed(why=why))
+        self._placements_seen = 0  # the next one counts from the beginning
+        await asyncio.gather(*(self._end(job_id, JobFailed(why=why)) for job_id in list(self._tasks)))
 
     async def close(self) -> None:
         """Cancel what runs and wait for its end."""
-        for job_id in list(self._tasks):
-            await self._end(job_id, JobCancelled(job_id=job_id))
+        await asyncio.gather(*(self._end(job_id, JobCancelled(job_id=job_id)) for job_id in list(self._tasks)))
         if self._watch is not None:
             self._watch.cancel()
 
@@ -177,53 +177,68 @@ class JobService:
         return self._records[job_id]
 
     async def _end(self, job_id: str, cause: DgpunetError) -> None:
-        task = self._tasks.get(job_id)
-        if task is None or task.done():
+        """End a job for `cause`, unless it is ending already, and wait until nothing of it runs."""
+        task, record = self._tasks.get(job_id), self._records[job_id]
+        if task is None:
             return
-        self._causes.setdefault(job_id, cause)
-        task.cancel()
-        await in_thread(self._end_hosts, job_id)
+        if job_id not in self._causes:
+            self._causes[job_id] = cause
+            task.cancel()  # once: a second one would interrupt its clearing up
         await asyncio.wait([task])
+        if not record.final and self._causes.get(job_id) is cause:  # it was cancelled before its first step
+            await self._concluded(record, cause)
+
+    async def _drive(self, record: JobRecord, workload: Workload) -> None:
+        error: DgpunetError | None = None
+        try:
+            record.move("running")
+            await self._run(record, workload)
+        except asyncio.CancelledError:
+            error = JobCancelled(job_id=record.status.job_id)
+        except DgpunetError as failure:
+            error = failure
+        except Exception as failure:  # whatever broke, the job must end and say so
+            log.exception("job %s broke", record.status.job_id)
+            error = DgpunetError(detail=f"{type(failure).__name__}: {failure}")
+        await self._concluded(record, error)
+
+    async def _run(self, record: JobRecord, workload: Workload) -> None:
+        agent = self.ports.agent()
+        plan = await self._planned(workload, record.status.params, record.status.job_id, record.folder / "scratch", agent)
+        await self._check_placeable(plan)
+        ports = Ports(self.ports.dask(), agent, in_flight=await self._in_flight())
+        await JobRunner(record, plan, ports).run()
+        await self._copy_placements()
+        _add_rate(record)
+
+    async def _concluded(self, record: JobRecord, error: DgpunetError | None) -> None:
+        """Clear up after a job and give it its last state, on disk before anybody can hear of it."""
+        job_id = record.status.job_id
+        error = self._causes.setdefault(job_id, error)
+        try:
+            if error is not None:
+                await in_thread(self._end_hosts, job_id)
+            await in_thread(_remove_working_files, record, error is None)
+        finally:
+            if error is not None and "traceback" in error.fields:
+                record.emit("log", text=str(error.fields["traceback"]))
+            record.move("done" if error is None else "cancelled" if isinstance(error, JobCancelled) else "failed", error)
+            self._save(record)
+            record.let_go()
+            del self._causes[job_id], self._tasks[job_id]
 
     def _end_hosts(self, job_id: str) -> None:
-        """End the job's own stage hosts, so that no thread of ours waits for one that hangs."""
+        """End the job's own stage hosts: its source's and its gather stage's."""
         try:
-            self.ports.agent.end_job(job_id)
+            self.ports.agent().end_job(job_id)
         except DgpunetError as error:
             log.warning("the stage hosts of job %s were not ended: %s", job_id, error)
 
-    async def _drive(self, record: JobRecord, workload: Workload) -> None:
-        job_id = record.status.job_id
-        try:
-            await record.move("running")
-            plan = await self._planned(workload, record.status.params, job_id, record.folder / "scratch")
-            await self._check_placeable(plan)
-            ports = Ports(self.ports.dask(), self.ports.agent, in_flight=await self._in_flight())
-            await JobRunner(record, plan, ports).run()
-            await self._copy_placements()
-            _add_rate(record)
-            await record.move("done")
-        except asyncio.CancelledError:
-            cause = self._causes.get(job_id, JobCancelled(job_id=job_id))
-            await record.move("cancelled" if isinstance(cause, JobCancelled) else "failed", cause)
-        except DgpunetError as error:
-            await self._failed(record, error)
-        except Exception as error:  # whatever broke, the job must end and say so
-            log.exception("job %s broke", job_id)
-            await self._failed(record, DgpunetError(detail=f"{type(error).__name__}: {error}"))
-        finally:
-            _remove_working_files(record)
-            self._save(record)
-            self._tasks.pop(job_id, None)
-
-    async def _failed(self, record: JobRecord, error: DgpunetError) -> None:
-        if "traceback" in error.fields:
-            await record.emit("log", text=str(error.fields["traceback"]))
-        await record.move("failed", error)
-
-    async def _planned(self, workload: Workload, params: Mapping[str, Any], job_id: str, scratch: Path) -> JobPlan:
+    async def _planned(
+        self, workload: Workload, params: Mapping[str, Any], job_id: str, scratch: Path, agent: AgentClient
+    ) -> JobPlan:
         wanted = {stage.name: (stage.run, stage.env) for stage in workload.stages}
-        raw = await in_thread(self.ports.agent.inspect, workload.digest, wanted, params)
+        raw = await in_thread(agent.inspect, workload.digest, wanted, params, stop=agent.close)
         facts = {name: facts_from_wire(found) for name, found in raw.items()}
         return plan_job(workload, params, facts, job_id=job_id, host=self.ports.host, scratch=scratch)
 
@@ -252,15 +267,14 @@ class JobService:
         async with self._copying:
             try:
                 placed = await self.ports.dask().scheduler.dgpunet_placements(since=self._placements_seen)
-            except OSError as error:  # the scheduler is being restarted, and starts to count anew
+            except OSError as error:  # the scheduler is being restarted
                 log.info("placements cannot be read: %s", error)
-                self._placements_seen = 0
                 return
             for row in placed:
                 self._placements_seen = max(self._placements_seen, int(row["seq"]))
                 record = self._records.get(job_of_key(str(row["key"])) or "")
                 if record is not None and not record.final:
-                    await record.placed({k: v for k, v in row.items() if k != "seq"})
+                    record.placed({k: v for k, v in row.items() if k != "seq"})
 
     def _save(self, record: JobRecord) -> None:
         try:
@@ -274,17 +288,10 @@ def _status_from(raw: Mapping[str, Any]) -> JobStatus:
     return JobStatus(**{**values, "units": UnitCounts(**values["units"])})
 
 
-def _remove_working_files(record: JobRecord) -> None:
+def _remove_working_files(record: JobRecord, done: bool) -> None:
     shutil.rmtree(record.folder / "scratch", ignore_errors=True)
-    if record.status.state != "done":
+    if not done:
         shutil.rmtree(record.folder / "results", ignore_errors=True)
-
-
-def _read_events(record: JobRecord) -> None:
-    file = record.folder / "events.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    record.events.extend(json.loads(line) for line in lines)
-    record.seq = max((event["seq"] for event in record.events), default=0)
 
 
 def _add_rate(record: JobRecord) -> None:

@@ -36,6 +36,16 @@ class AgentClient:
 
     def __init__(self, socket_path: Path | str) -> None:
         self._path = str(socket_path)
+        self._lock = threading.Lock()
+        self._open: set[Wire] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """End the requests that run, in whatever threads, and refuse others: each raises `StageHostLost`. Subscriptions stay."""
+        with self._lock:
+            self._closed = True
+            for wire in self._open:
+                wire.shutdown()
 
     def call(self, spec: StageCallSpec, frames: Sequence[Buffer]) -> CallResult:
         """Pass one unit's items (packed) through a stage.
@@ -126,11 +136,20 @@ class AgentClient:
     def _connected(self, stage: str, device: str) -> Iterator[Wire]:
         wire = self._connect(stage, device)
         try:
+            self._opened(wire)
             yield wire
         except ConnectionError as error:
-            raise self._no_agent(stage, device, "its agent ended") from error
+            raise self._no_agent(stage, device, "the call was ended" if self._closed else "its agent ended") from error
         finally:
+            with self._lock:
+                self._open.discard(wire)
             wire.close()
+
+    def _opened(self, wire: Wire) -> None:
+        with self._lock:
+            if self._closed:
+                raise ConnectionAbortedError("this client is closed")
+            self._open.add(wire)
 
     def _connect(self, stage: str, device: str) -> Wire:
         sock = socket.socket(socket.AF_UNIX)

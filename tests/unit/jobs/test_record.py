@@ -1,0 +1,69 @@
+"""What a job remembers, and what it tells those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from dgpunet_dask.clock import SystemClock
+from dgpunet_dask.errors import JobCancelled
+from dgpunet_dask.jobs.record import JobRecord, events_on_disk
+from dgpunet_dask.model.job import JobStatus
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> JobRecord:
+    return JobRecord(JobStatus(job_id="j", workload="w", state="queued"), tmp_path, SystemClock(), 0.0)
+
+
+def test_all_who_wait_hear_of_an_event(record: JobRecord) -> None:
+    async def main() -> None:
+        waiting = [asyncio.ensure_future(record.news(0, 30)) for _ in range(3)]
+        await asyncio.sleep(0)
+        record.emit("stage", stage="embed")
+        await asyncio.wait_for(asyncio.gather(*waiting), 5)
+
+    asyncio.run(main())
+    assert [event["kind"] for event in record.events] == ["stage"]
+
+
+def test_waiting_ends_with_its_time_and_with_the_job(record: JobRecord) -> None:
+    asyncio.run(record.news(0, 0.01))
+    record.move("cancelled", JobCancelled(job_id="j"))
+    asyncio.run(asyncio.wait_for(record.news(99, 30), 5))
+
+
+def test_a_later_count_does_not_change_what_was_told_before(record: JobRecord) -> None:
+    record.count({"skipped.binary": 1})
+    record.emit("progress", metrics=dict(record.status.metrics))
+    record.count({"skipped.binary": 1})
+    assert record.events[0]["metrics"] == {"skipped": {"binary": 1}}
+    assert record.status.metrics == {"skipped": {"binary": 2}}
+
+
+def test_an_ended_job_keeps_its_events_on_disk_alone(record: JobRecord) -> None:
+    record.placed({"key": "embed-1-j-0", "device": "a"})
+    record.let_go()
+    assert not record.events
+    assert not record.starts
+    assert [event["device"] for event in events_on_disk(record.folder)] == ["a"]
+
+
+def test_events_that_found_no_room_on_the_disk_stay_in_memory(record: JobRecord) -> None:
+    record.folder = record.folder / "missing"
+    record.emit("stage", stage="embed")
+    record.let_go()
+    assert [event["stage"] for event in record.events] == ["embed"]
+
+
+def test_a_line_that_a_killed_head_left_half_written_is_passed_over(record: JobRecord) -> None:
+    record.emit("stage", stage="embed")
+    with (record.folder / "events.jsonl").open("a") as file:
+        file.write('{"seq": 2, "ki')
+    assert [event["seq"] for event in events_on_disk(record.folder)] == [1]
+
+
+def test_a_job_without_events_has_none(tmp_path: Path) -> None:
+    assert not events_on_disk(tmp_path)

@@ -1,0 +1,112 @@
+"""The jobs of a head whose agent and scheduler do not answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.errors import StageHostLost
+from dgpunet_dask.jobs.plan import HeadHost
+from dgpunet_dask.jobs.service import JobService, ServicePorts
+from dgpunet_dask.jobs.store import add_workload, digest_of, pack_workload
+from dgpunet_dask.stagehost.client import AgentClient
+
+
+class FakeScheduler:
+    """Tells placements, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.since: list[int] = []
+        self.fails = False
+        self.scheduler = self
+
+    async def dgpunet_placements(self, since: int) -> list[dict[str, Any]]:
+        self.since.append(since)
+        if self.fails:
+            raise TimeoutError
+        return [{"seq": 7, "key": "a task of somebody else"}] if since < 7 else []
+
+
+async def no_fleet() -> Any:
+    raise StageHostLost(stage="-", device="-", how="no fleet", attempts=1, log="-")
+
+
+@pytest.fixture
+def dask() -> FakeScheduler:
+    return FakeScheduler()
+
+
+@pytest.fixture
+def service(home: Home, dask: FakeScheduler) -> Callable[[], JobService]:
+    """Make a service inside a running loop."""
+    ports = ServicePorts(lambda: dask, lambda: AgentClient(home.run / "none.sock"), no_fleet, HeadHost("h/cpu", 1, home.root))
+    return lambda: JobService(home, ports)
+
+
+@pytest.fixture
+def digest(home: Home, tmp_path: Path) -> str:
+    (tmp_path / "job.yaml").write_text('version: 1\nname: one\nstages: {read: {run: "stages:Read"}}\n')
+    (tmp_path / "stages.py").write_text("")
+    digest = digest_of(tmp_path)
+    add_workload(home.workloads, digest, pack_workload(tmp_path))
+    return digest
+
+
+def test_a_job_that_is_ended_before_its_first_step_is_ended(service: Callable[[], JobService], digest: str) -> None:
+    async def main() -> None:
+        jobs = service()
+        job = await jobs.submit({"workload": digest})
+        status = await jobs.cancel(job.job_id)
+        assert (status.state, status.exit_code) == ("cancelled", 103)
+        assert [e["state"] for e in await jobs.events(job.job_id, 0, 30)] == ["cancelled"]
+        await jobs.close()
+
+    asyncio.run(main())
+
+
+def test_a_job_may_be_cancelled_by_several_at_once(service: Callable[[], JobService], digest: str) -> None:
+    async def main() -> None:
+        jobs = service()
+        job = await jobs.submit({"workload": digest})
+        found = await asyncio.gather(*(jobs.cancel(job.job_id) for _ in range(3)))
+        assert [status.state for status in found] == ["cancelled"] * 3
+        await jobs.close()
+
+    asyncio.run(main())
+
+
+def test_without_an_agent_a_job_fails_and_says_so(service: Callable[[], JobService], digest: str) -> None:
+    async def main() -> None:
+        jobs = service()
+        job = await jobs.submit({"workload": digest})
+        seen = 0
+        while (status := await jobs.show(job.job_id)).state not in {"failed", "done"}:
+            seen = max([seen, *(e["seq"] for e in await jobs.events(job.job_id, seen, 30))])
+        assert status.exit_code == 100
+        assert status.error is not None
+        assert "agent" in status.error["message"]
+        await jobs.close()
+
+    asyncio.run(main())
+
+
+def test_placements_are_read_once_and_from_the_beginning_of_a_new_scheduler(
+    service: Callable[[], JobService], dask: FakeScheduler
+) -> None:
+    async def main() -> None:
+        jobs = service()
+        await jobs._copy_placements()
+        dask.fails = True  # a slow answer is no new scheduler: what was read must not be read again
+        await jobs._copy_placements()
+        dask.fails = False
+        await jobs._copy_placements()
+        await jobs.scheduler_lost("the scheduler ended")
+        await jobs._copy_placements()
+
+    asyncio.run(main())
+    assert dask.since == [0, 7, 7, 0]
