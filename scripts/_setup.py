@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -138,7 +139,7 @@ def use_supported_python() -> None:
     SetupError
         If there is none.
     """
-    if sys.version_info >= (3, 11):
+    if tuple(sys.version_info) >= (3, 11):  # as a plain tuple, which type checkers do not take for granted
         return
     for minor in range(14, 10, -1):
         better = shutil.which(f"python3.{minor}")
@@ -171,7 +172,7 @@ def ensure(extras: frozenset[str] = frozenset(), say: Callable[[str], None] = la
         if still_complete(stamp, key, extras):
             return folder / "bin" / "python"
         began = time.monotonic()
-        known = frozenset(stamp["extras"]) if stamp and stamp.get("key") == key else frozenset()
+        known: frozenset[str] = frozenset(stamp["extras"]) if stamp and stamp.get("key") == key else frozenset()
         python = _make_venv(folder, say)
         _install(python, known | extras, say)
         (folder / STAMP).write_text(json.dumps({"key": key, "extras": sorted(known | extras)}))
@@ -187,7 +188,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _read_stamp(folder: Path) -> dict[str, list[str]] | None:
+def _read_stamp(folder: Path) -> dict[str, Any] | None:
     try:
         stamp = json.loads((folder / STAMP).read_text())
     except (OSError, ValueError):
