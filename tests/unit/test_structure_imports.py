@@ -50,7 +50,7 @@ IMPURE_ATTRIBUTES = {
 
 def part(module: str) -> str:
     """Return the package's part that a module belongs to: ``model`` for ``dgpunet_dask.model.stage``."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def ours(found: list[Import]) -> list[Import]:

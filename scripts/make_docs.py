@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Write docs/reference from the code: the command line from click, the exit codes from the error tree. `--check` only compares."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from dgpunet_dask import errors  # noqa: E402  # of this checkout, installed or not
+from dgpunet_dask.cli.main import PROGRAM, cli, common_options  # noqa: E402
+
+HEADING = "<!-- Written by scripts/make_docs.py from the code: change that, then run the script. -->\n"
+CLI_INTRO = f"""# Command line
+
+Results go to stdout, with `--json` as JSON; everything else goes to stderr. The exit codes are listed in [exit-codes](exit-codes.md).
+State lies under `$DGPUNET_HOME`. The cluster is the one that `--cluster` or `$DGPUNET_CLUSTER` names, else the head running under
+`$DGPUNET_HOME`, else one that lives as long as the command.
+
+Shell completion: `eval "$(_DGPUNET_DASK_COMPLETE=bash_source {PROGRAM})"`, or `zsh_source`, `fish_source`.
+"""
+CODES_INTRO = """# Exit codes
+
+A command ends with one of these. With `--json` the result's `"error"` is `null`, or has the `code` below, a `message` and `reasons`.
+
+| exit code | error code | message |
+|---|---|---|
+| 0 | | done |
+"""
+
+
+def commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield a command and all below it, in order of their names."""
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command, info_name=path[-1])
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            if below is not None and not below.hidden:
+                yield from commands(below, (*path, name))
+
+
+def help_text(path: tuple[str, ...], command: click.Command) -> str:
+    """Return what ``--help`` prints, at a fixed width; below the top the common options are left out."""
+    common = {name for option in common_options() for name in option.opts}
+    if len(path) > 1:
+        command.params = [option for option in command.params if not common.intersection(option.opts)]
+    parent = None
+    for name in path[:-1]:
+        parent = click.Context(click.Command(name), info_name=name, parent=parent)
+    context = click.Context(command, info_name=path[-1], parent=parent, max_content_width=110, terminal_width=110)
+    return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+
+
+def cli_page() -> str:
+    """Return docs/reference/cli.md."""
+    sections = [f"## {' '.join(path)}\n\n```text\n{help_text(path, command)}\n```\n" for path, command in commands(cli, (PROGRAM,))]
+    return HEADING + "\n".join([CLI_INTRO, *sections])
+
+
+def error_classes(kind: type[errors.DgpunetError] = errors.DgpunetError) -> Iterator[type[errors.DgpunetError]]:
+    """Yield the classes of errors.py, parents first."""
+    yield kind
+    for child in kind.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from error_classes(child)
+
+
+def codes_page() -> str:
+    """Return docs/reference/exit-codes.md. A class whose message is all field stands for its children and has no row of its own."""
+    rows = {(kind.exit_code, kind.code, " ".join((kind.__doc__ or "").split("\n\n")[0].split())) for kind in error_classes()}
+    lines = [f"| {code} | `{name}` | {_cell(message)} |" for code, name, message in sorted(rows)]
+    return HEADING + CODES_INTRO + "\n".join(lines) + "\n"
+
+
+def _cell(message: str) -> str:
+    if message in {"{detail}", "{text}"}:
+        return "what is wrong, and what would be right"
+    return message.replace("!r", "").replace(":g", "").replace("|", "\\|").replace("{", "*").replace("}", "*")
+
+
+PAGES = {"docs/reference/cli.md": cli_page, "docs/reference/exit-codes.md": codes_page}
+
+
+def stale() -> list[str]:
+    """Return the pages that differ from the code."""
+    return [name for name, page in PAGES.items() if not (ROOT / name).is_file() or (ROOT / name).read_text(encoding="utf-8") != page()]
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages, or with `--check` tell which are old."""
+    old = stale()
+    if "--check" in arguments:
+        print("\n".join(f"{name} is not what the code says: run scripts/make_docs.py" for name in old), end="\n" if old else "")
+        return int(bool(old))
+    for name in old:
+        (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / name).write_text(PAGES[name](), encoding="utf-8")
+        print(f"wrote {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
