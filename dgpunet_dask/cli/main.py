@@ -35,7 +35,7 @@ class Lazy(NamedTuple):
 
 COMMANDS: Final[dict[str, Lazy]] = {
     "down": Lazy("dgpunet_dask.cli.cluster:down", "Stop the cluster, and end what a killed one left behind."),
-    "index": Lazy("dgpunet_dask.cli.index:index", "List, show, verify, compact and remove search indexes."),
+    "index": Lazy("dgpunet_dask.cli.index:index", "List, show and remove search indexes."),
     "jobs": Lazy("dgpunet_dask.cli.jobs:jobs", "List, show, follow and cancel the jobs of a running head."),
     "search": Lazy("dgpunet_dask.cli.search:search", "Search an index."),
     "status": Lazy("dgpunet_dask.cli.cluster:status", "Show the running cluster and its workers."),
