@@ -241,14 +241,14 @@ def _install_torch(python: Path, facts: Facts, pin: str, say: Callable[[str], No
 
 
 def _pip(python: Path, arguments: list[str], what: str, *, must: bool = True) -> bool:
-    """Run `pip install` quietly; its complaints pass through where the step must succeed.
+    """Run `pip install`; of its words only errors are let through, and these only where the step must succeed.
 
     Raises
     ------
     SetupError
         If it must succeed and does not.
     """
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    command = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *arguments]
     quiet = None if must else subprocess.DEVNULL
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=quiet, check=False)
     if must and done.returncode != 0:

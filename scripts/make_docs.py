@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,8 +53,8 @@ def help_text(path: tuple[str, ...], command: click.Command) -> str:
         command.params = [option for option in command.params if not common.intersection(option.opts)]
     parent = None
     for name in path[:-1]:
-        parent = click.Context(click.Command(name), info_name=name, parent=parent)
-    context = click.Context(command, info_name=path[-1], parent=parent, max_content_width=110, terminal_width=110)
+        parent = click.Context(click.Command(name), info_name=name, parent=parent, **cli.context_settings)
+    context = click.Context(command, info_name=path[-1], parent=parent, terminal_width=110, **cli.context_settings)
     return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
 
 
@@ -81,7 +82,7 @@ def codes_page() -> str:
 def _cell(message: str) -> str:
     if message in {"{detail}", "{text}"}:
         return "what is wrong, and what would be right"
-    return message.replace("!r", "").replace(":g", "").replace("|", "\\|").replace("{", "*").replace("}", "*")
+    return re.sub(r"\{(\w+)[^}]*\}", lambda field: field[1].upper(), message.replace("{hint}", "")).replace("|", "\\|")
 
 
 PAGES = {"docs/reference/cli.md": cli_page, "docs/reference/exit-codes.md": codes_page}
