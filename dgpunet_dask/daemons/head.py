@@ -44,6 +44,8 @@ START_S: Final = 120.0
 STOP_S: Final = 10.0
 #: How long a question to the scheduler may take; it answers within milliseconds unless it is gone or overloaded.
 ASK_S: Final = 10.0
+#: How long a job waits for workers that were here before the scheduler was started again.
+REJOIN_S: Final = 30.0
 _POLL_S: Final = 0.05
 
 
@@ -76,6 +78,7 @@ class Head:
         self.why = ""
         self.client: Client | None = None
         self.service: JobService | None = None
+        self.met: frozenset[str] = frozenset()
         self.children = children.Children(self.home, fatal=self.stop, on_scheduler_lost=self._scheduler_lost)
 
     def stop(self, why: str) -> None:
@@ -192,7 +195,7 @@ class Head:
 
         head = head_host(self.options.fleet)
         host = HeadHost(device=head, threads=usable_cpus(), home=self.home.root)
-        jobs = Jobs(self.home, ServicePorts(self._dask, functools.partial(AgentClient, self.home.agent_socket), self.live, host))
+        jobs = Jobs(self.home, ServicePorts(self._dask, functools.partial(AgentClient, self.home.agent_socket), self.settled, host))
         jobs.load_past()
         return jobs
 
@@ -236,6 +239,32 @@ class Head:
     async def live(self) -> Fleet:
         """Return the fleet as the scheduler's plugin sees it now."""
         return live_fleet(await self._ask("dgpunet_fleet"))
+
+    async def settled(self) -> Fleet:
+        """Return the live fleet with every device that has ever joined.
+
+        A scheduler that was started again meets its workers one by one. What has not come back yet must not be taken for missing, or a
+        job would be refused for ever because of a moment; what stays away for `REJOIN_S` seconds is.
+
+        Raises
+        ------
+        StartFailed
+            If the scheduler has not answered by then.
+        """
+        deadline = asyncio.get_running_loop().time() + REJOIN_S
+        while True:
+            late = asyncio.get_running_loop().time() > deadline
+            try:
+                fleet = await self.live()
+            except StartFailed:
+                if late:
+                    raise
+            else:
+                here = frozenset(device.name for device in fleet.devices)
+                if late or here >= self.met:
+                    self.met = here
+                    return fleet
+            await asyncio.sleep(_POLL_S)
 
     async def placements(self, since: int) -> Sequence[dict[str, Any]]:
         """Return the placements after number `since`."""

@@ -17,7 +17,17 @@ from distributed import Client
 
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import BadValue, BadWorkload, DgpunetError, JobCancelled, JobFailed, JobLost, NoSuchJob, Unplaceable
+from dgpunet_dask.errors import (
+    BadValue,
+    BadWorkload,
+    DgpunetError,
+    DiskFull,
+    JobCancelled,
+    JobFailed,
+    JobLost,
+    NoSuchJob,
+    Unplaceable,
+)
 from dgpunet_dask.jobs.commit import commit_text
 from dgpunet_dask.jobs.params import complete_params
 from dgpunet_dask.jobs.plan import HeadHost, JobPlan, facts_from_wire, plan_job
@@ -279,7 +289,7 @@ class JobService:
     def _save(self, record: JobRecord) -> None:
         try:
             commit_text(record.folder / "job.json", json.dumps({"version": RECORD_VERSION, **asdict(record.status)}, indent=1))
-        except OSError as error:
+        except (OSError, DiskFull) as error:
             log.warning("the record of job %s cannot be written: %s", record.status.job_id, error)
 
 

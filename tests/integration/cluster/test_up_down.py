@@ -186,6 +186,20 @@ def test_a_lost_scheduler_fails_the_job_that_runs_and_not_the_next(site, two_car
     assert json.loads(out)["units"]["done"] == 1
 
 
+@pytest.mark.long
+def test_a_job_submitted_while_the_scheduler_starts_again_waits_for_it_and_its_workers(site, two_cards, tmp_path):
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    (folder / "job.yaml").write_text(SLOW_YAML)
+    (folder / "stages.py").write_text(SLOW_STAGES)
+    site.up("--simulate", two_cards)
+    os.kill(site.pids("dask_scheduler")[0], signal.SIGKILL)
+    job = site.start("submit", folder, "--json")
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 0, err
+    assert json.loads(out)["units"]["done"] == 1
+
+
 @pytest.mark.parametrize("phase", ["head", "dask_scheduler", "daemons.agent", "dask_worker"])
 def test_ctrl_c_during_the_start_leaves_nothing(site, two_cards, phase):
     up = site.start("up", "--simulate", two_cards)

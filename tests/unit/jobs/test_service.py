@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import StageHostLost
+from dgpunet_dask.errors import DiskFull, StageHostLost
 from dgpunet_dask.jobs.plan import HeadHost
 from dgpunet_dask.jobs.service import JobService, ServicePorts
 from dgpunet_dask.jobs.store import add_workload, digest_of, pack_workload
@@ -90,6 +90,23 @@ def test_without_an_agent_a_job_fails_and_says_so(service: Callable[[], JobServi
         assert status.exit_code == 100
         assert status.error is not None
         assert "agent" in status.error["message"]
+        await jobs.close()
+
+    asyncio.run(main())
+
+
+def test_a_full_disk_keeps_no_job_from_ending(
+    service: Callable[[], JobService], digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise DiskFull(path=path)
+
+    monkeypatch.setattr("dgpunet_dask.jobs.service.commit_text", full)
+
+    async def main() -> None:
+        jobs = service()
+        job = await jobs.submit({"workload": digest})
+        assert (await jobs.cancel(job.job_id)).state == "cancelled"
         await jobs.close()
 
     asyncio.run(main())
