@@ -102,15 +102,19 @@ class Client:
     def events(self, job_id: str, *, since: int = 0, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
         """Yield the job's events from number `since` on until it has ended, or `timeout_s` seconds are over."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
+        ended = False
         while True:
             left = POLL_S if until is None else min(POLL_S, until - time.monotonic())
-            for event in self.api.events(job_id, since=since, wait_s=max(0.0, left)):
+            found = self.api.events(job_id, since=since, wait_s=max(0.0, left))
+            for event in found:
                 since = max(since, int(event["seq"]))
                 yield event
                 if event["kind"] == "state" and event["state"] in FINAL_STATES:
                     return
-            if (until is not None and time.monotonic() >= until) or self.api.show(job_id).state in FINAL_STATES:
+            if ended or (until is not None and time.monotonic() >= until):
                 return
+            # a job of a lost head has no last event; what came between that answer and this one is asked for once more
+            ended = not found and self.api.show(job_id).state in FINAL_STATES
 
     def wait(
         self, job_id: str, timeout_s: float | None = None, on_event: Callable[[dict[str, Any]], None] = lambda _: None
