@@ -110,8 +110,9 @@ class JobRunner:
                 futures[plan.spec.name] = self._submit(plan, number, futures.get(str(plan.spec.after), source))
             ends = {name: await self._result(futures[name], name) if name in futures else source for name in self.plan.ends}
             await self._commit(number, ends)
-        except Exception:
-            self.record.units(failed=self.record.counted.failed + 1)
+        except Exception as error:
+            starts = error.fields.get("attempts", 1) if isinstance(error, JobFailed) else 1
+            self.record.units(failed=self.record.counted.failed + 1, attempts=self.record.counted.attempts + starts)
             raise
         finally:
             await self._let_go(list(futures.values()))

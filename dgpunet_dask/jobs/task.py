@@ -86,7 +86,10 @@ def _call_with_retries(spec: StageCallSpec, retries: int, frames: Sequence[Buffe
             return agent.call(spec, frames), attempt
         except (StageHostLost, StageHung):
             continue  # the last attempt, below, tells
-    return agent.call(spec, frames), retries + 1
+    try:
+        return agent.call(spec, frames), retries + 1
+    except (StageHostLost, StageHung) as error:
+        raise type(error)(**{**error.fields, "attempts": retries + 1}) from error
 
 
 def _on_device(spec: StageCallSpec, device: Device) -> StageCallSpec:

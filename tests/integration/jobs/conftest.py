@@ -100,6 +100,16 @@ class Broken(Stage):
         raise ValueError("broken on purpose")
 
 
+class Dying(Stage):
+    demand = Demand(gpus=0)
+
+    def load(self) -> None:
+        pass
+
+    def __call__(self, batch):
+        os._exit(3)
+
+
 class Total(Stage):
     def __call__(self, items):
         yield sum(items)

@@ -82,3 +82,11 @@ def test_a_gather_stage_after_a_stage_in_the_middle(run: Run) -> None:
     assert status.state == "done", status.error
     assert results == [15]
     assert status.metrics["doubled"] == 5
+
+
+def test_a_stage_that_always_dies_fails_the_job_and_its_attempts_are_told(run: Run) -> None:
+    status, _ = run({"read": SOURCE, "dying": {"run": "stages:Dying", "after": "read"}}, count=1)
+    assert status.state == "failed"
+    assert status.error is not None
+    assert "(exit status 3) during 3 attempt(s)" in status.error["message"]
+    assert status.units.to_json() == {"total": 1, "done": 0, "reused": 0, "failed": 1, "attempts": 3}
