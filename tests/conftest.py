@@ -21,25 +21,31 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.fixture(scope="session")
 def homes() -> Iterator[Path]:
-    """Make a short folder for the homes of this run, since a Unix socket's path holds about 100 bytes; at the end no process of ours
-    may be left in it."""
+    """Make a short folder for the homes of this run."""
     folder = Path(tempfile.mkdtemp(prefix="dgt-", dir="/tmp"))
     yield folder
-    left = _settled(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left(homes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the run if a process with a home of this run outlives it; end it, so that one fault does not disturb the next run."""
+    yield
+    folders = (homes, tmp_path_factory.getbasetemp())
+    left = _settled(folders)
     described = [f"{process.pid} {' '.join(process.cmdline()[:6])}" for process in left if process.is_running()]
     for process in left:
         process.kill()
     psutil.wait_procs(left, timeout=10)
-    shutil.rmtree(folder, ignore_errors=True)
     assert not described, f"these processes outlived their tests: {described}"
 
 
-def _settled(folder: Path) -> list[psutil.Process]:
+def _settled(folders: tuple[Path, ...]) -> list[psutil.Process]:
     """Return what still runs after the time that a lifeline is allowed to take."""
     try:
-        until(lambda: not processes_with_home(folder), timeout_s=10, what="the end of every process", every_s=0.1)
+        until(lambda: not processes_with_home(*folders), timeout_s=10, what="the end of every process", every_s=0.1)
     except AssertionError:
-        return processes_with_home(folder)
+        return processes_with_home(*folders)
     return []
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,18 +30,13 @@ def until(predicate: Callable[[], T], timeout_s: float = 20.0, what: str = "", e
         time.sleep(every_s)
 
 
-def processes_with_home(under: Path, processes: Iterable[psutil.Process] | None = None) -> list[psutil.Process]:
-    """Return the live processes whose `$DGPUNET_HOME` lies in a folder, this one left out."""
+def processes_with_home(*folders: Path) -> list[psutil.Process]:
+    """Return the live processes whose `$DGPUNET_HOME` lies in one of the folders, this one left out."""
     found = []
-    for process in psutil.process_iter() if processes is None else processes:
-        try:
-            home = process.environ().get("DGPUNET_HOME")
-            if home and process.pid != psutil.Process().pid and process.status() != psutil.STATUS_ZOMBIE and _inside(Path(home), under):
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            home = Path(process.environ().get("DGPUNET_HOME") or "/")
+            inside = any(folder in (home, *home.parents) for folder in folders)
+            if inside and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
     return sorted(found, key=lambda p: p.pid)
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    return path == folder or folder in path.parents
