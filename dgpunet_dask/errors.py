@@ -79,7 +79,9 @@ class BadValue(UsageError):
 
 
 class BadName(UsageError):
-    """The name {name!r} is not allowed for {what}: use letters, digits, dot, underscore and hyphen, starting with a letter or digit."""
+    """The name {name!r} is not allowed for {what}: use letters, digits, dot, underscore and hyphen, starting with a letter or digit,
+    at most 200 of them.
+    """
 
     code = "bad_name"
 

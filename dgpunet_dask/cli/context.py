@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -58,5 +59,21 @@ pass_context = click.make_pass_decorator(CliContext)
 
 
 def emit_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print `value` as JSON on stdout."""
-    click.echo(json.dumps(value, indent=indent, ensure_ascii=False))
+    """Print `value` as JSON on stdout, in ASCII: it reaches any terminal and any reader whole."""
+    click.echo(json.dumps(value, indent=indent))
+
+
+def printable(text: object, keep: str = "\t") -> str:
+    r"""Return `text` with control characters, and those that turn the direction of writing, as escapes such as ``\x1b``.
+
+    What is indexed or run may be anyone's: shown as it is, a file's name could move the cursor, set the terminal's title or forge lines.
+    """
+    return "".join(c if c in keep or unicodedata.category(c) not in _UNPRINTABLE else _escaped(c) for c in str(text))
+
+
+#: Controls, formats (the direction of writing among them), lone surrogates, and the separators of lines and paragraphs.
+_UNPRINTABLE: Final = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

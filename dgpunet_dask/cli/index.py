@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context
+from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import DgpunetError
 
@@ -30,7 +30,7 @@ def list_indexes(context: CliContext, as_json: bool) -> None:
         emit_json(described)
         return
     for found in described:
-        click.echo(_line(found))
+        click.echo(printable(_line(found)))
 
 
 @index.command()
@@ -41,10 +41,10 @@ def show(context: CliContext, name: str, as_json: bool) -> None:
     """Show one index: what it holds, what made it, what was skipped."""
     found = _described(context.home, name)
     if as_json:
-        emit_json(found)
+        emit_json({**found, "error": None})
         return
     for key, value in found.items():
-        click.echo(f"{key:<14} {_plain(value)}")
+        click.echo(f"{key:<14} {printable(_plain(value))}")
 
 
 @index.command()

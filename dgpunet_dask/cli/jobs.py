@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context
+from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
 
 
 @click.group()
@@ -51,7 +51,7 @@ def logs(context: CliContext, job_id: str, follow: bool, as_json: bool) -> None:
     """Print what happened in a job: states, progress, placements, tracebacks."""
     with context.head_client() as client:
         for event in client.events(job_id) if follow else client.api.events(job_id, since=0, wait_s=0.0):
-            emit_json(event, indent=None) if as_json else click.echo(event_line(event))
+            emit_json(event, indent=None) if as_json else click.echo(printable(event_line(event), keep="\t\n"))
 
 
 @jobs.command()

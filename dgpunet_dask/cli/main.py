@@ -6,7 +6,9 @@ Command modules are loaded when a command is called, so that ``--help`` and ``se
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import json
 import logging
 import os
@@ -18,12 +20,15 @@ from typing import Any, Final, NamedTuple
 import click
 
 from dgpunet_dask import __version__
-from dgpunet_dask.cli.context import CliContext
+from dgpunet_dask.cli.context import CliContext, printable
 from dgpunet_dask.config.home import home_from
-from dgpunet_dask.errors import DgpunetError, Interrupted
+from dgpunet_dask.errors import DgpunetError, DiskFull, Interrupted, UnreadablePath
 
 PROGRAM: Final = "dgpunet-dask"
 COMPLETION: Final = "_DGPUNET_DASK_COMPLETE"
+_REFUSED: Final = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 class Lazy(NamedTuple):
@@ -128,6 +133,8 @@ def cli(ctx: click.Context) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a hit may hold what the terminal's encoding does not
     code = run(words)
     try:
         sys.stdout.flush()
@@ -158,13 +165,23 @@ def run(words: list[str]) -> int:
     except Exception as error:
         if _asked_for(words, "-v", "--verbose"):
             traceback.print_exc()
-        return report(DgpunetError(detail=f"{type(error).__name__}: {error}"), words)
+        return report(named(error), words)
     return result if isinstance(result, int) else 0
+
+
+def named(error: Exception) -> DgpunetError:
+    """Return the error to tell for one that nobody caught: a file that the system refuses is the caller's to mend, wherever it was met."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(path=error.filename or "$DGPUNET_HOME")
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None:
+        return UnreadablePath(path=os.fsdecode(error.filename), why=error.strerror)
+    return DgpunetError(detail=f"{type(error).__name__}: {error}")
 
 
 def report(error: DgpunetError, words: Sequence[str]) -> int:
     """Say what went wrong, once for people and once for machines where they asked; return the exit code."""
-    click.echo(f"{PROGRAM}: {error}", err=True)
+    keep = "\n" if error.code == "malformed_file" else ""  # one line for each mistake
+    click.echo(printable(f"{PROGRAM}: {error}", keep), err=True)
     for reason in error.reasons if error.code == "unplaceable" else ():
         click.echo("  " + "  ".join(f"{k}={v}" for k, v in reason.items()), err=True)
     _print_json_error(error.to_json(), words)

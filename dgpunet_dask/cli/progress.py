@@ -8,6 +8,8 @@ from typing import Any, Final
 import click
 from tqdm import tqdm
 
+from dgpunet_dask.cli.context import printable
+
 #: Plain lines at most this often, so that a log of a long job stays short.
 LINE_EVERY_S: Final = 5.0
 
@@ -52,6 +54,7 @@ class Progress:
             self._bar = None
 
     def _say(self, text: str) -> None:
+        text = printable(text, keep="\t\n")
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:

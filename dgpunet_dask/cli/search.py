@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context
+from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
 from dgpunet_dask.errors import MalformedFile, MissingPath, Problem, UnreadablePath, UsageError
 
 if TYPE_CHECKING:
@@ -101,12 +101,12 @@ def _text(file: Path) -> str:
 
 def _show(hits: list[dict[str, Any]]) -> None:
     for hit in hits:
-        place = click.style(f"{hit['path']}:{hit['start_line']}-{hit['end_line']}", bold=True)
-        symbol = f"  {hit['symbol']}" if hit["symbol"] else ""
+        place = click.style(f"{printable(hit['path'])}:{hit['start_line']}-{hit['end_line']}", bold=True)
+        symbol = f"  {printable(hit['symbol'])}" if hit["symbol"] else ""
         click.echo(f"{place}  {hit['score']:.4f}{symbol}")
         lines = hit["text"].split("\n")
         for line in lines[:_SHOWN_LINES]:
-            click.echo(f"    {line[:160]}")
+            click.echo(f"    {printable(line[:160])}")
         if len(lines) > _SHOWN_LINES:
             click.echo(f"    … {len(lines) - _SHOWN_LINES} more")
     if not hits:

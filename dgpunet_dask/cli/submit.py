@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context
+from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
 
 
 @click.command()
@@ -66,14 +66,15 @@ def follow(
 
 
 def show_result(status: Any, *, as_json: bool) -> None:
-    """Print a job's result: as JSON on stdout, or in words."""
+    """Print a job's result: as JSON on stdout, or in words; what went wrong is told on stderr in either case."""
+    if status.error is not None:
+        click.echo(printable(f"job {status.job_id} {status.state}: {status.error['message']}"), err=True)
+        for reason in status.error["reasons"]:
+            click.echo(printable("  " + "  ".join(f"{k}={v}" for k, v in reason.items())), err=True)
     if as_json:
         emit_json(status.to_json())
         return
     if status.error is not None:
-        click.echo(f"job {status.job_id} {status.state}: {status.error['message']}", err=True)
-        for reason in status.error["reasons"]:
-            click.echo("  " + "  ".join(f"{k}={v}" for k, v in reason.items()), err=True)
         return
     click.echo(f"job {status.job_id} {status.state} in {status.seconds:.1f} s: {status.units.done} units")
     for name, value in status.metrics.items():

@@ -83,7 +83,7 @@ class ApiClient:
         """Whether the head has the workload's files."""
         with self._response("HEAD", f"/v1/workloads/{_quoted(digest)}") as response:
             if response.status not in {200, 404}:
-                raise _reported(response)
+                raise _reported(response, self.api)
             return response.status == 200
 
     def add_workload(self, digest: str, tar: bytes | IO[bytes]) -> None:
@@ -103,7 +103,7 @@ class ApiClient:
         connection, response = self._open("GET", "/v1/lease", None)
         if response.status != 200:
             with connection:
-                raise _reported(response)
+                raise _reported(response, self.api)
         return Lease(self, connection, int(json.loads(response.readline())["lease"]), response)
 
     def release_lease(self, number: int) -> bool:
@@ -122,10 +122,10 @@ class ApiClient:
     def _json(self, method: str, path: str, body: Any = None) -> Any:
         with self._response(method, path, body) as response:
             if response.status >= 400:
-                raise _reported(response)
+                raise _reported(response, self.api)
             try:
                 return json.loads(response.read())
-            except _GONE as error:
+            except (*_GONE, ValueError) as error:  # no JSON: something else answers there
                 raise NoHead(where=self.api) from error
 
     @contextlib.contextmanager
@@ -180,9 +180,9 @@ def _quoted(part: str) -> str:
     return urllib.parse.quote(part, safe="")
 
 
-def _reported(response: http.client.HTTPResponse) -> DgpunetError:
-    """Return the error that a response carries."""
+def _reported(response: http.client.HTTPResponse, api: str) -> DgpunetError:
+    """Return the error that a response carries; without one, what answers is no head of ours."""
     with contextlib.suppress(ValueError, KeyError, AttributeError, *_GONE):
         told = json.loads(response.read())["error"]
         return error_from_wire({**told, "exit_code": 1} if str(told["code"]).startswith("http_") else told)
-    return DgpunetError(detail=f"the head answered {response.status} {response.reason}")
+    return NoHead(where=f"{api} (what answers there says {response.status} {response.reason})")

@@ -86,6 +86,8 @@ def read_head_file(path: Path) -> HeadFile | None:
 def _head_of(found: dict[str, Any]) -> HeadFile | None:
     known = {f.name for f in fields(HeadFile)}
     try:
-        return HeadFile(**{k: v for k, v in found.items() if k in known})
+        head = HeadFile(**{k: v for k, v in found.items() if k in known})
     except TypeError:
         return None
+    numbers = isinstance(head.pid, int) and isinstance(head.created, int | float)
+    return head if numbers and all(isinstance(text, str) for text in (head.api, head.key, head.scheduler)) else None

@@ -276,7 +276,10 @@ class Workloads(Handler):
         """Check the caller, then let the body in, up to its limit, into a file without a name."""
         super().prepare()
         if self.request.method == "PUT":
-            if int(self.request.headers.get("Content-Length", "0")) > WORKLOAD_BYTES_MAX:
+            length = self.request.headers.get("Content-Length", "0")
+            if not (length.isascii() and length.isdigit()):
+                raise HTTPError(400, reason="Content-Length is not a number")
+            if int(length) > WORKLOAD_BYTES_MAX:
                 raise HTTPError(413, reason=f"a workload may have {WORKLOAD_BYTES_MAX >> 20} MiB at most")
             self.request.connection.set_max_body_size(WORKLOAD_BYTES_MAX)  # type: ignore[union-attr]  # HTTP/1 always has it
             self.ctx.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from dgpunet_dask.errors import BadName, BadValue, MissingParameter, MissingPath, UnknownParameter, UnreadablePath, did_you_mean
 from dgpunet_dask.model.pipeline import Param, Workload
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a file system takes 255 bytes, and more is put around a name
 _BOOLS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 

@@ -82,7 +82,7 @@ class Stage:
         """Let go of what `load` took. Called before the process ends in good order."""
 
     def count(self, name: str, by: float = 1) -> None:
-        """Add `by` to the job's metric `name`; ``skipped.binary`` adds under `skipped`."""
+        """Add `by` to the job's metric `name`; ``skipped.binary`` adds under `skipped`, and ``skipped.`` makes that group."""
         counters = self.take_counts() if self._counters is None else self._counters
         counters[name] = counters.get(name, 0) + by
         self._counters = counters
@@ -108,7 +108,8 @@ def merge_counts(total: dict[str, Any], new: dict[str, Any]) -> None:
         note = name.startswith(NOTE_PREFIX)
         group, _, leaf = name.removeprefix(NOTE_PREFIX).rpartition(".")
         into = total.setdefault(group, {}) if group else total
-        into[leaf] = value if note else into.get(leaf, 0) + value
+        if leaf:
+            into[leaf] = value if note else into.get(leaf, 0) + value
 
 
 def is_light(stage: type[Stage], env: str | None) -> bool:

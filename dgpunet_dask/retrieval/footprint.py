@@ -31,6 +31,13 @@ def footprint(model: str, batch_tokens: int) -> Footprint | None:
     folder = _local_folder(model)
     if folder is None:
         return None
+    try:
+        return _measured(folder, batch_tokens)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None  # such a configuration is refused, with its reason, by whoever loads the model
+
+
+def _measured(folder: Path, batch_tokens: int) -> Footprint | None:
     found = next((list(folder.rglob(pattern)) for pattern in _WEIGHTS if any(folder.rglob(pattern))), [])
     numbers = _numbers_per_token(folder)
     if not found or numbers is None:

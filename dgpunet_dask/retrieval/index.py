@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import BadName, MalformedFile, NewerFormat, NoSuchIndex, Problem, did_you_mean
+from dgpunet_dask.errors import BadName, MalformedFile, NewerFormat, NoSuchIndex, Problem, UnreadablePath, did_you_mean
 from dgpunet_dask.retrieval.segments import disk_full_named, sync_folder
 
 FORMAT_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a file system takes 255 bytes, and more is put around a name
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Index:
 
         Raises
         ------
-        NewerFormat, MalformedFile
+        NewerFormat, MalformedFile, UnreadablePath
             If this release cannot read it.
         """
         file = self.folder / MANIFEST
@@ -105,6 +105,8 @@ class Index:
             return None
         except ValueError as error:
             raise _damaged(file, str(error)) from error
+        except OSError as error:
+            raise UnreadablePath(path=file, why=error.strerror or str(error)) from error
         return _parsed(file, raw)
 
     def segment(self, manifest: Manifest) -> Path:
@@ -175,6 +177,8 @@ class Index:
         NoSuchIndex
             If there is none.
         """
+        if not self.folder.is_dir():  # without a lock: asking for what never was leaves nothing behind
+            raise no_such_index(self.home, self.name)
         with self.lock():
             if not self.folder.is_dir():
                 raise no_such_index(self.home, self.name)
@@ -222,9 +226,23 @@ def _parsed(file: Path, raw: Any) -> Manifest:
         raise NewerFormat(path=file, found=found, known=FORMAT_VERSION)
     fields = {k: v for k, v in raw.items() if k in Manifest.__dataclass_fields__}
     try:
-        return Manifest(**{**fields, "roots": tuple(fields.get("roots", ()))})
+        manifest = Manifest(**{**fields, "roots": tuple(fields.get("roots", ()))})
     except TypeError as error:
         raise _damaged(file, str(error)) from error
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(manifest, name), kind)]
+    if wrong or not re.fullmatch("[0-9a-f]{32}", manifest.segment):
+        raise _damaged(file, f"the value of {', '.join(wrong) or 'segment'} is not of its kind")
+    return manifest
+
+
+#: What is read out of a manifest has to be one of these.
+_KINDS: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(("segment", "model", "model_digest"), str),
+    **dict.fromkeys(("dimension", "chunker", "files", "chunks", "tokens"), int),
+    **dict.fromkeys(("scanned_s", "published_s"), int | float),
+    "truncate_dim": int | None,
+    "skipped": dict,
+}
 
 
 def _damaged(file: Path, why: str) -> MalformedFile:

@@ -22,7 +22,16 @@ from dgpunet_dask.retrieval.chunk import CHUNKER_VERSION, Chunk
 from dgpunet_dask.retrieval.discover import Entry, Root, Text, discover, folder_name, read_text
 from dgpunet_dask.retrieval.index import Index, Manifest, check_index_name
 from dgpunet_dask.retrieval.modelfiles import ModelFiles
-from dgpunet_dask.retrieval.segments import CHUNKS, FileRow, SegmentWriter, chunk_schema, disk_full_named, read_files, read_rows
+from dgpunet_dask.retrieval.segments import (
+    CHUNKS,
+    FileRow,
+    SegmentWriter,
+    chunk_schema,
+    disk_full_named,
+    read_files,
+    read_rows,
+    whole,
+)
 
 LISTING: Final = "listing.jsonl"
 SUMMARY: Final = "listing.json"
@@ -178,6 +187,9 @@ class Scan:
             if manifest is None or manifest.recipe != self._plan.recipe:
                 return None
             _link(self._index.segment(manifest), self._folder / BASE)
+        if not whole(self._folder / BASE):
+            shutil.rmtree(self._folder / BASE)  # a damaged segment is made anew, as if there were none
+            return None
         for row in read_files(self._folder / BASE):
             self._known.keys.add(row.key)
             self._known.by_path[row.path] = row
@@ -198,7 +210,7 @@ class Scan:
 
 def _link(segment: Path, into: Path) -> None:
     into.mkdir()
-    for file in segment.iterdir():
+    for file in segment.iterdir() if segment.is_dir() else ():
         try:
             os.link(file, into / file.name)
         except OSError:  # a file system without hard links

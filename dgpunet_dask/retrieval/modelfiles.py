@@ -108,12 +108,12 @@ def _pinned_digest(folder: Path, cache: Path | None) -> str:
 
 def _folder_of(name: str) -> Path:
     local = Path(name).expanduser()
-    if local.is_dir():
+    if name and local.is_dir():
         if not (local / "modules.json").is_file() and not (local / "config.json").is_file():
             raise ModelUnavailable(model=name, why="the folder has neither modules.json nor config.json")
         return local.absolute()
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or not name:
-        raise ModelUnavailable(model=name, why="there is no such folder")
+        raise ModelUnavailable(model=name, why="there is no such folder" if name else "it has no name")
     return _from_hub(name)
 
 
@@ -125,10 +125,11 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(repository, ignore_patterns=skip))
     except Exception as error:  # the hub's client raises its own, httpx's and OS errors alike; all mean that there is no model
-        raise ModelUnavailable(model=name, why=f"the hub did not give it ({_first_line(error)})") from error
+        raise ModelUnavailable(model=name, why=f"the hub did not give it ({first_line(error)})") from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return what `error` says in one line of at most 200 letters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 

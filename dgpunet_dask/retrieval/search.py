@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import BadValue, ModelUnavailable
+from dgpunet_dask.errors import BadValue, MalformedFile, ModelUnavailable, Problem
 from dgpunet_dask.retrieval.encoder import Encoder, load_encoder
 from dgpunet_dask.retrieval.index import Manifest, open_index
-from dgpunet_dask.retrieval.modelfiles import MINILM, find_model
+from dgpunet_dask.retrieval.modelfiles import MINILM, find_model, first_line
 from dgpunet_dask.retrieval.segments import CHUNKS, VECTORS, read_files
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class OpenIndex:
         self._keys: list[str] = columns.column("key").to_pylist()
         self._languages: list[str] = columns.column("language").to_pylist()
         self._starts: list[int] = columns.column("start_line").to_pylist()
+        if len(self._keys) != self._vectors.ntotal or self._vectors.d != (manifest.dimension or self._vectors.d):
+            raise ValueError("its chunks and vectors do not belong together")
         self._paths: dict[str, list[str]] = {}
         for row in read_files(folder):
             self._paths.setdefault(row.key, []).append(row.path)
@@ -227,7 +229,11 @@ def _opened(home: Home, name: str) -> OpenIndex:
         index, manifest = open_index(home, name)
         try:
             return OpenIndex(name, manifest, index.segment(manifest))
-        except (OSError, RuntimeError):  # FAISS raises RuntimeError for a missing file
+        except (OSError, RuntimeError, ValueError, KeyError) as error:  # FAISS raises RuntimeError, Arrow ValueError and KeyError
             if attempt == _REOPEN - 1 or index.manifest() == manifest:
-                raise
+                raise _damaged(index.segment(manifest), error) from error
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _damaged(segment: Path, error: Exception) -> MalformedFile:
+    return MalformedFile([Problem(str(segment), 1, 1, f"the index is damaged ({first_line(error)}); submit the tree again, which makes it anew")])

@@ -223,6 +223,19 @@ def read_files(folder: Path) -> Iterator[FileRow]:
             yield from map(FileRow, *columns)
 
 
+def whole(folder: Path) -> bool:
+    """Whether a segment's three files are there, and agree on its rows. Their contents are not read."""
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(folder / CHUNKS) as chunks, pq.ParquetFile(folder / FILES) as files:
+            rows = chunks.metadata.num_rows
+            _mapped(folder / VECTORS, rows)
+            return chunks.schema_arrow.equals(chunk_schema()) and files.schema_arrow.equals(file_schema())
+    except (OSError, ValueError, struct.error):
+        return False
+
+
 def read_rows(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[pa.Table, Vectors]]:
     """Yield a segment's chunks whose key is `wanted`, with their vectors, a few thousand at a time."""
     import numpy as np

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dgpunet_dask.errors import ModelUnavailable
-from dgpunet_dask.retrieval.modelfiles import MINILM, ModelFiles, find_model, transformer_folder
+from dgpunet_dask.retrieval.modelfiles import MINILM, ModelFiles, find_model, first_line, transformer_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,7 +68,7 @@ def load_tokens(model: str, files: ModelFiles | None = None) -> TextTokens:
     try:
         tokenizer = _fast(files)
     except Exception as error:  # whatever a broken model folder makes the library raise
-        raise ModelUnavailable(model=model, why=f"its tokenizer cannot be loaded: {error}") from error
+        raise ModelUnavailable(model=model, why=f"its tokenizer cannot be loaded: {first_line(error)}") from error
     if tokenizer is None:
         raise ModelUnavailable(model=model, why="it has no fast tokenizer")
     tokenizer.no_truncation()

@@ -13,6 +13,8 @@ from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed, MalformedFile
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 #: A traceback is cut to its last characters: what raised stands there.
 _TRACEBACK_LETTERS: Final = 20_000
+#: Of a message the first ones; Dask replaces an exception whose text is longer than 10,000 by one that has lost its class.
+_MESSAGE_LETTERS: Final = 2_000
 
 
 def failure_of(error: BaseException, stage: str) -> DgpunetError:
@@ -53,9 +55,10 @@ def _known(name: str) -> type[DgpunetError] | None:
 
 def _text_of(error: BaseException) -> str:
     try:
-        return str(error) or "no message"
+        text = str(error) or "no message"
     except Exception as broken:  # a user's __str__ may fail, and the failure must still be reported
         return f"its message cannot be shown ({type(broken).__name__})"
+    return text if len(text) <= _MESSAGE_LETTERS else f"{text[:_MESSAGE_LETTERS]}… ({len(text)} letters in all)"
 
 
 def _plain(value: Any) -> Any:

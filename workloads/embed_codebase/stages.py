@@ -46,6 +46,8 @@ class Discover(Stage):
         """Yield the files to embed."""
         from dgpunet_dask.retrieval.ingest import Scan
 
+        self.count("files", 0)  # told even of a tree without any
+        self.count("skipped.", 0)
         folder, home = _places(self)
         scan = Scan(self._plan, home, folder, self.count)
         entries = scan.entries()
