@@ -94,6 +94,15 @@ def test_every_command_is_explained_outside_the_reference():
     report([name for name in commands(cli) if f"dgpunet-dask {name}" not in text], "a page of docs/ shows each command as one types it")
 
 
+def test_documentation_shows_only_commands_that_exist():
+    from dgpunet_dask.cli.main import cli
+
+    known = set(commands(cli))
+    shown = re.findall(r"^\$ dgpunet-dask ([a-z]+(?: [a-z]+)?)", documentation(), re.MULTILINE)
+    assert shown
+    report([name for name in shown if name not in known and name.split()[0] not in known], "pages show commands that exist")
+
+
 def exit_codes(kind: type[errors.DgpunetError] = errors.DgpunetError) -> set[int]:
     return {kind.exit_code}.union(*(exit_codes(child) for child in kind.__subclasses__()))
 
