@@ -69,7 +69,7 @@ def show_result(status: Any, *, as_json: bool) -> None:
     """Print a job's result: as JSON on stdout, or in words; what went wrong is told on stderr in either case."""
     if status.error is not None:
         click.echo(printable(f"job {status.job_id} {status.state}: {status.error['message']}"), err=True)
-        for reason in status.error["reasons"]:
+        for reason in status.error["reasons"] if status.error["code"] == "unplaceable" else ():  # others say all in the message
             click.echo(printable("  " + "  ".join(f"{k}={v}" for k, v in reason.items())), err=True)
     if as_json:
         emit_json(status.to_json())

@@ -17,13 +17,14 @@ from typing import Any, Final
 
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import BadName
+from dgpunet_dask.errors import BadName, DamagedFile
 from dgpunet_dask.retrieval.chunk import CHUNKER_VERSION, Chunk
 from dgpunet_dask.retrieval.discover import Entry, Root, Text, discover, folder_name, read_text
 from dgpunet_dask.retrieval.index import Index, Manifest, check_index_name
 from dgpunet_dask.retrieval.modelfiles import ModelFiles
 from dgpunet_dask.retrieval.segments import (
     CHUNKS,
+    DamagedSegmentError,
     FileRow,
     SegmentWriter,
     chunk_schema,
@@ -269,8 +270,8 @@ def publish(folder: Path, home: Home, units: Iterable[dict[str, Any]], clock: Cl
 
     Raises
     ------
-    DiskFull
-        If there is no space; the old version stays in force.
+    DiskFull, DamagedFile
+        If there is no space, or the rows to reuse cannot be read; the old version stays in force.
     """
     summary = json.loads((folder / SUMMARY).read_text("utf-8"))
     index = Index(home, summary["index"])
@@ -278,7 +279,10 @@ def publish(folder: Path, home: Home, units: Iterable[dict[str, Any]], clock: Cl
     first = next(merge.units, None)
     if first is None and summary["base"] is None and index.manifest() is None:
         return Published(index.name, None, 0, 0, 0)
-    manifest = index.publish(lambda into: merge.write(into, first))
+    try:
+        manifest = index.publish(lambda into: merge.write(into, first))
+    except DamagedSegmentError as error:
+        raise DamagedFile(path=index.folder, why=error) from error
     return Published(index.name, manifest, merge.chunks, merge.embedded, merge.tokens)
 
 

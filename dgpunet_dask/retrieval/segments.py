@@ -236,8 +236,18 @@ def whole(folder: Path) -> bool:
         return False
 
 
+class DamagedSegmentError(Exception):
+    """What a segment holds cannot be read."""
+
+
 def read_rows(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[pa.Table, Vectors]]:
-    """Yield a segment's chunks whose key is `wanted`, with their vectors, a few thousand at a time."""
+    """Yield a segment's chunks whose key is `wanted`, with their vectors, a few thousand at a time.
+
+    Raises
+    ------
+    DamagedSegmentError
+        If they cannot be read.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -245,12 +255,20 @@ def read_rows(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[pa.
     start = 0
     with pq.ParquetFile(folder / CHUNKS) as opened:
         vectors = _mapped(folder / VECTORS, opened.metadata.num_rows)
-        for batch in opened.iter_batches(ROWS):
+        for batch in _readable(opened.iter_batches(ROWS)):
             mask = np.fromiter((wanted(k) for k in batch.column("key").to_pylist()), bool, batch.num_rows)
             if mask.any():
                 kept = pa.Table.from_batches([batch]).filter(pa.array(mask))
                 yield kept, np.ascontiguousarray(vectors[start : start + batch.num_rows][mask])
             start += batch.num_rows
+
+
+def _readable(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield `batches`; only reading them is told as damage, not what is done with them."""
+    try:
+        yield from batches
+    except (OSError, ValueError) as error:
+        raise DamagedSegmentError(str(error)) from error
 
 
 def _mapped(file: Path, rows: int) -> Vectors:

@@ -58,6 +58,8 @@ def environ(
     variables["PYTHONUNBUFFERED"] = "1"  # what user code printed must be in the log when it crashes
     variables["CUDA_VISIBLE_DEVICES"] = card or ""
     variables[LIFELINE_VARIABLE] = str(lifeline)
+    if spec.folder is not None:
+        variables["TMPDIR"] = spec.folder  # what a killed process leaves there goes with its job
     return variables
 
 

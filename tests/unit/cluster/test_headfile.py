@@ -50,6 +50,16 @@ def test_a_file_that_no_head_wrote_is_none(tmp_path, text):
     assert read_head_file(tmp_path / "none") is None
 
 
+@pytest.mark.parametrize("wrong", [{"pid": "x"}, {"created": None}, {"api": 5}, {"key": None}, {"scheduler": []}])
+def test_a_file_with_values_of_another_kind_is_none(tmp_path, wrong):
+    path = tmp_path / "head.json"
+    good = {"version": 1, "pid": 1, "created": 1.0, "api": "http://127.0.0.1:1", "key": "k", "scheduler": "s"}
+    path.write_text(json.dumps(good))
+    assert read_head_file(path) is not None
+    path.write_text(json.dumps({**good, **wrong}))
+    assert read_head_file(path) is None
+
+
 def test_a_newer_file_is_refused(tmp_path):
     file = tmp_path / "head.json"
     file.write_text('{"version": 2}')

@@ -237,6 +237,25 @@ async def test_shutdown_answers_first(served):
     assert served.stopped == ["asked to stop"]
 
 
+async def test_a_length_that_is_no_number_is_refused(served):
+    for length in ("many", "-1", "+1", "1e3"):
+        status, _ = await served.ask("PUT", f"/v1/workloads/{DIGEST}", b"", **{"Content-Length": length})
+        assert status == 400, length
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.0 200 OK\r\n\r\n<html>", b"HTTP/1.0 404 Not Found\r\n\r\nnothing here"])
+async def test_a_server_that_is_no_head_is_told_as_none(answer):
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        client = ApiClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", KEY)
+        with pytest.raises(NoHead):
+            await asyncio.to_thread(client.status)
+
+
 def test_nothing_answers():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -44,3 +44,9 @@ def test_what_is_not_known_is_not_guessed(folder: Path, missing: str) -> None:
 def test_a_model_that_was_never_fetched_is_not_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert footprint("nobody/nothing", 1024) is None
+
+
+@pytest.mark.parametrize("config", ["garbage", "[]", '{"hidden_size": "many"}'])
+def test_a_garbled_configuration_is_left_to_whoever_loads_the_model(folder: Path, config: str) -> None:
+    (folder / "config.json").write_text(config)
+    assert footprint(str(folder), 1024) is None

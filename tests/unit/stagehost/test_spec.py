@@ -123,3 +123,10 @@ def test_the_socket_of_a_long_home_is_short_and_its_own(tmp_path):
     assert len(os.fsencode(long_one.agent_socket)) <= 104
     assert long_one.agent_socket != Home(tmp_path / ("y" * 120)).agent_socket
     assert long_one.agent_socket == Home(tmp_path / ("x" * 120)).agent_socket
+
+
+def test_a_long_message_is_cut_so_that_dask_keeps_the_class_of_the_error():
+    told = failure_of(ValueError("z" * 100_000), "s")
+    assert told.fields["kind"] == "ValueError"
+    assert len(str(told)) < 10_000
+    assert "100000 letters in all" in str(told)
