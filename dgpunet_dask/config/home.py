@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,8 @@ class Home:
     def ensure(self) -> Home:
         """Create the folders, readable by their owner only, and return self.
 
+        A folder that holds other things as well (``/tmp``, say) keeps its mode: others may need it, and what is ours lies below.
+
         Raises
         ------
         UnreadablePath
@@ -85,8 +88,15 @@ class Home:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise UnreadablePath(path=path, why=error.strerror or str(error)) from error
-        self.root.chmod(0o700)
+        if self._is_ours_alone():
+            self.root.chmod(0o700)
         return self
+
+    def _is_ours_alone(self) -> bool:
+        """Whether nothing but our own folders, of which each is 0700, and files lies in the root, and nobody else may write there."""
+        known = {"run", "indexes", "workloads", "envs", "jobs", "policy", "cache", "locks", "clusters"}
+        shared = stat.S_ISVTX | stat.S_IWGRP | stat.S_IWOTH
+        return not self.root.stat().st_mode & shared or {entry.name for entry in self.root.iterdir()} <= known
 
 
 def home_from(environ: Mapping[str, str] | None = None) -> Home:

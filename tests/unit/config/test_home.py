@@ -30,3 +30,13 @@ def test_a_home_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UnreadablePath, match="file"):
         home_from({"DGPUNET_HOME": str(tmp_path / "file" / "h")}).ensure()
+
+
+def test_a_shared_folder_keeps_its_mode_and_what_is_ours_is_still_closed(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "of-others").touch()
+    shared.chmod(0o1777)
+    home = home_from({"DGPUNET_HOME": str(shared)}).ensure()
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
+    assert stat.S_IMODE(home.jobs.stat().st_mode) == 0o700
