@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +92,9 @@ class Home:
         return self
 
     def _is_ours_alone(self) -> bool:
-        """Whether nothing but our own folders, of which each is 0700, and files lies in the root, and nobody else may write there."""
+        """Whether nothing but our own folders lies in the root."""
         known = {"run", "indexes", "workloads", "envs", "jobs", "policy", "cache", "locks", "clusters"}
-        shared = stat.S_ISVTX | stat.S_IWGRP | stat.S_IWOTH
-        return not self.root.stat().st_mode & shared or {entry.name for entry in self.root.iterdir()} <= known
+        return {entry.name for entry in self.root.iterdir()} <= known
 
 
 def home_from(environ: Mapping[str, str] | None = None) -> Home:
