@@ -63,9 +63,12 @@ Answer = Callable[[AsyncWire, Packet], Coroutine[Any, Any, Packet | None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """How many idle stage hosts a CPU keeps, and how long ending one, or a stream that nobody reads, may take."""
+    """How many stage hosts a CPU keeps loaded, and how long ending one, or a stream that nobody reads, may take.
 
-    cpu_hosts: int = max(2, os.cpu_count() or 2)
+    A job has several stages, each with as many processes as the cores admit: fewer kept than that, and every unit would load anew.
+    """
+
+    cpu_hosts: int = 4 + 2 * (os.cpu_count() or 2)
     grace: Grace = field(default_factory=Grace)
     cancel_s: float = 10.0
 
