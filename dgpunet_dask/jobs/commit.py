@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from dgpunet_dask.errors import DiskFull
 from dgpunet_dask.stagehost.frames import Buffer, write_frames
@@ -19,26 +21,23 @@ def commit_frames(path: Path, frames: Sequence[Buffer]) -> str:
     DiskFull
         If there is no room; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            digest = write_frames(file, frames)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _named(error, path) from error
-    return digest
+    with _replacing(path) as file:
+        return write_frames(file, frames)
 
 
 def commit_text(path: Path, text: str) -> None:
     """Make `text` durable as `path`, as `commit_frames` does."""
+    with _replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that becomes `path`, durably, once the body has ended well; else it goes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
