@@ -22,12 +22,16 @@ Outcome = Literal["placed", "wait", "never"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why one device will not do: a code of `REASON_ORDER`, what was needed and what is there, as text with units."""
+    """Why one device will not do: a code of `REASON_ORDER`, what was needed and what is there, as text with units.
+
+    `rule`: the policy line that asks for it, as ``file:line (name)``; ``None`` where the demand itself or the hardware does.
+    """
 
     device: str
     code: str
     need: str
     have: str
+    rule: str | None = None
 
     @property
     def never(self) -> bool:
@@ -36,7 +40,7 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as a mapping."""
-        return {"device": self.device, "code": self.code, "need": self.need, "have": self.have}
+        return {"device": self.device, "code": self.code, "need": self.need, "have": self.have, "rule": self.rule}
 
 
 @dataclass(frozen=True)

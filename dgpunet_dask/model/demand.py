@@ -43,6 +43,8 @@ class Demand:
         Bytes already lying on a device or host, by its name.
     work
         Seconds at speed 1, ``None`` where unknown.
+    larger_than
+        Only cards with more VRAM than this: one of that size ran out of memory.
 
     Raises
     ------
@@ -67,9 +69,10 @@ class Demand:
     user: str | None = None
     inputs: Mapping[str, int | str] = field(default_factory=dict, hash=False)
     work: float | str | None = None
+    larger_than: Mib | str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vram", "resident", "ram"):
+        for name in ("vram", "resident", "ram", "larger_than"):
             self._set(name, _named(name, Mib, getattr(self, name)))
         for name in ("compute_capability", "driver"):
             self._set(name, _named(name, _spec, getattr(self, name)))

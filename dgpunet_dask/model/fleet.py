@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Final, Literal
 
 DeviceKind = Literal["gpu", "cpu"]
+ChargeKind = Literal["activation", "lease", "resident", "foreign"]
 DeviceState = Literal["running", "paused", "cordoned", "draining", "lost"]
 
 #: Feature, and the compute capability from which a card has it (NVIDIA's CUDA programming guide; flash-attention-2's README).
@@ -68,6 +69,8 @@ class Device:
         Memory bandwidth in bytes per second, where known.
     uuid
         What NVML calls the card; ``None`` for simulated cards and CPUs.
+    display
+        Whether a display is attached; ``None`` where not known.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Device:
     features: frozenset[str] = frozenset()
     cordoned: bool = False
     uuid: str | None = None
+    display: bool | None = None
 
     @property
     def usable_mib(self) -> int | None:
@@ -93,7 +97,7 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """One machine. `link` is in bytes per second; ``None`` means not known."""
+    """One machine. `link` is in bytes per second, `idle_s` seconds without keyboard or mouse; ``None`` means not known."""
 
     name: str
     roles: tuple[str, ...] = ()
@@ -101,6 +105,7 @@ class Host:
     cpus: int | None = None
     link: float | None = None
     power: Literal["mains", "battery"] | None = None
+    idle_s: float | None = None
 
     @property
     def cpu_device(self) -> str:
@@ -117,10 +122,18 @@ class Charge:
     holder
         The unit's key, or the name of a resident stage.
     kind
-        ``activation`` for a running unit (it takes the device's unit slot), ``resident`` for a loaded stage, ``foreign`` for
-        processes that are not ours.
+        ``activation`` for a running unit (it takes a unit slot of the device), ``lease`` for a stage replica's long hold (it takes
+        none), ``resident`` for a loaded stage, ``foreign`` for processes that are not ours.
+    stage, model, user, priority
+        Of the demand, as policies match them: `priority` is the one in force.
     evictable
         A resident that no running unit uses: it can be unloaded to make room.
+    share
+        A unit's ``max_per_gpu``; ``None``: it runs with no other unit on its device.
+    ends_s
+        Seconds from now until the holder is expected to let go; ``None``: not known, or never.
+    reload_s
+        Seconds to load a resident again; ``None``: not known.
     """
 
     holder: str
@@ -128,20 +141,32 @@ class Charge:
     vram_mib: int = 0
     ram_mib: int = 0
     cpus: int = 0
-    kind: Literal["activation", "resident", "foreign"] = "activation"
+    kind: ChargeKind = "activation"
     stage: str | None = None
     exclusive: bool = False
     evictable: bool = False
+    model: str | None = None
+    user: str | None = None
+    priority: str | None = None
+    share: int | None = None
+    ends_s: float | None = None
+    reload_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Hosts, devices and charges at one moment. Devices are kept in the order of their names."""
+    """Hosts, devices and charges at one moment. Devices are kept in the order of their names.
+
+    `minute`: of the local day, ``None`` where no clock was read. `booked`: for each device, the seconds from now until it will have
+    worked off the waiting units that are ahead and mean to use it.
+    """
 
     hosts: tuple[Host, ...] = ()
     devices: tuple[Device, ...] = ()
     charges: tuple[Charge, ...] = ()
     states: Mapping[str, DeviceState] = field(default_factory=dict)
+    minute: int | None = None
+    booked: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "devices", tuple(sorted(self.devices, key=lambda d: d.name)))
