@@ -21,7 +21,7 @@ from dgpunet_dask.errors import BadValue
 from dgpunet_dask.model.fleet import Device
 
 FORMAT_VERSION: Final = 1
-#: Weight of a new sample, once there are this many to the power of minus one.
+#: Weight of a new sample, once there are 1 ÷ ALPHA of them.
 ALPHA: Final = 1 / 8
 #: Peaks that are kept of each stage and model.
 WINDOW: Final = 64
@@ -86,7 +86,7 @@ _UNKNOWN: Final = Learned()
 class Estimates:
     """All that has been learned, by stage and model."""
 
-    learned: Mapping[Key, Learned] = field(default=_NOTHING, hash=False)
+    learned: Mapping[Key, Learned] = field(default_factory=dict, hash=False)
 
     def of(self, stage: str | None, model: str | None) -> Learned:
         """Return what is known of a stage and model."""
