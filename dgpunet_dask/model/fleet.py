@@ -97,7 +97,10 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """One machine. `link` is in bytes per second, `idle_s` seconds without keyboard or mouse; ``None`` means not known."""
+    """One machine. `link` is in bytes per second, `idle_s` seconds without keyboard or mouse; ``None`` means not known.
+
+    `battery`: whether it has one, so that what feeds it may change.
+    """
 
     name: str
     roles: tuple[str, ...] = ()
@@ -106,6 +109,7 @@ class Host:
     link: float | None = None
     power: Literal["mains", "battery"] | None = None
     idle_s: float | None = None
+    battery: bool | None = None
 
     @property
     def cpu_device(self) -> str:

@@ -1,0 +1,239 @@
+"""What the facts of a machine alone justify, as a generated policy file. Pure: facts in, text out.
+
+Two kinds of rules come from facts. *Trial*: a card that joins a fleet is kept from interactive work until `TRIAL_UNITS` units have
+succeeded on it and were timed, as long as a tried card that is no smaller and no less capable can stand in; so the rule never makes
+work impossible. The first cards of a fleet have nobody to stand in for them and are not on trial. *Owner*: a laptop that runs on its
+battery, or whose owner sits before it, is left to interactive work while other machines can take the rest.
+
+What else the facts decide needs no rule: VRAM, compute capability, driver and the arches of the installed torch are compared by
+placement itself. Where that keeps all work away, a comment says so.
+
+The text carries its own state in comments, so that one file tells all and a restart goes on where it was: ``# facts:`` a hash of what it
+was derived from, and a line ``# card`` each with the card's facts and how far its trial is. Whoever changes a card or its driver changes
+its hash, and its trial starts again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from dgpunet_dask.model.fleet import Device, Fleet, Host, runs_arch
+from dgpunet_dask.placement.estimate import Estimates, device_class
+from dgpunet_dask.units import Mib
+
+#: Units that must have succeeded on a new card before interactive work may go there.
+TRIAL_UNITS: Final = 3
+#: How long a laptop's owner must have been away before it takes work that nobody waits for.
+OWNER_AWAY: Final = "5m"
+
+_HEADER: Final = """\
+# Written by `dgpunet-dask policy derive` from what {host} reports, and again whenever that changes.
+# Put rules of your own under human/: a rule of the same name there replaces the one here, clause by clause.
+"""
+_FACTS: Final = re.compile(r"# facts: (?P<facts>[0-9a-f]{12})")
+_CARD: Final = re.compile(r"# card (?P<name>\S+): facts (?P<facts>[0-9a-f]{12}), (?:(?P<units>\d+) of \d+ units|(?P<first>from the start))")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a card's trial is: `units` have succeeded on it since it had these `facts`; `first`: it began with the fleet."""
+
+    facts: str
+    units: int = 0
+    first: bool = False
+
+    @property
+    def tried(self) -> bool:
+        """Whether it may serve interactive work."""
+        return self.first or self.units >= TRIAL_UNITS
+
+
+Standings = Mapping[str, Standing]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The policy file of one host: its text, and the facts and standings that the text carries."""
+
+    host: str
+    text: str
+    facts: str
+    standings: Standings
+
+
+def derive(fleet: Fleet, past: Standings, estimates: Estimates = Estimates()) -> tuple[Generated, ...]:  # noqa: B008  # frozen
+    """Return the policy file of each host of `fleet`, in the order of their names.
+
+    Parameters
+    ----------
+    past
+        Each card's standing as `read_standings` found it in earlier files; cards that are not there are new.
+    estimates
+        What the speed of a card is measured by, for the comments.
+    """
+    standings = _standings(fleet, past)
+    return tuple(_generated(host, fleet, standings, estimates) for host in sorted(fleet.hosts, key=lambda h: h.name))
+
+
+def read_standings(text: str) -> dict[str, Standing]:
+    """Return the standings that a generated file carries; a line that a person has broken counts as not there."""
+    found = (m for line in text.splitlines() if (m := _CARD.match(line)) is not None)
+    return {m["name"]: Standing(m["facts"], int(m["units"] or 0), m["first"] is not None) for m in found}
+
+
+def read_facts(text: str) -> str | None:
+    """Return the hash of the facts that a generated file was derived from, ``None`` where it carries none."""
+    found = next((m for line in text.splitlines() if (m := _FACTS.match(line)) is not None), None)
+    return None if found is None else found["facts"]
+
+
+def with_units(standings: Standings, done: Mapping[str, int]) -> dict[str, Standing]:
+    """Return `standings` with the units that have succeeded on each device since; counting ends with the trial."""
+    return {
+        name: standing if standing.tried else replace(standing, units=min(TRIAL_UNITS, standing.units + done.get(name, 0)))
+        for name, standing in standings.items()
+    }
+
+
+def measured_speed(device: Device, fleet: Fleet, estimates: Estimates) -> float | None:
+    """Return the speed of `device` on the fleet's scale, from units that ran on its class and on others; ``None`` without such.
+
+    The mean, over stages and the other classes, of their speed × their seconds ÷ its seconds.
+    """
+    own, speeds = device_class(device), {device_class(d): d.speed for d in fleet.devices}
+    ratios = []
+    for known in estimates.learned.values():
+        mine = known.run_s.get(own)
+        others = [(speeds[c], mean.value) for c, mean in known.run_s.items() if c != own and c in speeds]
+        if mine is not None and mine.value > 0:
+            ratios += [speed * seconds / mine.value for speed, seconds in others]
+    return sum(ratios) / len(ratios) if ratios else None
+
+
+# Facts
+
+
+def card_facts(device: Device) -> str:
+    """Return a hash of what a card and its software are; the load, the name and the measured speed have no part in it."""
+    return _hash([
+        device.model, device.uuid, device.vram_mib, device.capability, device.driver, device.runtime_arches,
+        sorted(device.features), device.display,
+    ])  # fmt: skip
+
+
+def host_facts(host: Host, cards: Iterable[Device]) -> str:
+    """Return a hash of what a machine is. What changes by the hour, its power and its owner's presence, counts only as reported or not."""
+    own = [host.name, host.ram_mib, host.cpus, is_laptop(host, cards := list(cards)), host.power is None, host.idle_s is None]
+    return _hash([own, [[card.name, card_facts(card)] for card in cards]])
+
+
+def is_laptop(host: Host, cards: Iterable[Device]) -> bool:
+    """Whether the machine has a battery, or a card that is made for laptops."""
+    return bool(host.battery) or host.power == "battery" or any("laptop" in (card.model or "").lower() for card in cards)
+
+
+def _hash(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+
+# Trials
+
+
+def _standings(fleet: Fleet, past: Standings) -> dict[str, Standing]:
+    """Return the standing of each card: as it was where its facts are the same, else new; all are first where none was known."""
+    now = {card.name: card_facts(card) for card in fleet.gpus()}
+    first = not any(name in past for name in now)
+    return {name: _standing(past.get(name), facts, first) for name, facts in now.items()}
+
+
+def _standing(past: Standing | None, facts: str, first: bool) -> Standing:
+    return past if past is not None and past.facts == facts else Standing(facts, first=first)
+
+
+def _stand_in(card: Device, fleet: Fleet, standings: Standings) -> Device | None:
+    """Return a tried card that can hold whatever `card` can: no smaller, no less capable, nor of fewer features."""
+    tried = (d for d in fleet.gpus() if d.name != card.name and standings[d.name].tried)
+    return next((d for d in tried if _covers(d, card)), None)
+
+
+def _covers(other: Device, card: Device) -> bool:
+    if card.usable_mib is None or card.capability is None:
+        return True  # what does not report its size is given no work at all
+    return (
+        (other.usable_mib or 0) >= card.usable_mib
+        and (other.capability or ()) >= card.capability
+        and other.features >= card.features
+        and (other.driver or ()) >= (card.driver or ())
+        and not other.cordoned
+    )
+
+
+# Text
+
+
+def _generated(host: Host, fleet: Fleet, standings: Standings, estimates: Estimates) -> Generated:
+    cards = [card for card in fleet.gpus() if card.host == host.name]
+    facts = host_facts(host, cards)
+    own = {card.name: standings[card.name] for card in cards}
+    lines = [*_HEADER.format(host=host.name).splitlines(), f"# facts: {facts}"]
+    for card in cards:
+        lines += _card_comments(card, own[card.name], measured_speed(card, fleet, estimates))
+    rules = [line for card in cards for line in _trial(card, own[card.name], _stand_in(card, fleet, standings))]
+    owner = list(_owner(host, cards, alone=len(fleet.hosts) == 1))
+    lines += ["version: 1", *(["rules:", *rules] if rules else ["rules: []"]), *(["hosts:", *owner] if owner else [])]
+    return Generated(host.name, "\n".join(lines) + "\n", facts, own)
+
+
+def _card_comments(card: Device, standing: Standing, speed: float | None) -> Iterator[str]:
+    how_far = "from the start" if standing.first else f"{standing.units} of {TRIAL_UNITS} units"
+    yield f"# card {card.name}: facts {standing.facts}, {how_far}" + ("" if speed is None else f", measured speed {speed:.3g}")
+    yield f"#   {_described(card)}"
+    if card.vram_mib is None:
+        yield "#   It does not report its memory: work that needs VRAM is refused with vram_unknown."
+    arches = card.runtime_arches
+    if arches is not None and card.capability is not None and not any(runs_arch(card.capability, a) for a in arches):
+        yield f"#   The installed torch has no code for it ({', '.join(arches) or 'it was built without CUDA'}): runtime_arch."
+    if card.display:
+        yield f"#   A display is attached: {Mib.of(card.reserve_mib)} are kept free for it."
+
+
+def _described(card: Device) -> str:
+    capability = "not reported" if card.capability is None else ".".join(map(str, card.capability))
+    driver = "not reported" if card.driver is None else ".".join(map(str, card.driver))
+    vram = "not reported" if card.vram_mib is None else str(Mib.of(card.vram_mib))
+    return f"{_plain(card.model or 'model not reported')}; VRAM {vram}, compute capability {capability}, driver {driver}"
+
+
+def _plain(text: str) -> str:
+    """Return `text` on one line, in ASCII: it becomes a comment."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
+
+
+def _trial(card: Device, standing: Standing, stand_in: Device | None) -> Iterator[str]:
+    if standing.tried or stand_in is None:
+        return
+    yield f"# New: interactive work goes elsewhere, {stand_in.name} can hold it, until {TRIAL_UNITS} units have succeeded here."
+    yield f"- name: probation-{card.name}"
+    yield "  match: {priority: interactive}"
+    yield f'  deny: [{{device: "{card.name}"}}]'
+
+
+def _owner(host: Host, cards: list[Device], *, alone: bool) -> Iterator[str]:
+    """Yield the owner's conditions on a laptop. One machine alone has none: what is started there is started by its owner."""
+    if alone or not is_laptop(host, cards):
+        return
+    when = {}
+    if host.power is not None:
+        yield "# A laptop: on its battery it takes only what somebody waits for."
+        when["power"] = "mains"
+    if host.idle_s is not None and any(card.display for card in cards):
+        yield "# Its display is attached: while its owner is there, it takes only what somebody waits for."
+        when["idle"] = f'">={OWNER_AWAY}"'
+    if when:
+        conditions = ", ".join(f"{key}: {value}" for key, value in sorted(when.items()))
+        yield f'- {{match: {{host: "{host.name}"}}, when: {{{conditions}}}, otherwise: [interactive]}}'
