@@ -70,8 +70,8 @@ class Learned:
         The VRAM of the largest card whose whole usable memory was too small; 0: none.
     """
 
-    run_s: Mapping[str, Mean] = field(default=_NOTHING, hash=False)
-    load_s: Mapping[str, Mean] = field(default=_NOTHING, hash=False)
+    run_s: Mapping[str, Mean] = field(default_factory=lambda: _NOTHING, hash=False)
+    load_s: Mapping[str, Mean] = field(default_factory=lambda: _NOTHING, hash=False)
     work_s: Mean = Mean()
     peaks_mib: tuple[int, ...] = ()
     floor_mib: int = 0
