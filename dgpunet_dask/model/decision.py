@@ -35,8 +35,13 @@ class Verdict:
 
     @property
     def never(self) -> bool:
-        """Whether waiting cannot help."""
+        """Whether the device fails by rule or for ever."""
         return self.code in NEVER_CODES
+
+    @property
+    def final(self) -> bool:
+        """Whether only another policy or another device would help: the owner's conditions change by themselves."""
+        return self.never and self.code != "owner"
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as a mapping."""
@@ -45,11 +50,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Scored:
-    """One device that will do: `total` = Σ of `parts`, each part weight × score in 0…1."""
+    """One device that will do: `total` = Σ of `parts`, each part weight × score in 0…1. `finish_s`: when the work would be done there."""
 
     device: str
     total: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    finish_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,9 @@ class Decision:
 
     `ranking` holds every device that will do now, best first; `refusals` the others, each with all its verdicts in
     `REASON_ORDER`. Every device of the fleet is in exactly one of the two. `evict` names the idle residents that must leave the
-    chosen device first. `device` is the first of the ranking (a list of names for a gang).
+    chosen device first. `device` is the first of the ranking (a list of names for a gang). `waits_for` is the device that would finish
+    waiting work first, where that can be said: work waits for it by choice if the ranking is not empty. `policy`: the digest of the
+    policy that decided.
     """
 
     outcome: Outcome
@@ -66,6 +74,13 @@ class Decision:
     refusals: Mapping[str, tuple[Verdict, ...]] = field(default_factory=dict)
     devices: tuple[str, ...] = ()
     evict: tuple[str, ...] = ()
+    waits_for: str | None = None
+    policy: str = ""
+
+    @property
+    def final(self) -> bool:
+        """Whether no waiting can help. The owner's conditions may come to hold, so they alone are not final."""
+        return self.outcome == "never" and all(any(v.final for v in verdicts) for verdicts in self.refusals.values())
 
     @property
     def device(self) -> str | None:

@@ -17,8 +17,9 @@ from dgpunet_dask.model.decision import Decision
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Charge, Device, DeviceState, Fleet, Host
 from dgpunet_dask.placement.feasible import need_mib, never_verdicts, not_now_verdicts
-from dgpunet_dask.placement.place import place
-from dgpunet_dask.placement.rank import candidate, field_of, scored
+from dgpunet_dask.placement.place import activation, place
+from dgpunet_dask.placement.rank import candidate, field_of
+from dgpunet_dask.placement.resolve import resolve
 
 #: Remembered answers are thrown away beyond this many, so that odd demands without end cannot fill the memory.
 MEMO_MAX: Final = 4096
@@ -147,9 +148,10 @@ class Plan:
 
 def _left_mib(slot: Slot, demand: Demand) -> int | None:
     charges = tuple(slot.charges.values())
-    if not_now_verdicts(slot.device, slot.host, slot.state, charges, demand):
+    request = resolve(demand)
+    if not_now_verdicts(slot.device, slot.host, slot.state, charges, request):
         return None
-    return candidate(slot.device, charges, demand).left_mib
+    return candidate(slot.device, slot.host, charges, field_of(Fleet(), request)).left_mib
 
 
 class Pool:
@@ -276,36 +278,21 @@ class Pool:
         return plan if plan.epoch == self._epoch else self.plan(plan.demand)
 
     def _tiers(self, demand: Demand) -> list[list[DeviceClass]]:
-        kinds = self._classes.values()
-        able = [k for k in kinds if k.device.kind == "gpu" and not never_verdicts(k.device, k.host, demand)]
-        possible = bool(able)
-        able += [k for k in kinds if k.device.kind == "cpu" and not never_verdicts(k.device, k.host, demand, possible)]
-        field = field_of(s.device for s in self._slots.values())
-        tiers: dict[float, list[DeviceClass]] = {}
-        for kind in able:
-            tiers.setdefault(scored(candidate(kind.device, (), demand), field).total, []).append(kind)
-        return [tiers[total] for total in sorted(tiers, reverse=True)]
+        request = resolve(demand)
+        able = [k for k in self._classes.values() if not never_verdicts(k.device, k.host, request)]
+        return [able] if able else []
 
     def pick(self, plan: Plan, barred: Collection[str] = ()) -> Slot | None:
         """Return the best device that will do now for a plan of one card, ``None`` where none will."""
-        for tier in plan.tiers:
-            best: tuple[int, str] | None = None
-            for kind in tier:
-                for group in kind.open.values():
-                    left = plan.left_mib(group)
-                    if left is None or (best is not None and left > best[0]):
-                        continue
-                    name = group.first(barred)
-                    if name is not None and (best is None or (left, name) < best):
-                        best = (left, name)
-            if best is not None:
-                return self._slots[best[1]]
-        return None
+        fleet = self.fleet()
+        decision = place(_only(fleet, [d.name for d in fleet.devices if d.name not in barred]), plan.demand)
+        return None if decision.device is None else self._slots[decision.device]
 
     def evict(self, name: str, demand: Demand) -> tuple[str, ...]:
         """Return the idle residents that must leave device `name`, which will do now, before the demand fits."""
         slot = self._slots[name]
-        return tuple(sorted(candidate(slot.device, tuple(slot.charges.values()), demand).evict)) if slot.charges else ()
+        field = field_of(Fleet(), resolve(demand))
+        return tuple(sorted(candidate(slot.device, slot.host, tuple(slot.charges.values()), field).evict)) if slot.charges else ()
 
     def place(
         self, demand: Demand, *, verdicts: bool = False, barred: Collection[str] = (), among: Collection[str] | None = None
@@ -345,12 +332,7 @@ class Pool:
 
     def activation(self, name: str, demand: Demand, holder: str, plan: Plan | None = None) -> Charge:
         """Return the charge of one unit of `demand` on device `name` as it is now. `plan`, where at hand, saves looking it up."""
-        plan = plan or self.plan(demand)
-        mib = plan.need_mib(self._slots[name])
-        return Charge(
-            holder=holder, device=name, vram_mib=mib, ram_mib=plan.ram_mib, cpus=demand.cpus,
-            stage=demand.stage, exclusive=demand.exclusive,
-        )  # fmt: skip
+        return activation(self._slots[name].device, self._slots[name].charges.values(), resolve(demand), holder)
 
     def fleet(self) -> Fleet:
         """Return a frozen picture."""

@@ -1,77 +1,163 @@
-"""The order among devices that will do: a sum of named, weighted parts, then less VRAM left over, then the name.
+"""The order among devices that will do: a sum of named, weighted parts, then less VRAM left over, then the name (design §5.3).
 
-A further preference is one more `Term`.
+The part ``finish`` is always there, with weight 100 unless a policy sets it; a policy's ``prefer`` adds others. A further kind of
+preference is one more line in `SCORES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from dgpunet_dask.model.decision import Scored
-from dgpunet_dask.model.demand import Demand
-from dgpunet_dask.model.fleet import Charge, Device
-from dgpunet_dask.placement.feasible import evictions, free_mib, need_mib
+from dgpunet_dask.model.fleet import Charge, Device, Fleet, Host
+from dgpunet_dask.model.policy import Preference
+from dgpunet_dask.placement.feasible import evictions, free_mib, need_mib, slots
+from dgpunet_dask.placement.resolve import FINISH_WEIGHT, Request
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A device that will do now. `left_mib` is the VRAM left over beside the demand once `evict` (holders) have gone."""
+    """A device that will do now.
+
+    Parameters
+    ----------
+    left_mib
+        The VRAM left over beside the demand once `evict` (holders) have gone.
+    finish_s
+        Seconds from now until the work would be done there.
+    """
 
     device: Device
+    host: Host
     left_mib: int = 0
     evict: tuple[str, ...] = ()
+    finish_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Field:
-    """What scores are relative to. `fastest`: the greatest speed in the fleet, so that a score does not hang on who is free."""
+    """What scores are relative to.
+
+    Parameters
+    ----------
+    fastest
+        The greatest speed in the fleet, so that this score does not hang on who is free.
+    best_s
+        The earliest finish among the candidates.
+    request
+        The work.
+    places
+        The host of each device and of each host itself, by name: where inputs lie.
+    links
+        Bytes per second of each host's link, where known.
+    """
 
     fastest: float
+    request: Request
+    best_s: float = 0.0
+    places: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Term:
-    """One named part of a total: weight × score, the score in 0…1."""
-
-    name: str
-    weight: float
-    score: Callable[[Candidate, Field], float]
+Score = Callable[[Candidate, Field, Preference], float]
 
 
-def _speed(candidate: Candidate, field: Field) -> float:
+def _finish(candidate: Candidate, field: Field, _: Preference) -> float:
+    return field.best_s / candidate.finish_s if candidate.finish_s > 0 else 1.0
+
+
+def _speed(candidate: Candidate, field: Field, _: Preference) -> float:
     return candidate.device.speed / field.fastest if field.fastest > 0 else 0.0
 
 
-DEFAULT_TERMS: Final[tuple[Term, ...]] = (Term("speed", 100.0, _speed),)
+def _data_local(candidate: Candidate, field: Field, _: Preference) -> float:
+    inputs = field.request.demand.inputs
+    total = sum(map(int, inputs.values()))
+    here = sum(int(n) for where, n in inputs.items() if field.places.get(where) == candidate.host.name)
+    return here / total if total else 0.0
 
 
-def field_of(devices: Iterable[Device]) -> Field:
-    """Return what the scores of a fleet of `devices` are relative to."""
-    return Field(fastest=max((d.speed for d in devices), default=0.0))
+def _selected(candidate: Candidate, _: Field, wish: Preference) -> float:
+    return float(wish.selector is not None and wish.selector.picks(candidate.device, candidate.host))
 
 
-def candidate(device: Device, charges: Sequence[Charge], demand: Demand) -> Candidate:
-    """Return `device` as a candidate for `demand`. Only for a device without verdicts; `charges` are those on it."""
-    leaving = evictions(device, charges, demand)
+SCORES: Final[Mapping[str, Score]] = {"finish": _finish, "speed": _speed, "data_local": _data_local, "selector": _selected}
+
+
+def terms_of(request: Request) -> tuple[Preference, ...]:
+    """Return the weighted parts of a total: what the policy prefers, and `finish` where it does not set that."""
+    wishes = request.prefer or ()
+    own = () if any(p.by == "finish" for p in wishes) else (Preference("finish", FINISH_WEIGHT),)
+    return (*own, *wishes)
+
+
+def field_of(fleet: Fleet, request: Request) -> Field:
+    """Return what scores in `fleet` are relative to, but for the earliest finish."""
+    fastest = max((d.speed for d in fleet.devices), default=0.0)
+    if not request.demand.inputs:
+        return Field(fastest, request)
+    places = {d.name: d.host for d in fleet.devices} | {h.name: h.name for h in fleet.hosts}
+    return Field(fastest, request, 0.0, places, {h.name: h.link for h in fleet.hosts if h.link is not None})
+
+
+def transfer_s(host: str, field: Field) -> float:
+    """Return the seconds to bring the inputs to `host`: bytes ÷ the slower link of the two ends.
+
+    What lies on the host costs nothing; a link of unknown rate, or a place that is not in the fleet, leaves the known end to count.
+    """
+    total = 0.0
+    for where, size in field.request.demand.inputs.items():
+        source = field.places.get(where)
+        rates = [field.links[end] for end in (host, source) if end in field.links]
+        if source != host and rates:
+            total += int(size) / min(rates)
+    return total
+
+
+def duration_s(device: Device, charges: Sequence[Charge], field: Field) -> float:
+    """Return the seconds from the start on `device` to the end: load, transfer, and the run at the share that the unit would have."""
+    request = field.request
+    share = 1 if device.kind == "cpu" else slots(charges, request)
+    return request.load_s(device, charges) + transfer_s(device.host, field) + share * request.run_s(device)
+
+
+def candidate(device: Device, host: Host, charges: Sequence[Charge], field: Field) -> Candidate:
+    """Return `device` as a candidate. Only for a device without verdicts; `charges` are those on it."""
+    request = field.request
+    leaving = evictions(device, charges, request)
     room = free_mib(device, charges) + sum(c.vram_mib for c in leaving)
-    left = 0 if device.kind == "cpu" else room - need_mib(device, charges, demand)
-    return Candidate(device, left, tuple(c.holder for c in leaving))
+    left = 0 if device.kind == "cpu" else room - need_mib(device, charges, request.demand)
+    return Candidate(device, host, left, tuple(c.holder for c in leaving), duration_s(device, charges, field))
 
 
-def scored(candidate: Candidate, field: Field, terms: Sequence[Term] = DEFAULT_TERMS) -> Scored:
+def scored(candidate: Candidate, field: Field, terms: Sequence[Preference]) -> Scored:
     """Return the named parts of one device and their total."""
-    parts = {term.name: term.weight * term.score(candidate, field) for term in terms}
-    return Scored(candidate.device.name, sum(parts.values()), parts)
+    parts: dict[str, float] = {}
+    for term in terms:
+        parts[term.name] = parts.get(term.name, 0.0) + term.weight * SCORES[term.by](candidate, field, term)
+    return Scored(candidate.device.name, sum(parts.values()), parts, candidate.finish_s)
 
 
 def order(candidate: Candidate, score: Scored) -> tuple[float, int, str]:
-    """Return the sort key: best total first, then less VRAM left over, then the lower name. Total, since names are unique."""
-    return (-score.total, candidate.left_mib, candidate.device.name)
+    """Return the sort key: best total first, then less VRAM left over, then the lower name. Total, since names are unique.
+
+    Totals are compared to a millionth: beyond that they differ by rounding, and rounding must not decide.
+    """
+    return (-round(score.total, 6), candidate.left_mib, candidate.device.name)
 
 
-def scores(candidates: Iterable[Candidate], field: Field, terms: Sequence[Term] = DEFAULT_TERMS) -> tuple[Scored, ...]:
+def scores(candidates: Iterable[Candidate], field: Field) -> tuple[Scored, ...]:
     """Return every candidate's score, best first."""
-    pairs = [(c, scored(c, field, terms)) for c in candidates]
+    found = tuple(candidates)
+    relative = with_best(field, found)
+    terms = terms_of(field.request)
+    pairs = [(c, scored(c, relative, terms)) for c in found]
     return tuple(score for _, score in sorted(pairs, key=lambda pair: order(*pair)))
+
+
+def with_best(field: Field, candidates: Iterable[Candidate]) -> Field:
+    """Return `field` with the earliest finish of `candidates`."""
+    best = min((c.finish_s for c in candidates), default=0.0)
+    return Field(field.fastest, field.request, best, field.places, field.links)
