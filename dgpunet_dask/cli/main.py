@@ -42,6 +42,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "down": Lazy("dgpunet_dask.cli.cluster:down", "Stop the cluster, and end what a killed one left behind."),
     "index": Lazy("dgpunet_dask.cli.index:index", "List, show and remove search indexes."),
     "jobs": Lazy("dgpunet_dask.cli.jobs:jobs", "List, show, follow and cancel the jobs of a running head."),
+    "policy": Lazy("dgpunet_dask.cli.policy:policy", "Write and check the rules that decide where work goes."),
     "search": Lazy("dgpunet_dask.cli.search:search", "Search an index."),
     "status": Lazy("dgpunet_dask.cli.cluster:status", "Show the running cluster and its workers."),
     "submit": Lazy("dgpunet_dask.cli.submit:submit", "Run a workload."),

@@ -1,0 +1,15 @@
+"""`dgpunet-dask policy`: the group of all that is done with policies. Its commands lie in files of their own."""
+
+from __future__ import annotations
+
+import click
+
+from dgpunet_dask.cli.policy_derive import derive
+
+
+@click.group()
+def policy() -> None:
+    """Write and check the rules that decide where work goes."""
+
+
+policy.add_command(derive)

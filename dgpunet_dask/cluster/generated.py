@@ -1,0 +1,95 @@
+"""The generated policies of a home: ``policy/generated/HOST.yaml``, read for the state that they carry, written whole."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgpunet_dask.cluster.headfile import write_private
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.errors import UnreadablePath
+from dgpunet_dask.placement.derive import Generated, Standing, read_standings
+
+
+def generated_folder(home: Home) -> Path:
+    """Return where the generated policies of a home lie."""
+    return home.policy / "generated"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of one host's file: `old` is its text before, ``None`` where there is none."""
+
+    host: str
+    path: Path
+    old: str | None
+    new: str
+    facts: str
+
+    @property
+    def differs(self) -> bool:
+        """Whether the file would be written."""
+        return self.old != self.new
+
+    def diff(self) -> str:
+        """Return the change as a unified diff, empty where there is none."""
+        before, after = (self.old or "").splitlines(keepends=True), self.new.splitlines(keepends=True)
+        name = str(self.path)
+        return "".join(difflib.unified_diff(before, after, "/dev/null" if self.old is None else name, name))
+
+
+def past_standings(folder: Path) -> dict[str, Standing]:
+    """Return the standings of all cards that the files in `folder` know.
+
+    Raises
+    ------
+    UnreadablePath
+        If a file cannot be read.
+    """
+    found: dict[str, Standing] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        found |= read_standings(_read(path) or "")
+    return found
+
+
+def changes(folder: Path, derived: Iterable[Generated]) -> list[Change]:
+    """Return what `derived` changes in `folder`, one entry a host, those without a difference too.
+
+    Raises
+    ------
+    UnreadablePath
+        If a file cannot be read.
+    """
+    paths = [(one, folder / f"{one.host}.yaml") for one in derived]
+    return [Change(one.host, path, _read(path), one.text, one.facts) for one, path in paths]
+
+
+def write(found: Iterable[Change]) -> list[Path]:
+    """Write the files that differ, each in one step, and return them.
+
+    Raises
+    ------
+    UnreadablePath
+        If a folder cannot be made or written.
+    """
+    written = [change for change in found if change.differs]
+    for change in written:
+        try:
+            change.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(change.path, change.new)
+        except OSError as error:
+            raise UnreadablePath(path=change.path, why=error.strerror or str(error)) from error
+    return [change.path for change in written]
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UnreadablePath(path=path, why=error.strerror or str(error)) from error
+    except UnicodeDecodeError:
+        return ""  # broken by a person: it is written anew
