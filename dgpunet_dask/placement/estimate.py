@@ -4,9 +4,9 @@
 and among the first few each counts the same, so that a slow first call is soon outweighed. Kept are the mean per device class and,
 over all classes, the mean *work*: seconds × speed of the device, which stands in where a class has not been met.
 
-*Peaks* are kept as they were measured, the last `WINDOW` of them; the estimate is their 95th percentile plus `MARGIN`, since a
-caching allocator needs more than the tensors it holds and the next unit is a little larger. An out-of-memory raises the estimate at once
-to the grown demand, until `WINDOW` further units have been measured.
+*Peaks* are kept with `MARGIN` on top, since a caching allocator needs more than the tensors it holds and the next unit may be a little
+larger, but never above the charge that has just proved enough. The estimate is the 95th percentile of the last `WINDOW` of them. An
+out-of-memory raises it at once to the grown demand, until `WINDOW` further units have been measured.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ ALPHA: Final = 1 / 8
 WINDOW: Final = 64
 QUANTILE: Final = 0.95
 MARGIN: Final = 0.10
+#: Needs are rounded up to multiples of this, so that each unit does not make another demand of its like.
+STEP_MIB: Final = 64
 #: Stages and models that are kept; the one that was heard of longest ago goes first.
 MOST: Final = 1024
 
@@ -62,8 +64,8 @@ class Learned:
         By device class.
     work_s
         Seconds × speed, over all classes.
-    peaks_mib
-        The last peaks, oldest first.
+    needs_mib
+        The last peaks with their margin, oldest first.
     floor_mib, floor_for
         What an out-of-memory has shown to be needed at least, and for how many more measured units that counts.
     larger_than_mib
@@ -73,7 +75,7 @@ class Learned:
     run_s: Mapping[str, Mean] = field(default_factory=lambda: _NOTHING, hash=False)
     load_s: Mapping[str, Mean] = field(default_factory=lambda: _NOTHING, hash=False)
     work_s: Mean = Mean()
-    peaks_mib: tuple[int, ...] = ()
+    needs_mib: tuple[int, ...] = ()
     floor_mib: int = 0
     floor_for: int = 0
     larger_than_mib: int = 0
@@ -121,8 +123,8 @@ class Estimates:
     def peak_mib(self, stage: str | None, model: str | None) -> int | None:
         """Return the VRAM to charge for a unit that states none: the 95th percentile with its margin; ``None`` where not known."""
         known = self.of(stage, model)
-        measured = math.ceil(percentile(known.peaks_mib, QUANTILE) * (1 + MARGIN)) if known.peaks_mib else 0
-        return max(measured, known.floor_mib) or None
+        measured = percentile(known.needs_mib, QUANTILE) if known.needs_mib else 0
+        return max(int(measured), known.floor_mib) or None
 
     def larger_than_mib(self, stage: str | None, model: str | None) -> int | None:
         """Return the VRAM of the largest card that was too small as a whole: only larger ones will do. ``None``: there was none."""
@@ -144,23 +146,33 @@ class Estimates:
         loads = _with_sample(known.load_s, device_class, _sample("seconds", seconds))
         return self._with(stage, model, replace(known, load_s=loads))
 
-    def with_peak(self, stage: str | None, model: str | None, mib: int) -> Estimates:
-        """Return these with the measured peak of one more unit."""
+    def with_peak(self, stage: str | None, model: str | None, mib: int, *, charge_mib: int | None = None) -> Estimates:
+        """Return these with the measured peak of one more unit, which has run to its end under a charge of `charge_mib`."""
         known = self.of(stage, model)
+        need = -(-math.ceil(_sample("MiB", mib) * (1 + MARGIN)) // STEP_MIB) * STEP_MIB
+        if charge_mib is not None:
+            need = min(need, max(charge_mib, mib))
         left = max(0, known.floor_for - 1)
-        peaks = (*known.peaks_mib, math.ceil(_sample("MiB", mib)))[-WINDOW:]
-        return self._with(stage, model, replace(known, peaks_mib=peaks, floor_for=left, floor_mib=known.floor_mib if left else 0))
+        needs = (*known.needs_mib, need)[-WINDOW:]
+        return self._with(stage, model, replace(known, needs_mib=needs, floor_for=left, floor_mib=known.floor_mib if left else 0))
 
-    def with_oom(self, stage: str | None, model: str | None, *, need_mib: int, too_small_mib: int | None = None) -> Estimates:
-        """Return these with an out-of-memory: at least `need_mib` is needed from now on.
+    def with_oom(
+        self, stage: str | None, model: str | None, *, need_mib: int | None, too_small_mib: int | None = None
+    ) -> Estimates:
+        """Return these with an out-of-memory.
 
         Parameters
         ----------
+        need_mib
+            What is needed at least from now on. ``None``: what was known is worth nothing, and the whole card is to be taken.
         too_small_mib
             The VRAM of the card, where the whole of what is usable of it was charged: no card of that size will do.
         """
         known = self.of(stage, model)
-        floor, too_small = max(known.floor_mib, need_mib), max(known.larger_than_mib, too_small_mib or 0)
+        too_small = max(known.larger_than_mib, too_small_mib or 0)
+        if need_mib is None:
+            return self._with(stage, model, replace(known, needs_mib=(), floor_mib=0, floor_for=0, larger_than_mib=too_small))
+        floor = max(known.floor_mib, need_mib)
         return self._with(stage, model, replace(known, floor_mib=floor, floor_for=WINDOW, larger_than_mib=too_small))
 
     def without(self, stage: str | None = None, model: str | None = None) -> Estimates:
@@ -227,7 +239,7 @@ def _row(known: Learned) -> dict[str, Any]:
         "run_s": {name: [mean.value, mean.count] for name, mean in known.run_s.items()},
         "load_s": {name: [mean.value, mean.count] for name, mean in known.load_s.items()},
         "work_s": [known.work_s.value, known.work_s.count],
-        "peaks_mib": list(known.peaks_mib),
+        "needs_mib": list(known.needs_mib),
         "floor_mib": known.floor_mib,
         "floor_for": known.floor_for,
         "larger_than_mib": known.larger_than_mib,
@@ -239,7 +251,7 @@ def _learned(row: Mapping[str, Any]) -> Learned:
         run_s={str(name): _mean(pair) for name, pair in row["run_s"].items()},
         load_s={str(name): _mean(pair) for name, pair in row["load_s"].items()},
         work_s=_mean(row["work_s"]),
-        peaks_mib=tuple(int(_sample("MiB", peak)) for peak in row["peaks_mib"])[-WINDOW:],
+        needs_mib=tuple(int(_sample("MiB", need)) for need in row["needs_mib"])[-WINDOW:],
         floor_mib=int(row["floor_mib"]),
         floor_for=int(row["floor_for"]),
         larger_than_mib=int(row["larger_than_mib"]),
