@@ -190,14 +190,14 @@ class _Needs:
 
     def _at_least(self, name: str, code: str, need: int | None, rule: Rule, kind: Any) -> None:
         have = self._now(name)
-        if need is not None and (have is None or need > have):
+        if need is not None and (have is None or need >= have):  # an equal need is named too: loosening the demand alone would not help
             self._changes[name] = kind(need)
             self.sources[code] = rule.source(f"require.{name}")
 
     def _both(self, name: str, code: str, spec: VersionSpec | None, rule: Rule) -> None:
         have = self._now(name)
-        if spec is not None and spec != have:
-            self._changes[name] = spec if have is None else VersionSpec(f"{have},{spec}")
+        if spec is not None:
+            self._changes[name] = spec if have in (None, spec) else VersionSpec(f"{have},{spec}")
             self.sources[code] = rule.source(f"require.{name}")
 
     def _features(self, need: Require, rule: Rule) -> None:
