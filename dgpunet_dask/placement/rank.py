@@ -110,7 +110,7 @@ def transfer_s(host: str, field: Field) -> float:
     total = 0.0
     for where, size in field.request.demand.inputs.items():
         source = field.places.get(where)
-        rates = [field.links[end] for end in (host, source) if end in field.links]
+        rates = [field.links[end] for end in (host, source) if end is not None and end in field.links]
         if source != host and rates:
             total += int(size) / min(rates)
     return total

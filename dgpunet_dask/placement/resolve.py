@@ -201,9 +201,8 @@ class _Needs:
             self.sources[code] = rule.source(f"require.{name}")
 
     def _features(self, need: Require, rule: Rule) -> None:
-        have = frozenset(self._now("features"))
-        if not need.features <= have:
-            self._changes["features"] = tuple(sorted(have | need.features))
+        if need.features:
+            self._changes["features"] = tuple(sorted(need.features.union(self._now("features"))))
             self.sources["feature"] = rule.source("require.features")
 
     def demand(self) -> Demand:
