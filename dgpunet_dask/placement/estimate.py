@@ -66,10 +66,11 @@ class Learned:
         Seconds × speed, over all classes.
     needs_mib
         The last peaks with their margin, oldest first.
-    floor_mib, floor_for
-        What an out-of-memory has shown to be needed at least, and for how many more measured units that counts.
-    larger_than_mib
-        The VRAM of the largest card whose whole usable memory was too small; 0: none.
+    floor_mib, larger_than_mib
+        What an out-of-memory has shown to be needed at least, and the VRAM of the largest card whose whole usable memory was too small;
+        0: no such thing was met.
+    floor_for
+        For how many more measured units these two count.
     """
 
     run_s: Mapping[str, Mean] = field(default_factory=lambda: _NOTHING, hash=False)
@@ -152,9 +153,10 @@ class Estimates:
         need = -(-math.ceil(_sample("MiB", mib) * (1 + MARGIN)) // STEP_MIB) * STEP_MIB
         if charge_mib is not None:
             need = min(need, max(charge_mib, mib))
-        left = max(0, known.floor_for - 1)
-        needs = (*known.needs_mib, need)[-WINDOW:]
-        return self._with(stage, model, replace(known, needs_mib=needs, floor_for=left, floor_mib=known.floor_mib if left else 0))
+        needs, left = (*known.needs_mib, need)[-WINDOW:], known.floor_for - 1
+        if left > 0:
+            return self._with(stage, model, replace(known, needs_mib=needs, floor_for=left))
+        return self._with(stage, model, replace(known, needs_mib=needs, floor_for=0, floor_mib=0, larger_than_mib=0))
 
     def with_oom(
         self, stage: str | None, model: str | None, *, need_mib: int | None, too_small_mib: int | None = None
@@ -171,7 +173,7 @@ class Estimates:
         known = self.of(stage, model)
         too_small = max(known.larger_than_mib, too_small_mib or 0)
         if need_mib is None:
-            return self._with(stage, model, replace(known, needs_mib=(), floor_mib=0, floor_for=0, larger_than_mib=too_small))
+            return self._with(stage, model, replace(known, needs_mib=(), floor_mib=0, floor_for=WINDOW, larger_than_mib=too_small))
         floor = max(known.floor_mib, need_mib)
         return self._with(stage, model, replace(known, floor_mib=floor, floor_for=WINDOW, larger_than_mib=too_small))
 

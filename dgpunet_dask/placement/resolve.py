@@ -118,8 +118,7 @@ def resolve(demand: Demand, policy: Policy = NO_POLICY, estimates: Estimates = N
     """Return `demand` as `policy` shapes it; what it leaves open is filled from `estimates`."""
     priority = priority_of(demand, policy)
     rules = [r for r in policy.rules if r.match.holds(demand.stage, demand.model, demand.user, priority)]
-    vram = demand.vram_mib if demand.vram is not None else estimates.peak_mib(demand.stage, demand.model)
-    needs = _Needs(dataclasses.replace(demand, vram=None if vram is None else Mib.of(max(vram, demand.resident_mib)), priority=priority))
+    needs = _Needs(dataclasses.replace(with_learned(demand, estimates), priority=priority))
     for rule in rules:
         needs.unite(rule)
     share, prefer, on_oom, allow = (_clause(rules, name) for name in ("max_per_gpu", "prefer", "on_oom", "allow"))
@@ -139,6 +138,16 @@ def resolve(demand: Demand, policy: Policy = NO_POLICY, estimates: Estimates = N
         estimates=estimates,
         rules=tuple(rule.name for rule in rules),
     )
+
+
+def with_learned(demand: Demand, estimates: Estimates) -> Demand:
+    """Return `demand` with the peak that was learned where it states none, and without the cards that have proved too small for it."""
+    if demand.vram is not None:
+        return demand
+    peak, too_small = estimates.peak_mib(demand.stage, demand.model), estimates.larger_than_mib(demand.stage, demand.model)
+    vram = None if peak is None else Mib.of(max(peak, demand.resident_mib))
+    larger_than = max(int(demand.larger_than or 0), too_small or 0)
+    return dataclasses.replace(demand, vram=vram, larger_than=Mib.of(larger_than) if larger_than else None)
 
 
 def priority_of(demand: Demand, policy: Policy) -> str:
