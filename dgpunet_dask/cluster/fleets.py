@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from dgpunet_dask.model.fleet import Charge, Device, Fleet, Host
 
 
 def fleet_digest(fleet: Fleet) -> str:
-    """Return a digest of the hosts and devices of `fleet`: equal for equal facts, whatever order they were written in."""
+    """Return a digest of the hosts and devices of `fleet`: equal for equal facts, whatever order they were written in.
+
+    How long a host has been idle is no fact of its fleet.
+    """
     facts = {
-        "hosts": sorted((asdict(h) for h in fleet.hosts), key=lambda h: str(h["name"])),
+        "hosts": sorted((asdict(replace(h, idle_s=None)) for h in fleet.hosts), key=lambda h: str(h["name"])),
         "devices": [asdict(d) for d in fleet.devices],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=_plain).encode()).hexdigest()[:16]

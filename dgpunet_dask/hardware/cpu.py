@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import socket
-from typing import Final, Literal
+from typing import Final
 
 import psutil
 
+from dgpunet_dask.hardware.presence import idle_now, power_now
 from dgpunet_dask.model.fleet import Host
 
 _UNUSABLE: Final = re.compile(r"[^A-Za-z0-9._-]+")
@@ -19,11 +20,14 @@ def probe_host() -> Host:
 
     The link's speed is not known: what an interface claims says nothing about the path behind it.
     """
+    power = power_now()
     return Host(
         name=host_name(socket.gethostname()),
         ram_mib=psutil.virtual_memory().total >> 20,
         cpus=usable_cpus(),
-        power=_power(),
+        power=power.source,
+        idle_s=idle_now(),
+        battery=power.battery,
     )
 
 
@@ -37,11 +41,3 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _power() -> Literal["mains", "battery"] | None:
-    """Return what feeds the machine, ``None`` where it does not say (a desktop without a battery says nothing)."""
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    if battery is None or battery.power_plugged is None:
-        return None
-    return "mains" if battery.power_plugged else "battery"

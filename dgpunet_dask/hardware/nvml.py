@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,14 @@ class Card:
     power_w: float | None = None
     temperature_c: int | None = None
     process_mib: tuple[tuple[int, int | None], ...] | None = None
+    display: bool | None = None
+
+
+class CardUse(NamedTuple):
+    """What is used of a card, in MiB, and by which processes: their ids and MiB. ``None`` = not reported."""
+
+    used_mib: int | None
+    process_mib: tuple[tuple[int, int | None], ...] | None
 
 
 def probe_cards() -> list[Card]:
@@ -48,6 +56,32 @@ def probe_cards() -> list[Card]:
         driver = _driver(pynvml)
         count = _ask(pynvml, pynvml.nvmlDeviceGetCount) or 0
         return [card for index in range(count) if (card := _probe(pynvml, index, driver)) is not None]
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Callable[[str], CardUse | None]]:
+    """Give a function that tells the use of a card by its UUID or index, ``None`` where the card cannot be asked.
+
+    The session with the driver stays open meanwhile: opening one can take a second where no other program holds it.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        yield lambda _: None
+        return
+    with _session(pynvml) as open_:
+
+        def ask(uuid: str) -> CardUse | None:
+            handle = _handle(pynvml, uuid) if open_ else None
+            return None if handle is None else CardUse(_memory(pynvml, handle)[1], _process_mib(pynvml, handle))
+
+        yield ask
+
+
+def _handle(pynvml: Any, uuid: str) -> Any:
+    if uuid.isdigit():
+        return _ask(pynvml, pynvml.nvmlDeviceGetHandleByIndex, int(uuid))
+    return _ask(pynvml, pynvml.nvmlDeviceGetHandleByUUID, uuid)
 
 
 @contextlib.contextmanager
@@ -96,22 +130,36 @@ def _probe(pynvml: Any, index: int, driver: tuple[int, ...] | None) -> Card | No
     def ask(question: Callable[..., Any], *args: Any) -> Any:
         return _ask(pynvml, question, handle, *args)
 
-    memory = ask(pynvml.nvmlDeviceGetMemoryInfo)
+    total_mib, used_mib = _memory(pynvml, handle)
     rates = ask(pynvml.nvmlDeviceGetUtilizationRates)
     milliwatts = ask(pynvml.nvmlDeviceGetPowerUsage)
     return Card(
         index=index,
         model=_text(ask(pynvml.nvmlDeviceGetName)),
         uuid=_text(ask(pynvml.nvmlDeviceGetUUID)),
-        vram_mib=memory.total // MIB if memory else None,
-        used_mib=memory.used // MIB if memory else None,
+        vram_mib=total_mib,
+        used_mib=used_mib,
         capability=_pair(ask(pynvml.nvmlDeviceGetCudaComputeCapability)),
         driver=driver,
         utilisation=rates.gpu if rates else None,
         power_w=milliwatts / 1000 if milliwatts is not None else None,
         temperature_c=ask(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU),
-        process_mib=_processes(ask(pynvml.nvmlDeviceGetComputeRunningProcesses)),
+        process_mib=_process_mib(pynvml, handle),
+        display=_display(ask(pynvml.nvmlDeviceGetDisplayMode), ask(pynvml.nvmlDeviceGetDisplayActive)),
     )
+
+
+def _memory(pynvml: Any, handle: Any) -> tuple[int | None, int | None]:
+    """Return total and used MiB. What driver and firmware keep for themselves counts as used by nobody, where the driver tells it apart."""
+    memory = _ask(pynvml, pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
+    if memory is None:
+        memory = _ask(pynvml, pynvml.nvmlDeviceGetMemoryInfo, handle)
+    return (None, None) if memory is None else (memory.total // MIB, memory.used // MIB)
+
+
+def _display(connected: int | None, active: int | None) -> bool | None:
+    """Whether a display hangs on the card, or a desktop draws on it."""
+    return None if connected is None and active is None else bool(connected or active)
 
 
 def _warn_of_mig(pynvml: Any, handle: Any, index: int) -> None:
@@ -124,8 +172,20 @@ def _pair(raw: Any) -> tuple[int, int] | None:
     return (int(raw[0]), int(raw[1])) if raw else None
 
 
-def _processes(raw: Any) -> tuple[tuple[int, int | None], ...] | None:
-    """Return (pid, MiB) per process; MiB is ``None`` where the driver hides it (as under Windows' WDDM)."""
-    if raw is None:
+def _process_mib(pynvml: Any, handle: Any) -> tuple[tuple[int, int | None], ...] | None:
+    """Return (pid, MiB) of each process that computes or draws; MiB is ``None`` where the driver hides it (as under Windows' WDDM)."""
+    computing = _ask(pynvml, pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    drawing = _ask(pynvml, pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle)
+    if computing is None and drawing is None:
         return None
-    return tuple((p.pid, p.usedGpuMemory // MIB if p.usedGpuMemory is not None else None) for p in raw)
+    return _by_pid([(p.pid, p.usedGpuMemory) for p in (*(computing or ()), *(drawing or ()))])
+
+
+def _by_pid(listed: Iterable[tuple[int, int | None]]) -> tuple[tuple[int, int | None], ...]:
+    """Return each process once: one that computes and draws is in both lists, each time with all that it uses."""
+    found: dict[int, int | None] = {}
+    for pid, used in listed:
+        known = found.get(pid)
+        mib = None if used is None else used // MIB
+        found[pid] = mib if known is None else max(known, mib or 0)
+    return tuple(sorted(found.items()))
