@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -23,6 +23,30 @@ class FakeCard:
     capability: tuple[int, int] = (8, 9)
 
 
+@dataclass(frozen=True)
+class FakeUse:
+    """What a card tells at one moment.
+
+    Parameters
+    ----------
+    display
+        ``None``: not reported.
+    computing, drawing
+        MiB by process id; ``None`` where the driver hides it.
+    """
+
+    uuid: str
+    used_mib: int
+    display: bool | None = None
+    computing: Mapping[int, int | None] = field(default_factory=dict)
+    drawing: Mapping[int, int | None] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        listed = [("c", self.computing), ("g", self.drawing)]
+        processes = [f"{kind}{pid}={-1 if mib is None else mib}" for kind, found in listed for pid, mib in found.items()]
+        return " ".join([self.uuid, str(self.used_mib), str(-1 if self.display is None else int(self.display)), *processes])
+
+
 def compiler() -> str | None:
     """Return the C compiler, ``None`` where there is none."""
     return shutil.which("cc") or shutil.which("gcc")
@@ -36,8 +60,16 @@ def build(folder: Path) -> Path:
     return folder
 
 
-def environment(folder: Path, cards: Sequence[FakeCard]) -> dict[str, str]:
-    """Return the variables under which a process sees `cards`."""
+def write_uses(file: Path, uses: Sequence[FakeUse]) -> None:
+    """Let the cards tell `uses` from now on, to processes that were started with this state file."""
+    draft = file.with_suffix(".draft")
+    draft.write_text("".join(f"{use}\n" for use in uses))
+    draft.replace(file)
+
+
+def environment(folder: Path, cards: Sequence[FakeCard], state: Path | None = None) -> dict[str, str]:
+    """Return the variables under which a process sees `cards`. `state`: the file that `write_uses` writes."""
     rows = [f"{c.model},{c.uuid},{c.vram_mib},{c.used_mib},{c.capability[0]},{c.capability[1]}" for c in cards]
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH")]))
-    return {"LD_LIBRARY_PATH": path, "FAKE_NVML_CARDS": ";".join(rows)}
+    changing = {} if state is None else {"FAKE_NVML_STATE": str(state)}
+    return {"LD_LIBRARY_PATH": path, "FAKE_NVML_CARDS": ";".join(rows), **changing}
