@@ -12,6 +12,7 @@ from distributed.core import Status
 from dgpunet_dask.errors import BadValue
 from dgpunet_dask.model.fleet import Charge, Device, DeviceState
 from dgpunet_dask.placement.feasible import need_mib
+from dgpunet_dask.placement.foreign import foreign_mib
 from dgpunet_dask.placement.pool import Plan, Pool, Slot
 from dgpunet_dask.plugins.facts import EXTRA, device_from_wire, host_from_wire, resource_name
 from dgpunet_dask.plugins.records import Record, Signature
@@ -31,6 +32,10 @@ _STATES: Final[Mapping[Status, DeviceState]] = {
 }
 
 
+#: Holder of what others use of a card.
+FOREIGN: Final = "foreign"
+
+
 class Book:
     """Devices by worker, and the ledger.
 
@@ -48,6 +53,9 @@ class Book:
         self._lingering: dict[str, tuple[str, str]] = {}  # holder -> worker asked, key
         self._waiting_claims: dict[str, list[WorkerState]] = {}
         self._number = 0
+        self._uses: dict[str, tuple[int | None, int | None, int]] = {}  # device -> MiB used, of these ours, surely others'
+        self._reserves: dict[str, int] = {}  # device -> what it keeps free by itself
+        self._presence: dict[str, dict[str, Any]] = {}  # host -> its power and idle time as last reported
 
     # Workers
 
@@ -62,6 +70,7 @@ class Book:
         except (BadValue, KeyError, TypeError, AttributeError):
             logger.exception("worker %s announces facts that cannot be read; it gets no placed work", ws.address)
             return
+        host = replace(host, **self._presence.get(host.name, {}))
         for device in devices:
             owner = self.worker_of.get(device.name)
             if owner not in (None, ws.address):
@@ -69,6 +78,7 @@ class Book:
                 self._waiting_claims.setdefault(device.name, []).append(ws)
                 continue
             self.pool.add_device(device, host, _STATES.get(ws.status, "paused"))
+            self._reserves[device.name] = device.reserve_mib
             self.worker_of[device.name] = ws.address
             self.resource_of[device.name] = resource_name(device)
             self.devices_of[ws.address] = (*self.devices_of.get(ws.address, ()), device.name)
@@ -82,6 +92,7 @@ class Book:
             for charge in tuple(self.pool.slot(name).charges.values()):
                 if charge.kind == "activation":  # of a unit on several cards whose call runs on another worker
                     self.pool.release(charge.holder, name)
+            self._uses.pop(name, None)
             if for_good:
                 self.pool.remove_device(name)
             else:
@@ -168,6 +179,7 @@ class Book:
             holder = str(raw.get("id") or stage)
             self.pool.charge(Charge(holder=holder, device=device, vram_mib=mib, kind="resident", stage=stage, evictable=idle))
         self._recharge(slot.device)
+        self._charge_foreign(device)
 
     def _recharge(self, device: Device) -> None:
         charges = tuple(self.pool.slot(device.name).charges.values())
@@ -176,3 +188,43 @@ class Book:
             signature = self._units.get(charge.holder)
             if charge.kind == "activation" and signature is not None:
                 self.pool.charge(replace(charge, vram_mib=need_mib(device, standing, signature.demand)))
+
+    # Reports
+
+    def set_foreign(
+        self, device: str, *, used_mib: int | None, ours_mib: int | None = None, others_mib: int = 0, context_mib: int = 0
+    ) -> None:
+        """Count what others use of `device`, out of what its worker sees (`placement.foreign`), and its worker's own context.
+
+        The context stays as long as the worker, so it is added to what the device keeps free: what could never fit beside it is refused
+        for ever instead of waiting.
+        """
+        if device not in self.pool:
+            logger.error("the use of %s is reported, which no worker has announced", device)
+            return
+        slot = self.pool.slot(device)
+        reserve = self._reserves.get(device, slot.device.reserve_mib - context_mib) + context_mib
+        if slot.device.reserve_mib != reserve:
+            self.pool.add_device(replace(slot.device, reserve_mib=reserve), slot.host, slot.state)
+        self._uses[device] = (used_mib, ours_mib, others_mib)
+        self._charge_foreign(device)
+
+    def _charge_foreign(self, device: str) -> None:
+        """Put what others use into the pool. Where it depends on what is charged, it is counted again when residents change."""
+        used, ours, others = self._uses.get(device, (None, None, 0))
+        charges = self.pool.slot(device).charges
+        charged = sum(c.vram_mib for c in charges.values() if c.kind != "foreign")
+        mib = 0 if used is None else foreign_mib(used, ours, others, charged)
+        before = charges.get(FOREIGN)
+        if mib and (before is None or before.vram_mib != mib):
+            self.pool.charge(Charge(holder=FOREIGN, device=device, vram_mib=mib, kind="foreign"))
+        elif before is not None and not mib:
+            self.pool.release(FOREIGN, device)
+
+    def set_host(self, name: str, **facts: Any) -> None:
+        """Take in what changes on a host by the hour: its `power` and `idle_s`."""
+        self._presence[name] = facts
+        host = self.pool.fleet().host_by_name.get(name)
+        if host is not None and replace(host, **facts) != host:
+            slot = next(self.pool.slot(d.name) for d in self.pool.fleet().devices if d.host == name)
+            self.pool.add_device(slot.device, replace(host, **facts), slot.state)

@@ -205,7 +205,7 @@ class PlacementPlugin(SchedulerPlugin):
 
     @_loud
     def log_event(self, topic: str, msg: Any) -> None:
-        """Follow what is told only as an event: a worker's status, its retirement, reports of residents."""
+        """Follow what is told only as an event: a worker's status, its retirement, reports of residents, foreign use and hosts."""
         action = msg.get("action") if isinstance(msg, dict) else None
         if action == "worker-status-change":
             ws = self.scheduler.workers.get(topic)
@@ -216,6 +216,20 @@ class PlacementPlugin(SchedulerPlugin):
             self._retired.add(msg["worker"])
         elif action == "residents" and topic == TOPIC:
             self._residents(msg["device"], msg["residents"], msg.get("worker"))
+        elif action in ("foreign", "host") and topic == TOPIC:
+            self._reported(action, msg)
+
+    def _reported(self, action: str, msg: Mapping[str, Any]) -> None:
+        """Take in what a worker saw of its card or its host."""
+        device = msg["device"] if action == "foreign" else f"{msg['host']}/cpu"
+        if msg.get("worker") is not None and self.book.worker_of.get(device) != msg["worker"]:
+            logger.error("worker %s reports on %s, which is not its own", msg["worker"], device)
+            return
+        if action == "foreign":
+            self.book.set_foreign(device, **{name: msg[name] for name in ("used_mib", "ours_mib", "others_mib", "context_mib")})
+        else:
+            self.book.set_host(msg["host"], power=msg["power"], idle_s=msg["idle_s"])
+        self.pump.arm()
 
     def _residents(self, device: str, residents: Iterable[Mapping[str, Any]], worker: str | None) -> None:
         if worker is not None and self.book.worker_of.get(device) != worker:

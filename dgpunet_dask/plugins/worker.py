@@ -107,6 +107,14 @@ class DeviceWorker(WorkerPlugin):
         """Tell the scheduler what is loaded on `device`: mappings with `stage`, `id`, `mib`, `busy`. May be called from any thread."""
         self.worker.log_event("dgpunet", {"action": "residents", "device": device, "residents": [dict(r) for r in residents]})
 
+    def report_use(self, device: str, use: Mapping[str, int | None]) -> None:
+        """Tell the scheduler whose memory `device` holds: `used_mib`, `ours_mib`, `others_mib`, `context_mib`. From any thread."""
+        self.worker.log_event("dgpunet", {"action": "foreign", "device": device, **use})
+
+    def report_host(self, power: str | None, idle_s: float | None) -> None:
+        """Tell the scheduler what feeds this worker's host, and for how long nobody has touched it. From any thread."""
+        self.worker.log_event("dgpunet", {"action": "host", "host": self.host.name, "power": power, "idle_s": idle_s})
+
     async def _evict(self, device: str, stage: str) -> str:
         if self._on_evict is None:
             raise NotFound(what=f"Something that can unload {stage} from {device}")
