@@ -13,6 +13,7 @@ from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Charge, Device, DeviceState, Fleet, Host, features_of
 from dgpunet_dask.placement.feasible import is_own_resident
 from dgpunet_dask.placement.place import charges_of
+from dgpunet_dask.placement.resolve import resolve
 from dgpunet_dask.units import Mib
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0), None)
@@ -120,7 +121,7 @@ class Ledger:
         unit = f"unit{next(self.serial)}"
         kept = tuple(c for c in self.fleet.charges if not (c.holder in decision.evict and c.device in decision.devices))
         self.fleet = self.fleet.with_charges(kept)
-        new = charges_of(self.fleet, demand, decision, unit)
+        new = charges_of(self.fleet, resolve(demand), decision, unit)
         used = tuple(
             replace(c, evictable=False) if c.device in decision.devices and is_own_resident(c, demand) else c for c in kept
         )

@@ -20,8 +20,8 @@ FLEET = Fleet(
 def test_a_placed_unit_shows_the_ranking_and_who_did_not_come_in() -> None:
     assert explain(place(FLEET, Demand(vram="6GiB")), "embed").splitlines() == [
         "embed: on big",
-        "1. big  100.0 = speed 100.0",
-        "2. small  50.0 = speed 50.0",
+        "1. big  100.0 = finish 100.0",
+        "2. small  50.0 = finish 50.0",
         "device           reason       needs  has",
         "h/cpu   by rule  not_allowed  a GPU  a CPU",
     ]

@@ -10,6 +10,7 @@ import pytest
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Charge, DeviceState, Fleet
 from dgpunet_dask.placement.place import charges_of, place
+from dgpunet_dask.placement.resolve import resolve
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ CASES = [
     ),
     Case("a lost fleet may come back", {"vram": "1GiB"}, on="wait", states=ALL_LOST),
     Case(
-        "a CPU does not stand in for cards that are only away",
-        {"vram": "1GiB", "cpu_ok": True}, on="wait", states=ALL_LOST, reasons={"m18r2/cpu": "not_allowed"},
+        "a CPU stands in for cards that are away",
+        {"vram": "1GiB", "cpu_ok": True}, on="g16/cpu", states=ALL_LOST, reasons={"5090": "lost"},
     ),
     Case("a CPU will do where no card ever can", {"vram": "48GiB", "cpu_ok": True, "features": ["fp8"]}, on="g16/cpu", then=[
         "m18r2/cpu", "tower3090/cpu", "tower5090/cpu", "xps17/cpu"]),
@@ -189,7 +190,7 @@ def test_same_host_takes_the_host_with_the_best_cards(home5: Fleet) -> None:
 
 def test_scores_are_named_parts_of_the_total(home5: Fleet) -> None:
     best = place(home5, Demand(vram="1GiB")).ranking[0]
-    assert (best.device, best.total, best.parts) == ("5090", 100.0, {"speed": 100.0})
+    assert (best.device, best.total, best.parts) == ("5090", 100.0, {"finish": 100.0})
 
 
 def test_an_empty_fleet_waits() -> None:
@@ -215,5 +216,5 @@ def test_a_runtime_that_was_not_built_for_a_card_keeps_it_out(home5: Fleet) -> N
 def test_the_charge_is_what_the_decision_counted_on(home5: Fleet) -> None:
     demand = Demand(stage="embed", vram="8GiB", resident="3GiB", ram="2GiB", cpus=2)
     fleet = home5.with_charges([loaded("5090", "embed", 3)])
-    (charge,) = charges_of(fleet, demand, place(fleet, demand), "unit-1")
-    assert charge == Charge(holder="unit-1", device="5090", vram_mib=5 << 10, ram_mib=2 << 10, cpus=2, stage="embed")
+    (charge,) = charges_of(fleet, resolve(demand), place(fleet, demand), "unit-1")
+    assert charge == Charge(holder="unit-1", device="5090", vram_mib=5 << 10, ram_mib=2 << 10, cpus=2, stage="embed", priority="batch")

@@ -14,6 +14,7 @@ from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Device, Fleet, Host, features_of
 from dgpunet_dask.placement.feasible import NEVER_FILTERS, NOT_NOW_FILTERS
 from dgpunet_dask.placement.place import charges_of, place
+from dgpunet_dask.placement.resolve import resolve
 from dgpunet_dask.testing.fleets import Ledger, demands, fleets
 
 
@@ -101,7 +102,7 @@ def test_only_idle_residents_of_others_are_evicted_and_none_in_vain(fleet: Fleet
         return
     for spared in leaving:
         staying = fleet.with_charges(c for c in fleet.charges if c not in leaving or c == spared)
-        need = next(c for c in charges_of(staying, demand, decision, "unit") if c.device == spared.device)
+        need = next(c for c in charges_of(staying, resolve(demand), decision, "unit") if c.device == spared.device)
         assert need.vram_mib > (staying.free_mib(spared.device) or 0)
 
 
