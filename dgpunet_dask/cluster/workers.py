@@ -58,7 +58,10 @@ class WorkerPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSite:
-    """What the workers of one agent share: the scheduler's file, their folders, the agent's socket and the machine's cores."""
+    """What the workers of one agent share: the scheduler's file, their folders, the agent's socket and the machine's cores.
+
+    `probed`: the fleet is what this machine reported, and not simulated: its workers watch it.
+    """
 
     scheduler_file: Path
     facts_folder: Path
@@ -66,6 +69,7 @@ class WorkerSite:
     agent_socket: Path
     home: Path
     cores: int
+    probed: bool = False
 
 
 def plan_workers(fleet: Fleet, site: WorkerSite) -> tuple[WorkerPlan, ...]:
@@ -123,6 +127,7 @@ def _env(device: Device, site: WorkerSite, facts_file: Path, threads: int) -> di
         "DGPUNET_AGENT_SOCKET": str(site.agent_socket),
         "DGPUNET_HOME": str(site.home),
         "DGPUNET_STAGE_THREADS": str(threads),
+        "DGPUNET_PROBED": "1" if site.probed else "",
     }
 
 

@@ -54,6 +54,11 @@ class Home:
         return self.root / "policy"
 
     @property
+    def torch_arches(self) -> Path:
+        """What the installed torch said that it has code for."""
+        return self.root / "cache" / "torch-arches.json"
+
+    @property
     def head_file(self) -> Path:
         """Address, pid and key of the running head."""
         return self.run / "head.json"

@@ -130,6 +130,7 @@ async def _main(args: argparse.Namespace) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     home = Home(args.home)
+    described = json.loads(args.fleet_file.read_text())
     site = WorkerSite(
         scheduler_file=args.scheduler_file,
         facts_folder=home.run / "facts",
@@ -137,9 +138,9 @@ async def _main(args: argparse.Namespace) -> None:
         agent_socket=home.agent_socket,
         home=home.root,
         cores=usable_cpus(),
+        probed=bool(described.get("probed")),
     )
-    fleet = fleet_from_json(json.loads(args.fleet_file.read_text()))
-    await Agent(home, fleet, site).run(stop)
+    await Agent(home, fleet_from_json(described), site).run(stop)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -51,12 +51,16 @@ _POLL_S: Final = 0.05
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """What a head is started with: its home, the fleet and what that was read from, and whether it ends with its last lease."""
+    """What a head is started with: its home, the fleet and what that was read from, and whether it ends with its last lease.
+
+    `probed`: the fleet is this machine, and not a file.
+    """
 
     home: Home
     fleet: Fleet
     label: str = "local"
     embedded: bool = False
+    probed: bool = False
 
 
 class Head:
@@ -96,7 +100,8 @@ class Head:
         StartFailed
             If the scheduler or every worker failed to start.
         """
-        write_private(self.home.run / "fleet.json", json.dumps(fleet_to_json(self.options.fleet)))
+        described = {**fleet_to_json(self.options.fleet), "probed": self.options.probed}
+        write_private(self.home.run / "fleet.json", json.dumps(described))
         async with self._children(), self._connected() as client:
             await self._workers_joined(client)
             if self.stopping.is_set():
@@ -292,8 +297,8 @@ def head_host(fleet: Fleet) -> str:
     return heads[0].cpu_device if heads else "cpu"
 
 
-def read_fleet(simulate: Path | None) -> Fleet:
-    """Return the fleet that a file states, or this machine.
+def read_fleet(simulate: Path | None, home: Home) -> Fleet:
+    """Return the fleet that a file states, or this machine. What torch said of itself is kept under `home`.
 
     Raises
     ------
@@ -303,9 +308,12 @@ def read_fleet(simulate: Path | None) -> Fleet:
         If it cannot be read.
     """
     from dgpunet_dask.hardware.probe import local_fleet
+    from dgpunet_dask.hardware.runtime import torch_arches
     from dgpunet_dask.hardware.simulated import simulated_fleet
 
-    return local_fleet() if simulate is None else simulated_fleet(simulate)
+    if simulate is not None:
+        return simulated_fleet(simulate)
+    return local_fleet(arches=functools.partial(torch_arches, home.torch_arches))
 
 
 class Starter:
@@ -362,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     home = Home(args.home).ensure()
     starter = Starter(home.run / "logs" / "head.log")
     try:
-        options = HeadOptions(home, read_fleet(args.simulate), str(args.simulate or "local"), args.embedded)
+        options = HeadOptions(home, read_fleet(args.simulate, home), str(args.simulate or "local"), args.embedded, args.simulate is None)
         with _registered(home):
             asyncio.run(_main(options, starter))
     except DgpunetError as error:

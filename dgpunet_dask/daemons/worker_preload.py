@@ -1,4 +1,6 @@
-"""Dask preload of every worker: announces the device that the worker stands for, and passes on what its agent says is loaded there."""
+"""Dask preload of every worker: announces the device that the worker stands for, passes on what its agent says is loaded there, and
+tells what changes on a real machine.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
+from dgpunet_dask.clock import SystemClock
+from dgpunet_dask.daemons.watching import PROBED, watch
 from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.plugins.facts import device_from_wire, host_from_wire
 from dgpunet_dask.plugins.worker import DeviceWorker, announce
@@ -23,6 +27,7 @@ log = logging.getLogger(__name__)
 LINGER_S: Final = 3.0
 
 _subscriptions: list[Subscription] = []
+_ending = threading.Event()
 
 
 async def dask_setup(worker: Any) -> None:
@@ -35,6 +40,8 @@ async def dask_setup(worker: Any) -> None:
     loop = asyncio.get_running_loop()
     names = [device.name for device in devices]
     loop.call_later(0, lambda: _background(_subscribe, worker, plugin, agent, names))
+    if os.environ.get(PROBED):
+        loop.call_later(0, lambda: _background(watch, plugin, _ending, SystemClock()))
 
 
 def _facts(file: Path) -> dict[str, Any]:
@@ -62,7 +69,8 @@ def _subscribe(worker: Any, plugin: DeviceWorker, agent: AgentClient, devices: l
 
 
 async def dask_teardown(_: Any) -> None:
-    """Stop listening, and see to it that the worker ends soon."""
+    """Stop listening and watching, and see to it that the worker ends soon."""
+    _ending.set()
     while _subscriptions:
         await asyncio.to_thread(_subscriptions.pop().close)
     ends = threading.Timer(LINGER_S, os._exit, (0,))
