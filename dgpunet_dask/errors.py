@@ -12,6 +12,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     ├── CheckFailed (3)
     ├── JobFailed (100)
     │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull, DamagedFile
+    │   ├── StageOutOfMemory, ForeignMemory
     ├── StillRunning (101)
     ├── NotFound (102)
     │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoHead
@@ -211,6 +212,22 @@ class StageHung(JobFailed):
     """Stage {stage} on {device} reported no progress for {deadline_s:g} s and was killed. Raise `deadline:` in job.yaml if it needs longer."""
 
     code = "stage_hung"
+
+
+class StageOutOfMemory(JobFailed):
+    """Stage {stage} ran out of GPU memory: its peak was {peak} where {charge} were charged, on {cards}, after {attempts} attempt(s). Make
+    its batches smaller, state a larger `vram` in its demand, or add a larger card; `on_oom` in a policy says how far the demand may grow.
+    """
+
+    code = "out_of_memory"
+
+
+class ForeignMemory(JobFailed):
+    """Other processes fill {device}: {free} were free where stage {stage} was promised {charge}, after {attempts} attempt(s). End them
+    (`nvidia-smi` lists them), or keep room for them with `reserve` of that card in the fleet file.
+    """
+
+    code = "foreign_memory"
 
 
 class EnvironmentFailed(JobFailed):

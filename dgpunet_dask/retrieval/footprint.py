@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Final, NamedTuple
 
-#: What CUDA's context and torch's kernels take beside any tensor. An estimate; the cap of a stage is its charge, so it errs to the high side.
-CONTEXT_MIB: Final = 600
+from dgpunet_dask.stagehost.memory import CONTEXT_MIB
+
 #: Tensors of a layer that live at once, in units of hidden size and of feed-forward size: input, residual, query, key, value, attention's
 #: output and their copies in other layouts; the feed-forward block before and after its activation.
 _HIDDEN_TENSORS: Final = 10

@@ -35,7 +35,7 @@ from typing import Any, Final
 
 from dgpunet_dask.errors import DgpunetError, StageFailed
 from dgpunet_dask.model.stage import Stage, is_light
-from dgpunet_dask.stagehost import loader
+from dgpunet_dask.stagehost import loader, memory
 from dgpunet_dask.stagehost.calls import run_call, run_gather, source_units
 from dgpunet_dask.stagehost.frames import pack, unpack
 from dgpunet_dask.stagehost.reports import error_to_json, failure_of
@@ -45,7 +45,6 @@ from dgpunet_dask.stagehost.wire import Packet, Wire
 LIFELINE_VARIABLE: Final = "DGPUNET_LIFELINE_FD"
 #: Progress is told at most this often: a source may yield a hundred thousand items a second.
 PROGRESS_EVERY_S: Final = 0.1
-_MIB: Final = 1 << 20
 
 
 class StageHost:
@@ -79,8 +78,7 @@ class StageHost:
         except BaseException as error:
             traceback.print_exc()
             sys.stderr.flush()
-            name = packet.fields.get("spec", {}).get("stage", "?")
-            return Packet.of("error", {"error": error_to_json(failure_of(error, name))})
+            return Packet.of("error", {"error": error_to_json(_failure(error, packet))})
 
     def _progress(self) -> None:
         now = time.monotonic()
@@ -94,11 +92,11 @@ class StageHost:
         loader.install(packet.fields["workloads"])
         stage = loader.load_stage(spec.digest, spec.run)()
         stage.context = spec.context()
-        cap_torch(spec)
+        memory.cap_torch_once_imported(spec)
         stage.load(**spec.load)
-        cap_torch(spec)
+        memory.cap_torch(spec)
         self._stage = stage
-        return Packet.of("loaded", {"seconds": time.monotonic() - started})
+        return Packet.of("loaded", {"seconds": time.monotonic() - started, "held_mib": memory.held_mib(spec)})
 
     def _ready(self, packet: Packet) -> tuple[Stage, StageCallSpec]:
         """Return the stage and the spec of this call; what an earlier, failed call counted is forgotten."""
@@ -111,9 +109,12 @@ class StageHost:
 
     def _call(self, packet: Packet) -> Packet:
         stage, spec = self._ready(packet)
+        memory.cap_torch(spec)
         items = unpack(packet.frames())
         started = time.monotonic()
-        return _result(stage, run_call(stage, spec, items, self._progress), started)
+        result = _result(stage, run_call(stage, spec, items, self._progress), started)
+        result.fields["peak_mib"] = memory.peak_mib(spec)
+        return result
 
     def _gather(self, packet: Packet) -> Packet:
         stage, _ = self._ready(packet)
@@ -159,6 +160,15 @@ def _result(stage: Stage, results: list[Any], started: float) -> Packet:
     return Packet.of("result", fields, pack(results))
 
 
+def _failure(error: BaseException, packet: Packet) -> DgpunetError:
+    """Return the product's error for what user code raised; out of memory is told apart where the stage runs on a card."""
+    raw = packet.fields.get("spec")
+    spec = StageCallSpec.from_json(raw) if raw is not None else None
+    if spec is None or not spec.on_card:
+        return failure_of(error, "?" if spec is None else spec.stage)
+    return failure_of(error, spec.stage, spec, memory.measured(spec))
+
+
 def facts_of(digest: str, run: str, env: str | None, params: dict[str, Any]) -> dict[str, Any]:
     """Return `model.pipeline.StageFacts` of one stage as JSON values; `demand` is a mapping that `Demand.parse` reads."""
     stage = loader.load_stage(digest, run)
@@ -177,15 +187,6 @@ def _named(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """Return the parameters of `function` that can be given by name."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
-
-
-def cap_torch(spec: StageCallSpec) -> None:
-    """Keep torch within the stage's charge, so that an overrun fails this process and never its neighbour on the card."""
-    torch: Any = sys.modules.get("torch")  # never imported for this: it costs seconds
-    if torch is None or spec.vram_mib is None or not spec.torch_device.startswith("cuda"):
-        return
-    total = torch.cuda.get_device_properties(spec.torch_device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, spec.vram_mib * _MIB / total), spec.torch_device)
 
 
 def guard_lifeline(fd: int, connection: socket.socket) -> None:

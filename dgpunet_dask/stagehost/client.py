@@ -54,6 +54,8 @@ class AgentClient:
         ------
         StageFailed
             The stage's code raised; ``fields["traceback"]`` says where.
+        StageOutOfMemory, ForeignMemory
+            It ran out of its card's memory: of its own charge, or because others have filled the card.
         StageHostLost, StageHung
             Its process died, or was killed after `spec.deadline_s` without progress; another call gets a fresh one.
         EnvironmentFailed
@@ -208,4 +210,5 @@ def _answer(wire: Wire) -> Packet:
 
 def _result(packet: Packet) -> CallResult:
     fields = packet.fields
-    return CallResult(packet.frames(keep=True), fields["items"], fields["counts"], fields["seconds"])
+    frames = packet.frames(keep=True)
+    return CallResult(frames, fields["items"], fields["counts"], fields["seconds"], fields.get("load_s"), fields.get("peak_mib"))

@@ -41,7 +41,7 @@ from typing import Any, Final
 
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import DgpunetError, JobFailed
+from dgpunet_dask.errors import DgpunetError, JobFailed, StageOutOfMemory
 from dgpunet_dask.stagehost import launching
 from dgpunet_dask.stagehost.asyncwire import AsyncWire
 from dgpunet_dask.stagehost.environments import ensure_environment
@@ -58,6 +58,7 @@ LOGS_KEPT: Final = 100
 #: How long reading a workload's stages may take: importing torch from a cold disk takes most of a minute.
 INSPECT_S: Final = 300.0
 
+_OVERRUN: Final = StageOutOfMemory.__name__
 Answer = Callable[[AsyncWire, Packet], Coroutine[Any, Any, Packet | None]]
 
 
@@ -83,11 +84,19 @@ class _Host:
     failed: bool = False
     ending: bool = False
     used: float = 0.0
+    load_s: float | None = None
+    load_told: bool = False
+    held_mib: int = 0
 
     @property
     def idle(self) -> bool:
         """Whether a call may take it."""
         return not (self.busy or self.failed or self.ending) and self.process is not None and self.process.alive
+
+    def take_load_s(self) -> float | None:
+        """Return the seconds of the load, to the call that it was made for; ``None`` to the others."""
+        told, self.load_told = self.load_told, True
+        return None if told else self.load_s
 
 
 @dataclass
@@ -158,13 +167,15 @@ class StageHosts:
         return self.home.run / "import"
 
     def residents(self) -> dict[str, list[dict[str, Any]]]:
-        """Return what is loaded on each card: the stage's name, the process's id (`host_key`), its MiB, and whether a call uses it.
+        """Return what is loaded on each card: the stage's name, the process's id (`host_key`), its MiB, whether a call uses it, and how
+        many seconds its load took (``None`` until it has ended).
 
-        A process counts from before it starts until it is seen gone.
+        The MiB are those stated, or those that torch held after the load if that is more. A process counts from before it starts until it is seen gone.
         """
         found: dict[str, list[dict[str, Any]]] = {}
         for host in sorted((h for h in self._hosts if h.spec.on_card), key=lambda h: (h.spec.device, h.spec.stage)):
-            entry = {"stage": host.spec.stage, "id": host.spec.host_key, "mib": host.spec.resident_mib, "busy": not host.idle}
+            mib = max(host.spec.resident_mib, host.held_mib)
+            entry = {"stage": host.spec.stage, "id": host.spec.host_key, "mib": mib, "busy": not host.idle, "load_s": host.load_s}
             found.setdefault(host.spec.device, []).append(entry)
         return found
 
@@ -224,13 +235,21 @@ class StageHosts:
             packet.close()
 
     async def _call(self, wire: AsyncWire, packet: Packet) -> Packet | None:
-        async with self._lent(StageCallSpec.from_json(packet.fields["spec"]), wire) as process:
-            return None if process is None else await process.exchange(packet, _nowhere)
+        async with self._lent(StageCallSpec.from_json(packet.fields["spec"]), wire) as host:
+            if host is None:
+                return None
+            answer = await _running(host).exchange(packet, _nowhere)
+            if answer.kind == "result":
+                answer.fields["load_s"] = host.take_load_s()
+            elif answer.fields["error"]["class"] == _OVERRUN:
+                host.failed = True  # its memory is in pieces, and whoever tries again has another charge
+            return answer
 
     async def _stream(self, wire: AsyncWire, packet: Packet) -> Packet | None:
-        async with self._lent(StageCallSpec.from_json(packet.fields["spec"]), wire) as process:
-            if process is None:
+        async with self._lent(StageCallSpec.from_json(packet.fields["spec"]), wire) as host:
+            if host is None:
                 return None
+            process = _running(host)
             reading = asyncio.create_task(self._reader(wire, process))
             try:
                 return await process.exchange(packet, _to(wire), allowed=int(packet.fields["credits"]))
@@ -299,13 +318,14 @@ class StageHosts:
     # Processes
 
     @contextlib.asynccontextmanager
-    async def _lent(self, spec: StageCallSpec, wire: AsyncWire) -> AsyncIterator[StageProcess | None]:
-        """Lend a loaded process for one call; ``None`` if the caller went away meanwhile."""
+    async def _lent(self, spec: StageCallSpec, wire: AsyncWire) -> AsyncIterator[_Host | None]:
+        """Lend a host with its stage loaded for one call; ``None`` if the caller went away meanwhile."""
         python = await self._python(spec)
         host = await self._taken(spec)
         try:
-            process = host.process or await self._loaded(host, python)
-            yield None if wire.closed_by_peer() else process
+            if host.process is None:
+                await self._load(host, python)
+            yield None if wire.closed_by_peer() else host
         finally:
             self._give_back(host)
 
@@ -341,7 +361,7 @@ class StageHosts:
         spare = len(kept) - self.limits.cpu_hosts + (not spec.of_one_job)
         yield from sorted((h for h in kept if h.idle), key=lambda h: h.used)[: max(0, spare)]
 
-    async def _loaded(self, host: _Host, python: Path | None) -> StageProcess:
+    async def _load(self, host: _Host, python: Path | None) -> None:
         """Start the host's process and load its stage."""
         process = host.process = await self._process(host.spec, python)
         _keep(self._watches, self._watch(host, process))
@@ -354,7 +374,7 @@ class StageHosts:
         if answer.kind == "error":
             host.failed = True
             raise error_from_json(answer.fields["error"])
-        return process
+        host.load_s, host.held_mib = float(answer.fields["seconds"]), int(answer.fields.get("held_mib") or 0)
 
     async def _process(self, spec: StageCallSpec, python: Path | None) -> StageProcess:
         assert self._lifeline is not None, "start() comes first"
@@ -406,6 +426,11 @@ class StageHosts:
         """Wake whoever waits for a change of the books."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _running(host: _Host) -> StageProcess:
+    assert host.process is not None, "only loaded hosts are lent"
+    return host.process
 
 
 def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:

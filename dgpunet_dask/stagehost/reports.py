@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from dgpunet_dask import errors
 from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed, MalformedFile, Problem, StageFailed
+from dgpunet_dask.stagehost.oom import Shortage, oom_in, out_of_memory, parse_shortage
+from dgpunet_dask.stagehost.spec import StageCallSpec
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 #: A traceback is cut to its last characters: what raised stands there.
@@ -17,17 +19,22 @@ _TRACEBACK_LETTERS: Final = 20_000
 _MESSAGE_LETTERS: Final = 2_000
 
 
-def failure_of(error: BaseException, stage: str) -> DgpunetError:
+def failure_of(error: BaseException, stage: str, card: StageCallSpec | None = None, measured: Shortage | None = None) -> DgpunetError:
     """Return the product's error for what a stage's code raised.
 
-    An error of our own tree stays what it is, a full disk becomes `DiskFull`, anything else `StageFailed`, whose
-    ``fields["traceback"]`` says where it was raised.
+    An error of our own tree stays what it is, a full disk becomes `DiskFull`, out of memory on a `card` that the stage was called on
+    `StageOutOfMemory` or `ForeignMemory`, anything else `StageFailed`; ``fields["traceback"]`` says where it was raised.
     """
     if isinstance(error, DgpunetError) and _known(type(error).__name__) is type(error):
         return error
     if isinstance(error, OSError) and error.errno in _FULL:
         return DiskFull(path=error.filename or "the job's folder")
     text = "".join(traceback.format_exception(error))[-_TRACEBACK_LETTERS:]
+    oom = None if card is None else oom_in(error)
+    if card is not None and oom is not None:
+        why = _text_of(oom)
+        found = parse_shortage(why).filled(measured or Shortage())
+        return out_of_memory(found, stage=stage, device=card.device, charge_mib=card.vram_mib, why=why, traceback=text)
     return StageFailed(stage=stage, kind=type(error).__name__, why=_text_of(error), traceback=text)
 
 

@@ -15,7 +15,7 @@ from dgpunet_dask.model.stage import StageContext
 from dgpunet_dask.stagehost.frames import Buffer
 
 #: May differ from call to call of one stage host.
-_PER_CALL: Final = ("deadline_s", "batch_items", "batch_tokens", "job_id")
+_PER_CALL: Final = ("deadline_s", "batch_items", "batch_tokens", "job_id", "vram_mib")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +128,15 @@ class CallResult:
         What the stage counted meanwhile (`model.stage.merge_counts` adds it up).
     seconds
         How long the stage itself took.
+    load_s
+        How long loading it took, where this call had to; else ``None``.
+    peak_mib
+        What its process took of the card at most; ``None`` where that was not measured (a CPU, a simulated card, no torch).
     """
 
     frames: Sequence[Buffer]
     items: int
     counts: dict[str, Any]
     seconds: float
+    load_s: float | None = None
+    peak_mib: int | None = None

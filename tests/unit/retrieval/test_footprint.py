@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dgpunet_dask.retrieval.footprint import CONTEXT_MIB, footprint
+from dgpunet_dask.retrieval.footprint import footprint
+from dgpunet_dask.stagehost.memory import CONTEXT_MIB
 
 
 @pytest.fixture

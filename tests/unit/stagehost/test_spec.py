@@ -19,14 +19,14 @@ from dgpunet_dask.stagehost.spec import StageCallSpec
 SPEC = StageCallSpec(stage="embed", run="stages:Embed", digest="ab", load={"model": "m"}, device="4090l", vram_mib=2048, job_id="j1")
 
 
-@pytest.mark.parametrize("change", [{"deadline_s": 1.0}, {"batch_items": 3}, {"batch_tokens": 3}, {"job_id": "j2"}])
-def test_calls_that_differ_in_limits_or_job_share_a_process(change):
+@pytest.mark.parametrize("change", [{"deadline_s": 1.0}, {"batch_items": 3}, {"batch_tokens": 3}, {"job_id": "j2"}, {"vram_mib": 4096}])
+def test_calls_that_differ_in_limits_charge_or_job_share_a_process(change):
     assert replace(SPEC, **change).host_key == SPEC.host_key
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"load": {"model": "n"}}, {"device": "4080l"}, {"digest": "cd"}, {"env": "x.lock"}, {"threads": 2}, {"vram_mib": 4096}, {"run": "s:E"}],
+    [{"load": {"model": "n"}}, {"device": "4080l"}, {"digest": "cd"}, {"env": "x.lock"}, {"threads": 2}, {"resident_mib": 64}, {"run": "s:E"}],
 )
 def test_calls_that_differ_in_what_is_loaded_do_not(change):
     assert replace(SPEC, **change).host_key != SPEC.host_key
