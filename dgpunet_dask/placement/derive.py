@@ -162,14 +162,12 @@ def _stand_in(card: Device, fleet: Fleet, standings: Standings) -> Device | None
 
 
 def _covers(other: Device, card: Device) -> bool:
-    if card.usable_mib is None or card.capability is None:
-        return True  # what does not report its size is given no work at all
     return (
-        (other.usable_mib or 0) >= card.usable_mib
-        and (other.capability or ()) >= card.capability
+        (other.vram_mib or 0) >= (card.vram_mib or 0)
+        and (other.capability or ()) >= (card.capability or ())
         and other.features >= card.features
         and (other.driver or ()) >= (card.driver or ())
-        and not other.cordoned
+        and not (_no_code(other) or other.cordoned)
     )
 
 
@@ -195,11 +193,17 @@ def _card_comments(card: Device, standing: Standing, speed: float | None) -> Ite
     yield f"#   {_described(card)}"
     if card.vram_mib is None:
         yield "#   It does not report its memory: work that needs VRAM is refused with vram_unknown."
-    arches = card.runtime_arches
-    if arches is not None and card.capability is not None and not any(runs_arch(card.capability, a) for a in arches):
-        yield f"#   The installed torch has no code for it ({', '.join(arches) or 'it was built without CUDA'}): runtime_arch."
+    if _no_code(card):
+        arches = ", ".join(card.runtime_arches or ()) or "it was built without CUDA"
+        yield f"#   The installed torch has no code for it ({arches}): all work is refused with runtime_arch."
     if card.display:
-        yield f"#   A display is attached: {Mib.of(card.reserve_mib)} are kept free for it."
+        yield "#   A display is attached: more of the card is kept free."
+
+
+def _no_code(card: Device) -> bool:
+    """Whether the installed torch is known to have no code for the card."""
+    arches, capability = card.runtime_arches, card.capability
+    return arches is not None and capability is not None and not any(runs_arch(capability, arch) for arch in arches)
 
 
 def _described(card: Device) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -53,6 +54,7 @@ class Book:
         self._lingering: dict[str, tuple[str, str]] = {}  # holder -> worker asked, key
         self._waiting_claims: dict[str, list[WorkerState]] = {}
         self._number = 0
+        self.succeeded: Counter[str] = Counter()  # device -> units that have ended well on it
         self._uses: dict[str, tuple[int | None, int | None, int]] = {}  # device -> MiB used, of these ours, surely others'
         self._reserves: dict[str, int] = {}  # device -> what it keeps free by itself
         self._presence: dict[str, dict[str, Any]] = {}  # host -> its power and idle time as last reported

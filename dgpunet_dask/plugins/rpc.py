@@ -39,7 +39,7 @@ def fleet(plugin: PlacementPlugin) -> dict[str, Any]:
     """Return the fleet as it is now.
 
     `lingering` names charges of calls that run on after their task has gone. `waiting` counts queued tasks; some may have been
-    cancelled since.
+    cancelled since. `succeeded` counts the units that have ended well on each device since the scheduler started.
     """
     now = plugin.book.pool.fleet()
     return {
@@ -49,6 +49,7 @@ def fleet(plugin: PlacementPlugin) -> dict[str, Any]:
         "states": dict(now.states),
         "lingering": sorted(plugin.book.lingering),
         "waiting": len(plugin.pump.queues),
+        "succeeded": dict(plugin.book.succeeded),
     }
 
 

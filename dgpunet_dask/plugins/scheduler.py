@@ -128,6 +128,8 @@ class PlacementPlugin(SchedulerPlugin):
 
     def _left(self, record: Record, finish: str) -> None:
         """Free the charge of a task that left its worker, or let it linger while the call may run on; hold the task again."""
+        if finish == "memory":
+            self.book.succeeded.update(record.devices)
         if finish in ("memory", "erred") or record.ts.actor:
             self.book.release(record)
         else:
