@@ -7,7 +7,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     ├── UsageError (2)
     │   ├── BadValue, BadName, MissingPath, UnreadablePath, UnknownParameter, MissingParameter
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
-    │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning
+    │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, NoCases
     ├── StartFailed (1)
     ├── CheckFailed (3)
     ├── JobFailed (100)
@@ -115,6 +115,12 @@ class NewerFormat(UsageError):
     """{path} has format version {found}, and this release reads up to {known}. Upgrade dgpunet-dask, or remove the file."""
 
     code = "newer_format"
+
+
+class NoCases(UsageError):
+    """No test case was found in {where}{text}. Name a policy test file, or a folder that holds some."""
+
+    code = "no_cases"
 
 
 class ModelUnavailable(UsageError):

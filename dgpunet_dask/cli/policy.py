@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from dgpunet_dask.cli.policy_derive import derive
+from dgpunet_dask.cli.policy_test import test
 
 
 @click.group()
@@ -13,3 +14,4 @@ def policy() -> None:
 
 
 policy.add_command(derive)
+policy.add_command(test)
