@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
@@ -209,7 +209,7 @@ class Policy:
     @cached_property
     def digest(self) -> str:
         """The first 12 hex digits of the SHA-256 of all that the policy says, without the places where it says so."""
-        return hashlib.sha256(repr((self.rules, self.reserves, self.hosts, self.weights)).encode()).hexdigest()[:12]
+        return hashlib.sha256(repr(_compared(self)).encode()).hexdigest()[:12]
 
     def weight_of(self, user: str | None) -> float:
         """Return the weight of `user` in the fair share: of the first glob that matches."""
@@ -252,6 +252,15 @@ def within(minute: int, hours: tuple[int, int]) -> bool:
 def clock_text(minute: int) -> str:
     """Return ``22:05`` for 1325."""
     return f"{minute // 60:02d}:{minute % 60:02d}"
+
+
+def _compared(value: Any) -> Any:
+    """Return what counts when values are compared, as nested lists: the same text in every process, whatever its seed for sets."""
+    if is_dataclass(value):
+        return [type(value).__name__, *(_compared(getattr(value, f.name)) for f in fields(value) if f.compare)]
+    if isinstance(value, frozenset):
+        return sorted(value)
+    return [_compared(v) for v in value] if isinstance(value, tuple) else value
 
 
 def _named(name: str | None, glob: str | None) -> bool:
