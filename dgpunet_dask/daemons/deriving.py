@@ -51,12 +51,13 @@ class Deriving:
 
     def met(self, seen: Mapping[str, Any]) -> None:
         """Take in what the scheduler's plugin reports: machines and cards that have joined, units that have succeeded."""
-        self.fleet = joined(self.fleet, live_fleet(seen))
+        before, self.fleet = self.fleet, joined(self.fleet, live_fleet(seen))
         succeeded = {name: int(n) for name, n in seen.get("succeeded", {}).items()}
         # a scheduler that was started again counts from 0
-        done = {name: n - before if n >= (before := self._counted.get(name, 0)) else n for name, n in succeeded.items()}
+        done = {name: n - had if n >= (had := self._counted.get(name, 0)) else n for name, n in succeeded.items()}
         self._counted = succeeded
-        self.refresh(done)
+        if self.fleet != before or any(done.values()):
+            self.refresh(done)
 
     async def run(self, ask: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
         """Follow the scheduler's plugin, which `ask` asks for the live fleet, until cancelled."""

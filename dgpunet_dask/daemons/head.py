@@ -30,6 +30,7 @@ from dgpunet_dask.cluster.wire import error_to_wire
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons import children
 from dgpunet_dask.daemons.api import ApiContext, JobService, listen
+from dgpunet_dask.daemons.deriving import Deriving
 from dgpunet_dask.daemons.lifeline import watch
 from dgpunet_dask.daemons.register import Register, kill_descendants
 from dgpunet_dask.errors import DgpunetError, StartFailed
@@ -83,6 +84,7 @@ class Head:
         self.client: Client | None = None
         self.service: JobService | None = None
         self.met: frozenset[str] = frozenset()
+        self.deriving = Deriving(self.home, options.fleet)
         self.children = children.Children(self.home, fatal=self.stop, on_scheduler_lost=self._scheduler_lost)
 
     def stop(self, why: str) -> None:
@@ -102,7 +104,8 @@ class Head:
         """
         described = {**fleet_to_json(self.options.fleet), "probed": self.options.probed}
         write_private(self.home.run / "fleet.json", json.dumps(described))
-        async with self._children(), self._connected() as client:
+        self.deriving.refresh()
+        async with self._children(), self._connected() as client, self._following():
             await self._workers_joined(client)
             if self.stopping.is_set():
                 return
@@ -118,6 +121,16 @@ class Head:
             yield
         finally:
             await self.children.stop()
+
+    @contextlib.asynccontextmanager
+    async def _following(self) -> AsyncIterator[None]:
+        """Keep the generated policies equal to what the machines report."""
+        task = asyncio.create_task(self.deriving.run(functools.partial(self._ask, "dgpunet_fleet")))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[Client]:
