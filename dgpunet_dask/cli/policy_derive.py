@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,12 @@ def derive(context: CliContext, fleet: Path | None, dry_run: bool, out: Path | N
 
 def _fleet(context: CliContext, file: Path | None) -> Fleet:
     from dgpunet_dask.hardware.probe import local_fleet
+    from dgpunet_dask.hardware.runtime import torch_arches
     from dgpunet_dask.hardware.simulated import simulated_fleet
 
     if file is not None:
         return simulated_fleet(file)
-    return local_fleet()
+    return local_fleet(arches=functools.partial(torch_arches, context.home.torch_arches))
 
 
 def _row(change: Change, dry_run: bool) -> dict[str, Any]:
