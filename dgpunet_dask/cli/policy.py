@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from dgpunet_dask.cli.policy_derive import derive
+from dgpunet_dask.cli.policy_lint import lint
 from dgpunet_dask.cli.policy_test import test
 
 
@@ -14,4 +15,5 @@ def policy() -> None:
 
 
 policy.add_command(derive)
+policy.add_command(lint)
 policy.add_command(test)

@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from dgpunet_dask.config.yamltree import Document, Path, load, quote_it
 from dgpunet_dask.errors import BadValue, MalformedFile, MissingPath, NewerFormat, Problem, UnreadablePath, did_you_mean
 
-__all__ = ["Document", "Path", "YamlModel", "check_version", "load", "parsed", "read", "validate"]
+__all__ = ["Document", "Path", "YamlModel", "check_version", "load", "parsed", "read", "read_text", "validate"]
 
 M = TypeVar("M", bound=BaseModel)
 Check = Callable[[Document], Iterable[Problem]]
@@ -45,6 +45,18 @@ def read(path: FilePath) -> Document:
     ------
     MissingPath, UnreadablePath, MalformedFile
     """
+    return load(read_text(path), str(path))
+
+
+def read_text(path: FilePath) -> str:
+    """Return the text of a file.
+
+    Raises
+    ------
+    MissingPath, UnreadablePath
+    MalformedFile
+        Where it is not UTF-8.
+    """
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -52,7 +64,7 @@ def read(path: FilePath) -> Document:
     except OSError as error:
         raise UnreadablePath(path=path, why=error.strerror or str(error)) from error
     try:
-        return load(raw.decode("utf-8"), str(path))
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         before = raw[: error.start]
         line, col = before.count(b"\n") + 1, len(before) - before.rfind(b"\n")

@@ -145,8 +145,14 @@ def _compose(text: str, file: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = (1, 1) if mark is None else _place(mark)
-        parts = (error.context, error.problem)
-        raise MalformedFile([Problem(file, *place, "not valid YAML: " + ", ".join(p for p in parts if p))]) from None
+        raise MalformedFile([Problem(file, *place, _told(error))]) from None
+
+
+def _told(error: yaml.MarkedYAMLError) -> str:
+    """Return what is wrong, and for the mistakes that people make most what would be right."""
+    what = ", ".join(part for part in (error.context, error.problem) if part)
+    cures = {r"'\t'": "indent with spaces, not with tabs", "another document": "keep one document in a file, without a second ---"}
+    return f"not valid YAML: {what}" + "".join(f"; {cure}" for sign, cure in cures.items() if sign in what)
 
 
 class _Builder:

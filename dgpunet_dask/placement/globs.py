@@ -113,3 +113,15 @@ def _letters(parts: Iterable[str]) -> str:
     named = {ord(c) for part in parts for c in part}
     near = {n + d for n in named or {ord("a")} for d in (-1, 0, 1)}
     return "".join(chr(n) for n in sorted(near) if 0 <= n <= _LAST)
+
+
+def witness(glob: str) -> str | None:
+    """Return a short text that `glob` matches, ``None`` where there is none (an empty range, as in ``[z-a]``)."""
+    parts = [_witness(part) for part in tokens(glob)]
+    return None if None in parts else "".join(part for part in parts if part is not None)
+
+
+def _witness(part: str) -> str | None:
+    if len(part) == 1:
+        return {"*": "", "?": "a"}.get(part, part)
+    return next((c for c in sorted(_letters((part, "a")), key=lambda c: (not c.isalnum(), c)) if _takes(part, c)), None)

@@ -8,8 +8,8 @@ from typing import Any, Final, TypeVar
 
 from dgpunet_dask.config.yamlfile import Check, Document, Path
 from dgpunet_dask.errors import BadValue, Problem
-from dgpunet_dask.model.demand import PRIORITIES
 from dgpunet_dask.model.policy import MATCH_KEYS, SELECTOR_KEYS, Match, Rule, SourceRef
+from dgpunet_dask.placement.covering import matches_overlap
 from dgpunet_dask.placement.globs import overlap
 from dgpunet_dask.placement.policy_model import data_of
 from dgpunet_dask.units import Mib
@@ -21,21 +21,6 @@ SINGLE: Final[Mapping[str, str]] = {
 _CLAUSES: Final = ("require", "allow", "deny", "prefer", "share", "exclusive", "priority", "on_oom")
 
 T = TypeVar("T", bound=Any)
-
-
-def matches_overlap(one: Match, other: Match) -> bool:
-    """Whether some demand is matched by both. Priorities are few, so that theirs are tried one by one."""
-    a, b = one.globs, other.globs
-    for key in a.keys() & b.keys():
-        if key == "priority":
-            if not any(
-                Match(priority=a[key]).holds(None, None, None, p) and Match(priority=b[key]).holds(None, None, None, p)
-                for p in PRIORITIES
-            ):
-                return False
-        elif not overlap(a[key], b[key]):
-            return False
-    return True
 
 
 def ambiguous_rules(rules: Sequence[Rule]) -> Iterator[Problem]:
