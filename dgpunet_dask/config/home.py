@@ -59,6 +59,11 @@ class Home:
         return self.root / "cache" / "torch-arches.json"
 
     @property
+    def learned(self) -> Path:
+        """What finished units have taught the head."""
+        return self.root / "learned.json"
+
+    @property
     def head_file(self) -> Path:
         """Address, pid and key of the running head."""
         return self.run / "head.json"
@@ -99,6 +104,7 @@ class Home:
     def _is_ours_alone(self) -> bool:
         """Whether nothing but our own folders lies in the root."""
         known = {"run", "indexes", "workloads", "envs", "jobs", "policy", "cache", "locks", "clusters"}
+        known |= {self.learned.name, f"{self.learned.name}.damaged"}
         return {entry.name for entry in self.root.iterdir()} <= known
 
 

@@ -214,7 +214,7 @@ class Head:
         head = head_host(self.options.fleet)
         host = HeadHost(device=head, threads=usable_cpus(), home=self.home.root)
         jobs = Jobs(self.home, ServicePorts(self._dask, functools.partial(AgentClient, self.home.agent_socket), self.settled, host))
-        jobs.load_past()
+        jobs.begin()
         return jobs
 
     def _dask(self) -> Client:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ class StagePlan:
     call: StageCall
     demand: Demand | None
 
+    def asking(self, demand: Demand) -> StagePlan:
+        """Return this plan with another demand, and its call with the charge of that."""
+        return replace(self, demand=demand, call=replace(self.call, spec=replace(self.call.spec, vram_mib=demand.vram_mib)))
+
 
 @dataclass(frozen=True)
 class JobPlan:
@@ -44,6 +48,14 @@ class JobPlan:
     def ends(self) -> tuple[str, ...]:
         """The stages that a unit must pass before it is done: the leaves, and the ends of branches that nothing takes from."""
         return tuple(dict.fromkeys((*self.leaves, *self._open_ends)))
+
+    def from_stage(self, name: str) -> tuple[str, ...]:
+        """Return `name` and all unit stages after it, in the order of the data."""
+        found = {name: None}
+        for plan in self.units:
+            if plan.spec.after in found:
+                found[plan.spec.name] = None
+        return tuple(found)
 
     @property
     def _open_ends(self) -> tuple[str, ...]:

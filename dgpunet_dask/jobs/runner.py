@@ -6,9 +6,12 @@ Memory is bounded: at most `in_flight` units are between the source and the disk
 from __future__ import annotations
 
 import asyncio
+import functools
+import re
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,17 +20,22 @@ from distributed import Client, Future
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
-from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed
+from dgpunet_dask.errors import DgpunetError, DiskFull, ForeignMemory, JobFailed, StageOutOfMemory, Unplaceable
 from dgpunet_dask.jobs.commit import commit_frames
+from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.plan import JobPlan, StagePlan
 from dgpunet_dask.jobs.record import JobRecord
+from dgpunet_dask.jobs.requeue import FOREIGN_RETRIES, Tries, asks_more
 from dgpunet_dask.jobs.task import Parcel, StageRecord, run_stage
 from dgpunet_dask.jobs.threads import in_thread
+from dgpunet_dask.model.demand import Demand
+from dgpunet_dask.model.policy import DEFAULT_ON_OOM, OnOom
 from dgpunet_dask.stagehost.client import AgentClient
 from dgpunet_dask.stagehost.spec import CallResult
 
 #: How long a unit that Dask gave up waits for a better cause than that.
 CAUSE_S: Final = 1.0
+_KEY: Final = re.compile(r".+-(\d+-[^-]+)-\d+(?:-r\d+)?")
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,32 @@ class Ports:
         Of the agent on the head's host, for this job alone: closed where the job ends in the middle of a call.
     in_flight
         The most units between source and disk.
+    learned
+        Takes in what each unit teaches.
+    on_oom
+        Says how far a demand may grow that ran out of memory: the policy's clause for it.
+    sleep
+        Waits for some seconds.
     """
 
     dask: Client
     agent: AgentClient
     in_flight: int
+    learned: Learning = field(default_factory=Learning)
+    on_oom: Callable[[Demand], OnOom] = lambda _: DEFAULT_ON_OOM
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+@dataclass(eq=False)
+class Unit:
+    """One unit on its way: what the source gave, the task of each stage with what it asked for, and what was tried where memory was short."""
+
+    number: int
+    source: Parcel
+    futures: dict[str, Future] = field(default_factory=dict)
+    asked: dict[str, Demand | None] = field(default_factory=dict)
+    tries: dict[str, Tries] = field(default_factory=lambda: defaultdict(Tries))
+    resubmitted: int = 0
 
 
 class JobRunner:
@@ -58,7 +87,7 @@ class JobRunner:
         self.ports = ports
         self.results = record.folder / "results"
         self.committed: dict[int, dict[str, Path]] = {}
-        self.failed: DgpunetError | None = None
+        self.stages = {plan.spec.name: plan for plan in plan.units}  # as they are asked for now: demands may grow
 
     async def run(self) -> None:
         """Run the job.
@@ -103,26 +132,46 @@ class JobRunner:
             await in_thread(_close, stream)
 
     async def _unit(self, number: int, piece: CallResult) -> None:
-        source = Parcel(piece.frames, piece.items)
-        futures: dict[str, Future] = {}
+        unit = Unit(number, Parcel(piece.frames, piece.items))
         try:
-            for plan in self.plan.units:
-                futures[plan.spec.name] = self._submit(plan, number, futures.get(str(plan.spec.after), source))
-            ends = {name: await self._result(futures[name], name) if name in futures else source for name in self.plan.ends}
-            await self._commit(number, ends)
+            self._submit(unit, self.stages)
+            await self._commit(number, await self._ends(unit))
         except Exception as error:
-            starts = error.fields.get("attempts", 1) if isinstance(error, JobFailed) else 1
-            self.record.units(failed=self.record.counted.failed + 1, attempts=self.record.counted.attempts + starts)
+            self.record.units(failed=self.record.counted.failed + 1, attempts=self.record.counted.attempts + starts_of(error))
             raise
         finally:
-            await self._let_go(list(futures.values()))
+            await self._let_go(list(unit.futures.values()))
 
-    def _submit(self, plan: StagePlan, number: int, upstream: Any) -> Future:
-        key = unit_key(plan.spec.name, self.record.status.job_id, number)
+    def _submit(self, unit: Unit, names: Iterable[str]) -> None:
+        """Submit the stages `names` of a unit, in the order of the data; tasks that were there before are let go."""
+        for name in names:
+            plan, before = self.stages[name], unit.futures.get(name)
+            unit.asked[name] = plan.demand
+            unit.futures[name] = self._task(unit, plan, unit.futures.get(str(plan.spec.after), unit.source))
+            if before is not None:
+                before.release()
+
+    def _task(self, unit: Unit, plan: StagePlan, upstream: Any) -> Future:
+        key = unit_key(plan.spec.name, self.record.status.job_id, unit.number, unit.resubmitted)
+        submit = functools.partial(self.ports.dask.submit, run_stage, plan.call, upstream, key=key, pure=False, priority=-unit.number)
         if plan.demand is None:
-            return self.ports.dask.submit(run_stage, plan.call, upstream, key=key, pure=False, resources={"LIGHT": 1}, priority=-number)
+            return submit(resources={"LIGHT": 1})
         with dask.annotate(demand=plan.demand.to_mapping()):
-            return self.ports.dask.submit(run_stage, plan.call, upstream, key=key, pure=False, priority=-number)
+            return submit()
+
+    async def _ends(self, unit: Unit) -> dict[str, Parcel]:
+        """Return what the last stages gave; a stage that ran out of memory is tried again, with all that comes after it."""
+        while True:
+            try:
+                return {name: await self._end(unit, name) for name in self.plan.ends}
+            except (StageOutOfMemory, ForeignMemory, Unplaceable) as error:
+                name = self._short_stage(unit, error)
+                if name is None:
+                    raise
+                await self._again(unit, name, error)
+
+    async def _end(self, unit: Unit, name: str) -> Parcel:
+        return await self._result(unit.futures[name], name) if name in unit.futures else unit.source
 
     async def _result(self, future: Future, stage: str) -> Parcel:
         try:
@@ -140,11 +189,73 @@ class JobRunner:
             await in_thread(commit_frames, path, ends[name].frames)
             self.committed.setdefault(number, {})[name] = path
         records = {stage: r for parcel in ends.values() for stage, r in parcel.records.items()}
-        for stage_record in records.values():
+        for stage, stage_record in records.items():
             self.record.count(stage_record.counts)
+            self.ports.learned.unit(self.stages[stage].demand, stage_record)
         done = self.record.counted
         self.record.units(done=done.done + 1, attempts=done.attempts + 1 + extra_attempts(records))
         self._progress()
+
+    # Short of memory
+
+    def _short_stage(self, unit: Unit, error: DgpunetError) -> str | None:
+        """Return the stage that `error` is about, ``None`` where trying again is not ours to decide.
+
+        `Unplaceable` counts only after memory was short: then what the stage asked for next was more than any device has.
+        """
+        if not isinstance(error, Unplaceable):
+            return str(error.fields["stage"]) if error.fields.get("stage") in unit.futures else None
+        grown = (name for name, tries in unit.tries.items() if tries.overruns and unit.futures[name].status == "error")
+        return next(grown, None)
+
+    async def _again(self, unit: Unit, name: str, error: DgpunetError) -> None:
+        """Submit stage `name` of a unit again, with all that comes after it.
+
+        Raises
+        ------
+        StageOutOfMemory, ForeignMemory
+            If it was tried often enough, or there is nothing left to ask for.
+        """
+        tries = unit.tries[name]
+        if isinstance(error, ForeignMemory):
+            await self._wait_for_others(tries, error)
+        else:
+            await self._grow(unit, name, error)
+        unit.resubmitted += 1
+        if not isinstance(error, Unplaceable):
+            self.record.units(attempts=self.record.counted.attempts + 1)
+        plan = self.stages[name]
+        self.record.emit(
+            "retry", stage=name, unit=unit.number, cause=error.code, device=error.fields.get("device"),
+            demand=None if plan.demand is None else plan.demand.to_mapping(),
+        )  # fmt: skip
+        self._submit(unit, self.plan.from_stage(name))
+
+    async def _wait_for_others(self, tries: Tries, error: ForeignMemory) -> None:
+        tries.foreign += 1
+        if tries.foreign > FOREIGN_RETRIES:
+            raise ForeignMemory(**{**error.fields, "attempts": tries.failures}) from error
+        await self.ports.sleep(tries.wait_s())
+
+    async def _grow(self, unit: Unit, name: str, error: DgpunetError) -> None:
+        """Let stage `name` of this job ask for more from now on, unless it does already: other units may have met the same."""
+        demand, tries = self.stages[name].demand, unit.tries[name]
+        assert demand is not None  # only stages on a card run out of its memory
+        if isinstance(error, StageOutOfMemory):
+            on_oom = self.ports.on_oom(demand)
+            tries.overran(error.fields, demand, on_oom)
+            if len(tries.overruns) > on_oom.retries:
+                raise tries.held(name) from error
+            if asks_more(demand, tries.overruns[-1]):
+                return
+        elif demand != unit.asked[name]:
+            return
+        if not tries.left:
+            raise tries.held(name) from error
+        grown = tries.left.pop(0)
+        self.stages[name] = self.stages[name].asking(grown)
+        self.ports.learned.overrun(demand, tries.overruns[-1], grown)
+        await self.ports.learned.now()
 
     async def _let_go(self, futures: list[Future]) -> None:
         unfinished = [f for f in futures if not f.done()]
@@ -169,15 +280,25 @@ class JobRunner:
         )  # fmt: skip
 
 
-def unit_key(stage: str, job_id: str, number: int) -> str:
-    """Return the Dask key of one unit at one stage; Dask's dashboard groups keys by what stands before the first number."""
-    return f"{stage}-{job_id}-{number}"
+def unit_key(stage: str, job_id: str, number: int, again: int = 0) -> str:
+    """Return the Dask key of one unit at one stage, submitted for the time after `again` others.
+
+    Dask's dashboard groups keys by what stands before the first number.
+    """
+    return f"{stage}-{job_id}-{number}-r{again}" if again else f"{stage}-{job_id}-{number}"
 
 
 def job_of_key(key: str) -> str | None:
     """Return the job of a key that `unit_key` made, else None."""
-    parts = key.rsplit("-", 3)
-    return "-".join(parts[1:3]) if len(parts) == 4 and parts[1].isdigit() else None
+    found = _KEY.fullmatch(key)
+    return None if found is None else found[1]
+
+
+def starts_of(error: Exception) -> int:
+    """Return how many starts a unit's last failure stands for. Those that ended for want of memory were counted as they happened."""
+    if isinstance(error, StageOutOfMemory | ForeignMemory):
+        return 1
+    return int(error.fields.get("attempts", 1)) if isinstance(error, JobFailed) else 1
 
 
 def extra_attempts(records: Mapping[str, StageRecord]) -> int:

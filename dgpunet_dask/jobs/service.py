@@ -29,15 +29,18 @@ from dgpunet_dask.errors import (
     Unplaceable,
 )
 from dgpunet_dask.jobs.commit import commit_text
+from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.params import complete_params
 from dgpunet_dask.jobs.plan import HeadHost, JobPlan, facts_from_wire, plan_job
 from dgpunet_dask.jobs.record import JobRecord, events_on_disk
 from dgpunet_dask.jobs.runner import JobRunner, Ports, job_of_key
 from dgpunet_dask.jobs.store import add_workload, checked_digest, read_workload
 from dgpunet_dask.jobs.threads import in_thread
+from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.job import JobStatus, UnitCounts
 from dgpunet_dask.model.pipeline import Workload
+from dgpunet_dask.model.policy import DEFAULT_ON_OOM, OnOom
 from dgpunet_dask.placement.explain import rows
 from dgpunet_dask.placement.place import place
 from dgpunet_dask.stagehost.client import AgentClient
@@ -47,6 +50,8 @@ log = logging.getLogger(__name__)
 #: How often placements of running jobs are copied into their events.
 PLACEMENTS_EVERY_S: Final = 0.5
 RECORD_VERSION: Final = 1
+#: How long the scheduler's plugin may take to hear what was learned.
+TELL_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,15 @@ class ServicePorts:
         Gives the fleet as the scheduler plugin sees it now.
     host
         Where sources and gather stages run.
+    on_oom
+        Says how far a demand may grow that ran out of memory: the policy's clause for it.
     """
 
     dask: Callable[[], Client]
     agent: Callable[[], AgentClient]
     fleet: Callable[[], Awaitable[Fleet]]
     host: HeadHost
+    on_oom: Callable[[Demand], OnOom] = lambda _: DEFAULT_ON_OOM
 
 
 class JobService:
@@ -83,8 +91,22 @@ class JobService:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._causes: dict[str, DgpunetError | None] = {}  # of jobs that are ending
         self._watch: asyncio.Task[None] | None = None
+        self.learned = Learning(home.learned, self._tell_learned)
+        self._learning: asyncio.Task[None] | None = None
         self._copying = asyncio.Lock()
         self._placements_seen = 0
+
+    def begin(self) -> None:
+        """Go on where earlier heads ended: read their jobs and what they learned, and begin to learn.
+
+        Raises
+        ------
+        NewerFormat
+            If a newer release has kept what it learned here.
+        """
+        self.load_past()
+        self.learned.load()
+        self._learning = asyncio.create_task(self.learned.run(), name="learning")
 
     def load_past(self) -> None:
         """Read the jobs of earlier heads; what had not ended then is lost, and its working files go."""
@@ -173,6 +195,7 @@ class JobService:
     async def scheduler_lost(self, why: str) -> None:
         """Fail what runs: the scheduler is gone, and with it every task it knew."""
         self._placements_seen = 0  # the next one counts from the beginning
+        self.learned.again()
         await asyncio.gather(*(self._end(job_id, JobFailed(why=why)) for job_id in list(self._tasks)))
 
     async def close(self) -> None:
@@ -180,6 +203,9 @@ class JobService:
         await asyncio.gather(*(self._end(job_id, JobCancelled(job_id=job_id)) for job_id in list(self._tasks)))
         if self._watch is not None:
             self._watch.cancel()
+        if self._learning is not None:
+            self._learning.cancel()
+            await asyncio.wait([self._learning])
 
     def _record(self, job_id: str) -> JobRecord:
         if job_id not in self._records:
@@ -216,7 +242,8 @@ class JobService:
         agent = self.ports.agent()
         plan = await self._planned(workload, record.status.params, record.status.job_id, record.folder / "scratch", agent)
         await self._check_placeable(plan)
-        ports = Ports(self.ports.dask(), agent, in_flight=await self._in_flight())
+        in_flight = await self._in_flight()
+        ports = Ports(self.ports.dask(), agent, in_flight, learned=self.learned, on_oom=self.ports.on_oom)
         await JobRunner(record, plan, ports).run()
         await self._copy_placements()
         _add_rate(record)
@@ -266,6 +293,9 @@ class JobService:
     async def _in_flight(self) -> int:
         """Two units a device keep each busy while the next is on its way; the rest of the input waits on disk."""
         return 2 + 2 * len((await self.ports.fleet()).devices)
+
+    async def _tell_learned(self, estimates: Mapping[str, Any]) -> None:
+        await asyncio.wait_for(self.ports.dask().scheduler.dgpunet_estimates(estimates=estimates), TELL_S)
 
     async def _watch_placements(self) -> None:
         """Copy placements into the events of their jobs while any job runs."""

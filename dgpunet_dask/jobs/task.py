@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from dgpunet_dask.config.home import home_from
-from dgpunet_dask.errors import StageHostLost, StageHung
+from dgpunet_dask.errors import ForeignMemory, StageHostLost, StageHung, StageOutOfMemory
 from dgpunet_dask.hardware.cpu import usable_cpus
 from dgpunet_dask.model.fleet import Device
-from dgpunet_dask.plugins.worker import current_device, device_facts
+from dgpunet_dask.placement.estimate import device_class
+from dgpunet_dask.plugins.worker import current_device, current_vram_mib, device_facts, sharing
 from dgpunet_dask.stagehost.client import AgentClient
 from dgpunet_dask.stagehost.frames import Buffer
 from dgpunet_dask.stagehost.inline import call_light
@@ -25,14 +26,32 @@ SOCKET_VARIABLE: Final = "DGPUNET_AGENT_SOCKET"
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What one call has taught: on which class of device, at which speed, between how many stages that was shared, and what it took.
+
+    `load_s`: of the load, where this call had to; `peak_mib`: what was measured, ``None`` where nothing was; `charge_mib`: under which
+    charge, ``None`` on a CPU.
+    """
+
+    device_class: str
+    speed: float
+    share: int
+    seconds: float
+    load_s: float | None
+    peak_mib: int | None
+    charge_mib: int | None
+
+
+@dataclass(frozen=True)
 class StageRecord:
-    """What one stage did with one unit: items in and out, what it counted, starts, where, and its own seconds."""
+    """What one stage did with one unit: items in and out, what it counted, starts, where, its own seconds; light stages teach nothing."""
 
     items: int
     counts: Mapping[str, Any]
     attempts: int
     device: str | None
     seconds: float
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,8 @@ class StageCall:
 def run_stage(call: StageCall, parcel: Parcel) -> Parcel:
     """Pass one unit through one stage. Runs in a worker's thread.
 
-    A stage host that crashes or hangs is replaced and the unit tried again, here, so that the unit keeps its device and its charge.
+    A stage host that crashes or hangs is replaced and the unit tried again, here, so that the unit keeps its device and its charge. One
+    that ran out of memory is not: it wants another charge, or another card.
 
     Raises
     ------
@@ -74,9 +94,16 @@ def run_stage(call: StageCall, parcel: Parcel) -> Parcel:
     if call.light:
         result = call_light(call.spec, parcel.frames, home_from().workloads)
         return _passed(call, parcel, result, attempts=1, device=None)
-    device = device_facts(current_device())
-    result, attempts = _call_with_retries(_on_device(call.spec, device), call.retries, parcel.frames)
-    return _passed(call, parcel, result, attempts=attempts, device=device.name)
+    device, share = device_facts(current_device()), sharing()
+    spec = _on_device(call.spec, device, current_vram_mib())
+    try:
+        result, attempts = _call_with_retries(spec, call.retries, parcel.frames)
+    except (StageOutOfMemory, ForeignMemory) as error:
+        raise _of_card(error, spec, device) from error
+    seen = Seen(
+        device_class(device), device.speed, share, result.seconds, result.load_s, result.peak_mib, spec.vram_mib
+    )
+    return _passed(call, parcel, result, attempts=attempts, device=device.name, seen=seen)
 
 
 def _call_with_retries(spec: StageCallSpec, retries: int, frames: Sequence[Buffer]) -> tuple[CallResult, int]:
@@ -92,19 +119,29 @@ def _call_with_retries(spec: StageCallSpec, retries: int, frames: Sequence[Buffe
         raise type(error)(**{**error.fields, "attempts": retries + 1}) from error
 
 
-def _on_device(spec: StageCallSpec, device: Device) -> StageCallSpec:
-    """Return `spec` bound to `device`: a simulated card is computed on the CPU, and its charge is the whole card where none was stated.
+def _of_card(error: StageOutOfMemory | ForeignMemory, spec: StageCallSpec, device: Device) -> StageOutOfMemory | ForeignMemory:
+    """Return `error` with what its card has: how much in all, and whether the whole of what is usable was charged."""
+    whole = device.usable_mib is not None and (spec.vram_mib or 0) >= device.usable_mib
+    return type(error)(**{**error.fields, "card_mib": device.vram_mib, "whole": whole})
+
+
+def _on_device(spec: StageCallSpec, device: Device, charged_mib: int | None) -> StageCallSpec:
+    """Return `spec` bound to `device` with what was charged there; where that is not known, what was stated, else the whole card.
+
+    A simulated card is computed on the CPU.
 
     On a CPU a stage keeps to the cores that its demand was admitted with; several units at once run in a process each.
     """
     if device.kind == "cpu":
         return replace(spec, device=device.name, torch_device="cpu", vram_mib=None, resident_mib=0)
     threads = int(os.environ.get(THREADS_VARIABLE) or usable_cpus())
-    vram_mib = device.usable_mib if spec.vram_mib is None else spec.vram_mib
+    vram_mib = charged_mib or spec.vram_mib or device.usable_mib
     torch_device = "cuda:0" if device.uuid else "cpu"
     return replace(spec, device=device.name, torch_device=torch_device, vram_mib=vram_mib, threads=threads)
 
 
-def _passed(call: StageCall, parcel: Parcel, result: CallResult, *, attempts: int, device: str | None) -> Parcel:
-    record = StageRecord(result.items, result.counts, attempts, device, result.seconds)
+def _passed(
+    call: StageCall, parcel: Parcel, result: CallResult, *, attempts: int, device: str | None, seen: Seen | None = None
+) -> Parcel:
+    record = StageRecord(result.items, result.counts, attempts, device, result.seconds, seen)
     return Parcel(result.frames, result.items, {**parcel.records, call.spec.stage: record})

@@ -18,6 +18,8 @@ ANNOTATION: Final = "demand"
 #: The annotations that tell a running task where it is.
 DEVICE: Final = "dgpunet_device"
 DEVICES: Final = "dgpunet_devices"
+#: The annotation with the VRAM that the task was charged for, in MiB on each card: its peak, with what its stage holds there already.
+VRAM: Final = "dgpunet_vram_mib"
 #: A worker address that never exists: a task restricted to it waits in Dask's `no-worker` state. An empty set would mean "anywhere".
 HOLD: Final = "dgpunet-placement://hold"
 #: More urgent work goes first, whatever the order of its submission.

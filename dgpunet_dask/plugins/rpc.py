@@ -3,6 +3,7 @@
 =========================  ==============================================================================================
 ``dgpunet_fleet``          hosts, devices, charges, states (of devices that do not run), lingering holders, waiting tasks
 ``dgpunet_placements``     the decision log after a sequence number
+``dgpunet_estimates``      takes what the head has learned (`placement.estimate.Estimates.to_json`)
 ``dgpunet_explain``        one task: its state, its place in the queue, and every verdict of every device
 =========================  ==============================================================================================
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dgpunet_dask.placement.estimate import Estimates
 from dgpunet_dask.plugins.facts import to_wire
 
 if TYPE_CHECKING:
@@ -32,7 +34,10 @@ def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
     def dgpunet_explain(key: Key) -> dict[str, Any]:
         return explain(plugin, key)
 
-    return {f.__name__: f for f in (dgpunet_fleet, dgpunet_placements, dgpunet_explain)}
+    def dgpunet_estimates(estimates: Mapping[str, Any]) -> None:
+        plugin.set_estimates(Estimates.from_json(estimates))
+
+    return {f.__name__: f for f in (dgpunet_fleet, dgpunet_placements, dgpunet_explain, dgpunet_estimates)}
 
 
 def fleet(plugin: PlacementPlugin) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from dgpunet_dask.placement.estimate import NO_ESTIMATES, Estimates
 from dgpunet_dask.plugins import rpc
 from dgpunet_dask.plugins.book import Book
 from dgpunet_dask.plugins.pump import Pump
@@ -63,6 +64,7 @@ class PlacementPlugin(SchedulerPlugin):
 
     def __init__(self) -> None:
         self.records: dict[Key, Record] = {}
+        self.estimates = NO_ESTIMATES
 
     async def start(self, scheduler: Scheduler) -> None:
         """Take in what is there already: a plugin may join a scheduler that has workers and tasks."""
@@ -78,6 +80,11 @@ class PlacementPlugin(SchedulerPlugin):
         for ws in list(scheduler.workers.values()):
             self.book.add_worker(ws)
         asyncio.get_running_loop().call_soon(self._requeue, [k for k in list(scheduler.tasks) if self._adopt(scheduler.tasks[k])])
+
+    def set_estimates(self, estimates: Estimates) -> None:
+        """Take what the head has learned."""
+        self.estimates = estimates
+        self.pump.arm()
 
     # Tasks
 

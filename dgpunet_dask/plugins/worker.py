@@ -14,7 +14,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from dgpunet_dask.errors import NotFound
 from dgpunet_dask.model.fleet import Device, Host
 from dgpunet_dask.plugins.facts import EXTRA, resource_name, to_wire
-from dgpunet_dask.plugins.records import DEVICE
+from dgpunet_dask.plugins.records import ANNOTATION, DEVICE, VRAM
 
 if TYPE_CHECKING:
     from dask.typing import Key
@@ -156,6 +156,38 @@ def current_device() -> str:
     if plugin is not None and len(plugin.devices) == 1:
         return str(plugin.devices[0].name)
     raise NotFound(what=f"The device of task {key}")
+
+
+def current_vram_mib() -> int | None:
+    """Return the VRAM that the running task was charged for, in MiB on each card; ``None`` where it was not placed."""
+    worker = get_worker()
+    found = _annotations(worker, worker.active_threads.get(threading.get_ident())).get(VRAM)
+    return None if found is None else int(found)
+
+
+def sharing() -> int:
+    """Return between how many stages the running task's card is shared now, its own among them.
+
+    Units of one stage wait for its one process, so they do not slow one another down; neither do those on a CPU, which have cores of
+    their own.
+    """
+    worker = get_worker()
+    plugin, key = worker.plugins.get(NAME), worker.active_threads.get(threading.get_ident())
+    device = None if plugin is None else plugin.running.get(key)
+    if device is None or device_facts(device).kind == "cpu":
+        return 1
+    stages = [_stage(worker, other) for other, at in list(plugin.running.items()) if at == device and other != key]
+    return 1 + len(set(stages) - {_stage(worker, key)})
+
+
+def _stage(worker: Worker, key: Key | None) -> str | None:
+    demand = _annotations(worker, key).get(ANNOTATION)
+    return demand.get("stage") if isinstance(demand, Mapping) else None
+
+
+def _annotations(worker: Worker, key: Key | None) -> Mapping[str, Any]:
+    ts = worker.state.tasks.get(key)
+    return (ts.annotations or {}) if ts is not None else {}
 
 
 def device_facts(name: str) -> Device:
