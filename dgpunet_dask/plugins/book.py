@@ -179,7 +179,10 @@ class Book:
             mib = 0 if slot.device.kind == "cpu" else int(raw["mib"])
             stage, idle = str(raw["stage"]), not raw.get("busy", False)
             holder = str(raw.get("id") or stage)
-            self.pool.charge(Charge(holder=holder, device=device, vram_mib=mib, kind="resident", stage=stage, evictable=idle, reload_s=raw.get("load_s")))
+            found = Charge(
+                holder=holder, device=device, vram_mib=mib, kind="resident", stage=stage, evictable=idle, reload_s=raw.get("load_s")
+            )
+            self.pool.charge(found)
         self._recharge(slot.device)
         self._charge_foreign(device)
 
