@@ -17,6 +17,9 @@ NOT_NOW_CODES: Final = ("lost", "draining", "cordoned", "exclusive", "share_limi
 #: The order in which the first reason of a device is named (design §5.4).
 REASON_ORDER: Final[Mapping[str, int]] = {code: rank for rank, code in enumerate(NEVER_CODES + NOT_NOW_CODES)}
 
+#: What the names of generated rules begin with that keep work from a card until others have succeeded there.
+TRIAL: Final = "probation-"
+
 Outcome = Literal["placed", "wait", "never"]
 
 
@@ -40,8 +43,9 @@ class Verdict:
 
     @property
     def final(self) -> bool:
-        """Whether only another policy or another device would help: the owner's conditions change by themselves."""
-        return self.never and self.code != "owner"
+        """Whether only another policy or another device would help: the owner's conditions change by themselves, and trials end."""
+        on_trial = self.code == "denied" and f"({TRIAL}" in (self.rule or "")
+        return self.never and self.code != "owner" and not on_trial
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as a mapping."""
@@ -79,7 +83,7 @@ class Decision:
 
     @property
     def final(self) -> bool:
-        """Whether no waiting can help. The owner's conditions may come to hold, so they alone are not final."""
+        """Whether no waiting can help. The owner's conditions may come to hold and trials end: these alone are not final."""
         return self.outcome == "never" and all(any(v.final for v in verdicts) for verdicts in self.refusals.values())
 
     @property

@@ -1,8 +1,8 @@
 """What the facts of a machine alone justify, as a generated policy file. Pure: facts in, text out.
 
 Two kinds of rules come from facts. *Trial*: a card that joins a fleet is kept from interactive work until `TRIAL_UNITS` units have
-succeeded on it and were timed, as long as a tried card that is no smaller and no less capable can stand in; so the rule never makes
-work impossible. The first cards of a fleet have nobody to stand in for them and are not on trial. *Owner*: a laptop that runs on its
+succeeded on it and were timed, as long as a tried card that is no smaller and no less capable can stand in. Should other rules bar
+that one, the work waits for the end of the trial; it is never refused for good. The first cards of a fleet have nobody to stand in for them and are not on trial. *Owner*: a laptop that runs on its
 battery, or whose owner sits before it, is left to interactive work while other machines can take the rest.
 
 What else the facts decide needs no rule: VRAM, compute capability, driver and the arches of the installed torch are compared by
@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from dgpunet_dask.model.decision import TRIAL
 from dgpunet_dask.model.fleet import Device, Fleet, Host, runs_arch
 from dgpunet_dask.placement.estimate import Estimates, device_class
 from dgpunet_dask.units import Mib
@@ -166,7 +167,6 @@ def _covers(other: Device, card: Device) -> bool:
         (other.vram_mib or 0) >= (card.vram_mib or 0)
         and (other.capability or ()) >= (card.capability or ())
         and other.features >= card.features
-        and (other.driver or ()) >= (card.driver or ())
         and not (_no_code(other) or other.cordoned)
     )
 
@@ -222,7 +222,7 @@ def _trial(card: Device, standing: Standing, stand_in: Device | None) -> Iterato
     if standing.tried or stand_in is None:
         return
     yield f"# New: interactive work goes elsewhere, {stand_in.name} can hold it, until {TRIAL_UNITS} units have succeeded here."
-    yield f"- name: probation-{card.name}"
+    yield f"- name: {TRIAL}{card.name}"
     yield "  match: {priority: interactive}"
     yield f'  deny: [{{device: "{card.name}"}}]'
 
