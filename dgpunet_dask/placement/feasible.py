@@ -101,14 +101,22 @@ def in_reason_order(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
 def need_mib(device: Device, charges: Iterable[Charge], demand: Demand) -> int:
     """Return the VRAM to charge for one unit on `device`, in MiB, beside what its stage holds there already.
 
-    A demand without `vram` takes the whole usable card. The stage's own resident share is part of `vram`; where several residents
-    bear its name the smallest counts, because which of them the call will use is not known here.
+    A demand without `vram` takes the whole usable card, less what others use of it while that is no more than the card's reserve:
+    the few hundred MiB of a desktop are no reason to wait, a game is. The stage's own resident share is part of `vram`; where several
+    residents bear its name the smallest counts, because which of them the call will use is not known here.
     """
     if device.kind == "cpu":
         return 0
-    peak = (device.usable_mib or 0) if demand.vram_mib is None else demand.vram_mib
+    charges = tuple(charges)
+    peak = whole_mib(device, charges) if demand.vram_mib is None else demand.vram_mib
     held = min((c.vram_mib for c in charges if is_own_resident(c, demand)), default=0)
     return max(0, peak - held)
+
+
+def whole_mib(device: Device, charges: Iterable[Charge]) -> int:
+    """Return what a unit takes that is to have the whole card, in MiB."""
+    foreign = sum(c.vram_mib for c in charges if c.kind == "foreign")
+    return max(0, (device.usable_mib or 0) - min(device.reserve_mib, foreign))
 
 
 def free_mib(device: Device, charges: Iterable[Charge]) -> int:
