@@ -173,14 +173,14 @@ def _idle_selectors(policy: Policy, fleet: Fleet) -> Findings:
     for rule, path, selector in _selectors(policy):
         if not any(selector.picks(d, h) for d, h in _hosts(fleet)):
             yield _at(
-                rule.source(path), f"{path.split('.')[0]}: the fleet has no device with {selector}", _nearest(selector, fleet)
+                rule.source(path), f"{path.split('.')[0]}: {selector} picks no device of this fleet", _nearest(selector, fleet)
             )
     for rule in policy.rules:
         role = None if rule.require is None else rule.require.role
         if role is not None and not any(Selector(role=role).picks(d, h) for d, h in _hosts(fleet)):
             yield _at(
                 rule.source("require.role"),
-                f"require: the fleet has no host with role {role}",
+                f"require: role {role} is of no host of this fleet",
                 _nearest(Selector(role=role), fleet),
             )
 
@@ -188,7 +188,7 @@ def _idle_selectors(policy: Policy, fleet: Fleet) -> Findings:
 def _idle_owners(policy: Policy, fleet: Fleet) -> Findings:
     for entry in policy.hosts:
         if not _picked(entry, fleet):
-            yield _at(entry.source, f"hosts: the fleet has no host with {entry.match}", _nearest(entry.match, fleet))
+            yield _at(entry.source, f"hosts: {entry.match} picks no host of this fleet", _nearest(entry.match, fleet))
 
 
 def _picked(entry: HostRule, fleet: Fleet) -> bool:

@@ -73,6 +73,12 @@ def _condition(text: str) -> VersionSpec:
         raise BadValue(what="condition", value=text, why='write it quoted, as ">=8.9" or ">=8.0,<10"') from None
 
 
+def _wish_weight(number: float) -> float:
+    if number < 0:
+        raise ValueError("write a number of at least 0, and use `deny` to keep work off")
+    return number
+
+
 def _given(value: Any) -> Any:
     if value is None:
         raise ValueError("write a value, or remove the key")
@@ -85,7 +91,8 @@ Glob = Annotated[str, AfterValidator(_glob)]
 Size = Annotated[Mib, parsed(_some)]
 Condition = Annotated[VersionSpec, parsed(_condition)]
 Priority = Literal["interactive", "batch", "idle"]
-Weight = Annotated[float, Field(ge=0)]
+WishWeight = Annotated[float, AfterValidator(_wish_weight)]
+UserWeight = Annotated[float, Field(gt=0)]
 
 
 class MatchEntry(YamlModel):
@@ -129,7 +136,7 @@ class WishEntry(SelectorEntry):
     """One weighted wish: `by`, or devices."""
 
     by: Annotated[Literal["finish", "speed", "data_local"] | None, Given] = None
-    weight: Weight
+    weight: WishWeight
 
     def value(self) -> Preference:  # type: ignore[override]  # a wish holds a selector, it is none
         """Return it as the policy keeps it."""
@@ -227,7 +234,7 @@ class PolicyEntries(YamlModel):
     rules: list[RuleEntry] = Field(default_factory=list)
     reserve: list[ReserveEntry] = Field(default_factory=list)
     hosts: list[HostEntry] = Field(default_factory=list)
-    fair_share: dict[Glob, Weight] = Field(default_factory=dict)
+    fair_share: dict[Glob, UserWeight] = Field(default_factory=dict)
 
 
 class WeightEntry(YamlModel):
@@ -235,7 +242,7 @@ class WeightEntry(YamlModel):
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
-    fair_share: dict[Glob, Weight] = Field(default_factory=dict)
+    fair_share: dict[Glob, UserWeight] = Field(default_factory=dict)
 
 
 def data_of(value: Any, *path: str | int) -> Any:
