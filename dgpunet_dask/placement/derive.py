@@ -163,8 +163,10 @@ def _stand_in(card: Device, fleet: Fleet, standings: Standings) -> Device | None
 
 
 def _covers(other: Device, card: Device) -> bool:
+    if card.vram_mib is None or other.vram_mib is None:
+        return False
     return (
-        (other.vram_mib or 0) >= (card.vram_mib or 0)
+        other.vram_mib >= card.vram_mib
         and (other.capability or ()) >= (card.capability or ())
         and other.features >= card.features
         and not (_no_code(other) or other.cordoned)

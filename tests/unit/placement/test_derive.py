@@ -223,7 +223,7 @@ hosts = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.dictionaries(names, st.tuples(st.integers(0, 2), facts), max_size=5), st.lists(hosts, min_size=3, max_size=3), st.data())
 def test_any_facts_give_a_policy_that_parses_and_bars_nothing_for_ever(cards, machines, data):
     devices = [Device(name=name, host=f"h{at}", **fact) for name, (at, fact) in cards.items()]
