@@ -75,7 +75,7 @@ def check_version(document: Document, known: int) -> None:
     """Raise NewerFormat where the file's `version` is newer than `known`: its other keys may mean something else by then."""
     found = document.data.get("version") if isinstance(document.data, Mapping) else None
     if isinstance(found, int) and not isinstance(found, bool) and found > known:
-        raise NewerFormat(path=document.file, found=found, known=known)
+        raise NewerFormat(path=":".join(map(str, (document.file, *document.position(("version",))))), found=found, known=known)
 
 
 def validate(document: Document, model: type[M], checks: Iterable[Check] = ()) -> M:
