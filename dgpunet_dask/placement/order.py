@@ -4,8 +4,9 @@ Work waits in *lines*: units of one demand, first come, first served. Among the 
 then aged lines, then the user who has had the least of the fleet for his weight, then the longest work, then arrival. A line whose head
 cannot be placed is passed over, so that a large demand does not keep small ones from devices that it cannot use.
 
-*Ageing*: each placement of work that is not more urgent, on a device that the head could use, passes the head; from `PATIENCE` on the
-line is aged, and devices are kept free for it. Counting placements and not seconds makes the order the same in every run.
+*Ageing*: each placement of work that is not more urgent, on a device that the head could use, passes the head; once that is `PATIENCE`
+for each such device the line is aged, and devices are kept free for the first of the aged (as a reservation is in EASY backfilling).
+Counting placements and not seconds makes the order the same in every run; counting them per device leaves a burst longest first.
 
 *Fair share*: what a user has had is counted in seconds at speed 1, divided by his weight. Who comes back after a pause starts level
 with the one who has had least of those at work, as a new process does in Linux's completely fair scheduler: neither is time away saved
@@ -26,7 +27,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from dgpunet_dask.model.demand import PRIORITIES
 
-#: Placements that may pass the head of a line before devices are kept free for it.
+#: Placements, for each device that could hold it, that may pass the head of a line before devices are kept free for it.
 PATIENCE: Final = 16
 #: The place of each priority, the most urgent first.
 URGENCY: Final = {priority: rank for rank, priority in enumerate(PRIORITIES)}
@@ -58,9 +59,9 @@ class Standing(NamedTuple):
     arrival: Any
 
 
-def standing(*, priority: str | None, passed: int, share: float, work_s: float, arrival: Any) -> Standing:
-    """Return the sort key of a head of `priority` (in force) that was passed `passed` times, of `work_s` seconds at speed 1."""
-    return Standing(urgency_of(priority), not is_aged(passed), share, -work_s, arrival)
+def standing(*, priority: str | None, aged: bool, share: float, work_s: float, arrival: Any) -> Standing:
+    """Return the sort key of a head of `priority` (in force) and of `work_s` seconds at speed 1."""
+    return Standing(urgency_of(priority), not aged, share, -work_s, arrival)
 
 
 def urgency_of(priority: str | None) -> int:
@@ -68,9 +69,9 @@ def urgency_of(priority: str | None) -> int:
     return URGENCY[priority or "batch"]
 
 
-def is_aged(passed: int) -> bool:
-    """Whether a head has been passed too often."""
-    return passed >= PATIENCE
+def is_aged(passed: int, devices: int = 1) -> bool:
+    """Whether a head that `devices` devices could hold when free has been passed too often."""
+    return passed >= PATIENCE * max(1, devices)
 
 
 def passes(by: int, waiting: int) -> bool:
@@ -78,19 +79,21 @@ def passes(by: int, waiting: int) -> bool:
     return by >= waiting
 
 
-def gives_way(urgency: int, passed: int, leaving: Collection[str | None], others: Iterable[tuple[int, str | None]]) -> bool:
+def gives_way(urgency: int, *, aged: bool, leaving: Collection[str | None], others: Iterable[tuple[int, str | None]]) -> bool:
     """Whether a head that would send away the stages `leaving` lets the heads of other lines go first.
+
+    It is served at the end of the pass if none of them took the device.
 
     Parameters
     ----------
-    urgency, passed
+    urgency, aged
         Of the head.
     leaving
         The stages of the residents that would have to go.
     others
         Urgency and stage of each other line that has a waiting head.
     """
-    return bool(leaving) and not is_aged(passed) and any(u <= urgency and stage is not None and stage in leaving for u, stage in others)
+    return bool(leaving) and not aged and any(u <= urgency and stage is not None and stage in leaving for u, stage in others)
 
 
 class Shares:
