@@ -7,7 +7,7 @@ orders of magnitude.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -52,11 +52,18 @@ def free_in_s(fleet: Fleet, device: Device, request: Request, *, guess: bool = F
     host, state = fleet.host_by_name[device.host], fleet.states.get(device.name, "running")
     ends = sorted((end, c.holder, c) for c in charges if (end := _end_s(c, device, guess=guess)) is not None)
     for end, _, charge in ends:
-        charges.remove(charge)
-        charges = [replace(c, evictable=True) if c.kind == "resident" and c.stage == charge.stage else c for c in charges]
+        charges = after(charges, charge)
         if not not_now_verdicts(device, host, state, charges, request):
             return end
     return None
+
+
+def after(charges: Iterable[Charge], leaving: Charge) -> list[Charge]:
+    """Return `charges` once `leaving` has let go: the stage that it used stays loaded, idle where nothing else there uses it."""
+    left = [c for c in charges if c is not leaving]
+    if any(c.stage == leaving.stage and c.kind in {"activation", "lease"} for c in left):
+        return left
+    return [replace(c, evictable=True) if c.kind == "resident" and c.stage == leaving.stage else c for c in left]
 
 
 def _end_s(charge: Charge, device: Device, *, guess: bool) -> float | None:
