@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from dgpunet_dask.errors import BadValue, DgpunetError, DiskFull, NewerFormat
 from dgpunet_dask.jobs.commit import commit_text
-from dgpunet_dask.jobs.requeue import Overrun
 from dgpunet_dask.jobs.task import Seen, StageRecord
 from dgpunet_dask.jobs.threads import in_thread
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.placement.estimate import FORMAT_VERSION, NO_ESTIMATES, Estimates
+from dgpunet_dask.placement.oom import Overrun
 
 log = logging.getLogger(__name__)
 
