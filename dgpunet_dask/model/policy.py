@@ -45,7 +45,7 @@ class Match:
     user: str | None = None
     priority: str | None = None
 
-    @property
+    @cached_property
     def globs(self) -> Mapping[str, str]:
         """The keys that are given."""
         return {key: glob for key in MATCH_KEYS if (glob := getattr(self, key)) is not None}
@@ -55,7 +55,7 @@ class Match:
         values = {"stage": stage, "model": model, "user": user, "priority": priority}
         return all(fnmatchcase(values[key] or "", glob) for key, glob in self.globs.items())
 
-    @property
+    @cached_property
     def specificity(self) -> tuple[int, int, int]:
         """Keys, then values without wildcard, then literal characters: the greater, the more specific."""
         globs = self.globs.values()

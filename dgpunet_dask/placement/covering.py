@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Final
 
 from dgpunet_dask.model.demand import PRIORITIES
-from dgpunet_dask.model.policy import LAYERS, Match, Rule
+from dgpunet_dask.model.policy import LAYERS, Match, Rule, is_literal
 from dgpunet_dask.placement.globs import covers, overlap
 
 #: What a match on priority is held against: there are only these, so that they are tried one by one.
@@ -18,14 +19,28 @@ UNSTATED: Final = ("",)
 def matches_overlap(one: Match, other: Match) -> bool:
     """Whether some demand is matched by both."""
     a, b = one.globs, other.globs
-    return all(overlap(a[key], b[key]) for key in a.keys() & b.keys() - {"priority"}) and bool(set(taken(one)) & set(taken(other)))
+    shared = a.keys() & b.keys()
+    if "priority" in shared and not set(taken(one)) & set(taken(other)):
+        return False
+    return all(_overlap(a[key], b[key]) for key in shared - {"priority"})
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other if is_literal(one) and is_literal(other) else overlap(one, other)
 
 
 def match_covers(wide: Match, narrow: Match, priorities: Iterable[str] = ALL) -> bool:
     """Whether every demand of one of `priorities` that `narrow` matches is matched by `wide`."""
     a, b = wide.globs, narrow.globs
-    texts = all(covers(glob, b.get(key, "*")) for key, glob in a.items() if key != "priority")
-    return texts and set(taken(narrow, priorities)) <= set(taken(wide, priorities))
+    if not all(_covers(glob, b.get(key, "*")) for key, glob in a.items() if key != "priority"):
+        return False
+    return wide.priority is None or set(taken(narrow, priorities)) <= set(taken(wide, priorities))
+
+
+def _covers(wide: str, narrow: str) -> bool:
+    if wide in {"*", narrow}:
+        return True
+    return fnmatchcase(narrow, wide) if is_literal(narrow) else not is_literal(wide) and covers(wide, narrow)
 
 
 def taken(match: Match, priorities: Iterable[str] = ALL) -> tuple[str, ...]:
