@@ -14,6 +14,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.placement.derive import derive, with_units
+from dgpunet_dask.placement.estimate import NO_ESTIMATES, Estimates
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +29,13 @@ class Deriving:
     ----------
     fleet
         What the head was started with; what joins later is added to it.
+
+    `learned` tells the estimates by which the speed of a new card is measured, once there is somebody who learns.
     """
 
     def __init__(self, home: Home, fleet: Fleet) -> None:
         self.home, self.fleet = home, fleet
+        self.learned: Callable[[], Estimates] = lambda: NO_ESTIMATES
         self._counted: dict[str, int] = {}
 
     def refresh(self, done: Mapping[str, int] | None = None) -> None:
@@ -42,7 +46,7 @@ class Deriving:
         folder = generated_folder(self.home)
         try:
             past = with_units(past_standings(folder), done or {})
-            written = write(changes(folder, derive(self.fleet, past)))
+            written = write(changes(folder, derive(self.fleet, past, self.learned())))
         except DgpunetError as error:
             log.warning("generated policies are not up to date: %s", error)
             return

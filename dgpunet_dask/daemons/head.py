@@ -215,6 +215,7 @@ class Head:
         host = HeadHost(device=head, threads=usable_cpus(), home=self.home.root)
         jobs = Jobs(self.home, ServicePorts(self._dask, functools.partial(AgentClient, self.home.agent_socket), self.settled, host))
         jobs.begin()
+        self.deriving.learned = lambda: jobs.learned.estimates
         return jobs
 
     def _dask(self) -> Client:

@@ -24,7 +24,7 @@ from typing import Final
 
 from dgpunet_dask.model.decision import TRIAL
 from dgpunet_dask.model.fleet import Device, Fleet, Host, runs_arch
-from dgpunet_dask.placement.estimate import Estimates, device_class
+from dgpunet_dask.placement.estimate import NO_ESTIMATES, Estimates, device_class
 from dgpunet_dask.units import Mib
 
 #: Units that must have succeeded on a new card before interactive work may go there.
@@ -37,16 +37,32 @@ _HEADER: Final = """\
 # Put rules of your own under human/: a rule of the same name there replaces the one here, clause by clause.
 """
 _FACTS: Final = re.compile(r"# facts: (?P<facts>[0-9a-f]{12})")
-_CARD: Final = re.compile(r"# card (?P<name>\S+): facts (?P<facts>[0-9a-f]{12}), (?:(?P<units>\d+) of \d+ units|(?P<first>from the start))")
+_CARD: Final = re.compile(
+    r"# card (?P<name>\S+): facts (?P<facts>[0-9a-f]{12}), (?:(?P<units>\d+) of \d+ units|(?P<first>from the start))"
+    r"(?:, measured speed (?P<speed>\d+(?:\.\d+)?))?$"
+)
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a card's trial is: `units` have succeeded on it since it had these `facts`; `first`: it began with the fleet."""
+    """How far a card's trial is.
+
+    Parameters
+    ----------
+    facts
+        What the card was then.
+    units
+        How many have succeeded on it since.
+    first
+        It began with the fleet.
+    speed
+        As it was measured when the trial ended, on the fleet's scale; ``None`` where nothing had run on other cards to compare.
+    """
 
     facts: str
     units: int = 0
     first: bool = False
+    speed: float | None = None
 
     @property
     def tried(self) -> bool:
@@ -67,7 +83,7 @@ class Generated:
     standings: Standings
 
 
-def derive(fleet: Fleet, past: Standings, estimates: Estimates = Estimates()) -> tuple[Generated, ...]:  # noqa: B008  # frozen
+def derive(fleet: Fleet, past: Standings, estimates: Estimates = NO_ESTIMATES) -> tuple[Generated, ...]:
     """Return the policy file of each host of `fleet`, in the order of their names.
 
     Parameters
@@ -75,16 +91,21 @@ def derive(fleet: Fleet, past: Standings, estimates: Estimates = Estimates()) ->
     past
         Each card's standing as `read_standings` found it in earlier files; cards that are not there are new.
     estimates
-        What the speed of a card is measured by, for the comments.
+        What the speed of a card is measured by when its trial ends.
     """
-    standings = _standings(fleet, past)
-    return tuple(_generated(host, fleet, standings, estimates) for host in sorted(fleet.hosts, key=lambda h: h.name))
+    standings = _standings(fleet, past, estimates)
+    return tuple(_generated(host, fleet, standings) for host in sorted(fleet.hosts, key=lambda h: h.name))
 
 
 def read_standings(text: str) -> dict[str, Standing]:
     """Return the standings that a generated file carries; a line that a person has broken counts as not there."""
     found = (m for line in text.splitlines() if (m := _CARD.match(line)) is not None)
-    return {m["name"]: Standing(m["facts"], int(m["units"] or 0), m["first"] is not None) for m in found}
+    return {m["name"]: _read(m) for m in found}
+
+
+def _read(line: re.Match[str]) -> Standing:
+    speed = None if line["speed"] is None else float(line["speed"])
+    return Standing(line["facts"], int(line["units"] or 0), line["first"] is not None, speed)
 
 
 def read_facts(text: str) -> str | None:
@@ -145,15 +166,24 @@ def _hash(facts: object) -> str:
 # Trials
 
 
-def _standings(fleet: Fleet, past: Standings) -> dict[str, Standing]:
+def _standings(fleet: Fleet, past: Standings, estimates: Estimates) -> dict[str, Standing]:
     """Return the standing of each card: as it was where its facts are the same, else new; all are first where none was known."""
-    now = {card.name: card_facts(card) for card in fleet.gpus()}
-    first = not any(name in past for name in now)
-    return {name: _standing(past.get(name), facts, first) for name, facts in now.items()}
+    cards = list(fleet.gpus())
+    first = not any(card.name in past for card in cards)
+    return {card.name: _measured(card, _standing(card, past, first), fleet, estimates) for card in cards}
 
 
-def _standing(past: Standing | None, facts: str, first: bool) -> Standing:
-    return past if past is not None and past.facts == facts else Standing(facts, first=first)
+def _standing(card: Device, past: Standings, first: bool) -> Standing:
+    before, facts = past.get(card.name), card_facts(card)
+    return before if before is not None and before.facts == facts else Standing(facts, first=first)
+
+
+def _measured(card: Device, standing: Standing, fleet: Fleet, estimates: Estimates) -> Standing:
+    """Return `standing` with the card's speed as it is when its trial ends; later samples shape the estimates alone."""
+    if standing.first or not standing.tried or standing.speed is not None:
+        return standing
+    speed = measured_speed(card, fleet, estimates)
+    return standing if speed is None else replace(standing, speed=round(speed, 3))
 
 
 def _stand_in(card: Device, fleet: Fleet, standings: Standings) -> Device | None:
@@ -176,22 +206,24 @@ def _covers(other: Device, card: Device) -> bool:
 # Text
 
 
-def _generated(host: Host, fleet: Fleet, standings: Standings, estimates: Estimates) -> Generated:
+def _generated(host: Host, fleet: Fleet, standings: Standings) -> Generated:
     cards = [card for card in fleet.gpus() if card.host == host.name]
     facts = host_facts(host, cards)
     own = {card.name: standings[card.name] for card in cards}
     lines = [*_HEADER.format(host=host.name).splitlines(), f"# facts: {facts}"]
     for card in cards:
-        lines += _card_comments(card, own[card.name], measured_speed(card, fleet, estimates))
+        lines += _card_comments(card, own[card.name])
     rules = [line for card in cards for line in _trial(card, own[card.name], _stand_in(card, fleet, standings))]
     owner = list(_owner(host, cards, alone=len(fleet.hosts) == 1))
     lines += ["version: 1", *(["rules:", *rules] if rules else ["rules: []"]), *(["hosts:", *owner] if owner else [])]
     return Generated(host.name, "\n".join(lines) + "\n", facts, own)
 
 
-def _card_comments(card: Device, standing: Standing, speed: float | None) -> Iterator[str]:
+def _card_comments(card: Device, standing: Standing) -> Iterator[str]:
     how_far = "from the start" if standing.first else f"{standing.units} of {TRIAL_UNITS} units"
-    yield f"# card {card.name}: facts {standing.facts}, {how_far}" + ("" if speed is None else f", measured speed {speed:.3g}")
+    yield f"# card {card.name}: facts {standing.facts}, {how_far}" + (
+        "" if standing.speed is None else f", measured speed {standing.speed:.3f}"
+    )
     yield f"#   {_described(card)}"
     if card.vram_mib is None:
         yield "#   It does not report its memory: work that needs VRAM is refused with vram_unknown."

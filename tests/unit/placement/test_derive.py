@@ -203,7 +203,20 @@ def test_speed_is_measured_against_other_cards():
     learned = Estimates().with_run("s", "m", "X", 3.0).with_run("s", "m", "Y", 1.0)
     assert nothing is None
     assert measured_speed(house.by_name["x"], house, learned) == pytest.approx(2 / 3)
-    assert "measured speed 0.667" in derive(house, {}, learned)[0].text
+    assert measured_speed(house.by_name["y"], house, learned) == pytest.approx(3.0)
+
+
+def test_the_speed_of_a_new_card_is_measured_when_its_trial_ends_and_kept():
+    house = fleet(replace(card("x"), model="X", speed=1.0), replace(card("y"), model="Y", speed=2.0))
+    learned = Estimates().with_run("s", "m", "X", 3.0).with_run("s", "m", "Y", 1.0)
+    past = {"x": Standing(card_facts(house.by_name["x"]), 2), "y": Standing(card_facts(house.by_name["y"]), first=True)}
+    assert derive(house, past, learned)[0].standings["x"].speed is None
+    (ended,) = derive(house, with_units(past, {"x": 1}), learned)
+    assert read_standings(ended.text)["x"] == Standing(past["x"].facts, TRIAL_UNITS, speed=0.667)
+    assert read_standings(ended.text)["y"].speed is None
+    slower = learned.with_run("s", "m", "X", 99.0)
+    assert derive(house, read_standings(ended.text), slower)[0] == ended
+    assert derive(house, read_standings(ended.text))[0] == ended
 
 
 names = st.text("abcdefgh019._-", min_size=1, max_size=6).filter(lambda t: t[0].isalnum())
