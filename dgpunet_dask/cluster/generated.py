@@ -77,18 +77,25 @@ def write(found: Iterable[Change]) -> list[Path]:
     written = [change for change in found if change.differs]
     for change in written:
         try:
-            change.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make(change.path.parent)
             write_private(change.path, change.new)
         except OSError as error:
             raise UnreadablePath(path=change.path, why=error.strerror or str(error)) from error
     return [change.path for change in written]
 
 
+def _make(folder: Path) -> None:
+    """Make `folder` and what is missing above it, readable by their owner only."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def _read(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
+    except (FileNotFoundError, NotADirectoryError):
+        return None  # a folder that cannot be made is told when it is written
     except OSError as error:
         raise UnreadablePath(path=path, why=error.strerror or str(error)) from error
     except UnicodeDecodeError:

@@ -45,8 +45,10 @@ class Deriving:
         """
         folder = generated_folder(self.home)
         try:
-            past = with_units(past_standings(folder), done or {})
-            written = write(changes(folder, derive(self.fleet, past, self.learned())))
+            past = past_standings(folder)
+            now = {name: standing for one in derive(self.fleet, past) for name, standing in one.standings.items()}
+            derived = derive(self.fleet, with_units(past | now, done or {}), self.learned())
+            written = write(changes(folder, derived))
         except DgpunetError as error:
             log.warning("generated policies are not up to date: %s", error)
             return
