@@ -121,7 +121,7 @@ def resolve(demand: Demand, policy: Policy = NO_POLICY, estimates: Estimates = N
     needs = _Needs(dataclasses.replace(with_learned(demand, estimates), priority=priority))
     for rule in rules:
         needs.unite(rule)
-    share, prefer, on_oom, allow = (_clause(rules, name) for name in ("max_per_gpu", "prefer", "on_oom", "allow"))
+    share, prefer, on_oom, allow = (clause_of(rules, name) for name in ("max_per_gpu", "prefer", "on_oom", "allow"))
     if allow is not None:
         needs.sources["not_allowed"] = allow.source("allow")
     return Request(
@@ -158,11 +158,11 @@ def priority_of(demand: Demand, policy: Policy) -> str:
     if demand.priority is not None:
         return demand.priority
     rules = [r for r in policy.rules if r.match.holds(demand.stage, demand.model, demand.user, None)]
-    found = _clause(rules, "priority")
+    found = clause_of(rules, "priority")
     return DEFAULT_PRIORITY if found is None or found.priority is None else found.priority
 
 
-def _clause(rules: Iterable[Rule], name: str) -> Rule | None:
+def clause_of(rules: Iterable[Rule], name: str) -> Rule | None:
     """Return the rule whose clause `name` counts: of the highest layer that sets it, then the most specific, then the first by name."""
     found = [r for r in rules if getattr(r, name) is not None]
     return max(sorted(found, key=lambda r: r.name), key=lambda r: (LAYERS[r.layer], *r.match.specificity), default=None)
