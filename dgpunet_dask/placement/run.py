@@ -87,7 +87,7 @@ class Placement(NamedTuple):
 class Waits(NamedTuple):
     """How long units waited for their first start: median, 95th percentile (nearest rank), longest; in seconds."""
 
-    count: int
+    units: int
     p50_s: float
     p95_s: float
     max_s: float
