@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 from dgpunet_dask.config.yamlfile import Document, YamlModel, check_version, load, parsed, validate
 from dgpunet_dask.errors import BadValue, Problem
 from dgpunet_dask.model.fleet import Device, Fleet, Host, features_of, is_arch
-from dgpunet_dask.units import Mib, parse_rate, parse_version
+from dgpunet_dask.units import Mib, parse_duration, parse_rate, parse_version
 
 FORMAT_VERSION: Final = 1
 
@@ -55,6 +55,7 @@ Name = Annotated[str, AfterValidator(_name)]
 Amount = Annotated[Mib, parsed(Mib)]
 Size = Annotated[Mib, parsed(_some)]
 Rate = Annotated[float, parsed(_moving)]
+Duration = Annotated[float, parsed(parse_duration)]
 Version = Annotated[tuple[int, ...], parsed(parse_version)]
 
 
@@ -74,6 +75,7 @@ class _Gpu(YamlModel):
     runtime_arches: list[Annotated[str, AfterValidator(_arch)]] | None = None
     features: list[Name] | None = None
     cordoned: bool = False
+    display: bool | None = None
 
 
 class _Host(YamlModel):
@@ -82,6 +84,7 @@ class _Host(YamlModel):
     cpus: Annotated[int, Field(gt=0)] | None = None
     link: Rate | None = None
     power: Literal["mains", "battery"] | None = None
+    idle: Duration | None = None
     gpus: dict[Name, _Gpu] = Field(default_factory=dict)
 
 
@@ -131,6 +134,7 @@ def _host(name: str, host: _Host, defaults: _Defaults) -> Host:
         cpus=host.cpus,
         link=defaults.link if host.link is None else host.link,
         power=host.power,
+        idle_s=host.idle,
     )
 
 
@@ -149,6 +153,7 @@ def _card(name: str, host: str, gpu: _Gpu, defaults: _Defaults) -> Device:
         runtime_arches=None if gpu.runtime_arches is None else tuple(gpu.runtime_arches),
         features=derived if gpu.features is None else frozenset(gpu.features),
         cordoned=gpu.cordoned,
+        display=gpu.display,
     )
 
 

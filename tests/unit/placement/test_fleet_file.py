@@ -47,8 +47,10 @@ hosts:
   a:
     link: 1GB/s
     power: battery
+    idle: 20m
     gpus:
       g:
+        display: true
         vram: 8GiB
         reserve: 0MiB
         bandwidth: 256GB/s
@@ -61,6 +63,7 @@ hosts:
 """
     fleet = parse_fleet(text, "f")
     card = fleet.by_name["g"]
+    assert (card.display, fleet.host_by_name["a"].idle_s, fleet.host_by_name["bare"].idle_s) == (True, 1200.0, None)
     assert (card.reserve_mib, card.bandwidth, card.driver, card.capability) == (0, 256e9, (550, 54, 14), (8, 10))
     assert (card.runtime_arches, card.features, card.cordoned) == (("sm_86", "compute_120", "sm_90a"), {"fp8"}, True)
     assert fleet.host_by_name["a"] == Host(name="a", link=1e9, power="battery")
