@@ -1,169 +1,69 @@
 """The fleet as a mutable index, so that each pick costs the number of kinds of devices and not of devices.
 
-`Pool.place` decides exactly as `placement.place.place` does on `Pool.fleet()`; a property test holds the two together. It is quicker
-because devices with the same facts form a *class*, whose lasting verdicts are found once per demand, and because the devices of a class
-that carry the same load form a *group*, whose verdicts of the moment are found once as well: within a group only the name differs.
-Cards that run a unit belong to no group, so a busy fleet costs next to nothing to ask. Pure: no clock, file, environment or chance.
+`Pool.place` decides exactly as `placement.place.place_request` does on `Pool.fleet()` under the pool's policy and estimates; a property
+test holds the two together. It is quicker because the lasting verdicts are found once per demand and *class* of devices, those of the
+moment once per *group* of a class that carries the same load, and because busy cards are looked at only where work may wait for them by
+choice. Pure: no clock, file, environment or chance; the caller sets `now` and the minute of the day.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from dgpunet_dask.model.decision import Decision
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Charge, Device, DeviceState, Fleet, Host
-from dgpunet_dask.placement.feasible import need_mib, never_verdicts, not_now_verdicts
-from dgpunet_dask.placement.place import activation, place
-from dgpunet_dask.placement.rank import candidate, field_of
+from dgpunet_dask.model.policy import NO_POLICY, Policy, Selector
+from dgpunet_dask.placement.estimate import NO_ESTIMATES, Estimates
+from dgpunet_dask.placement.place import charges_of, place_request
+from dgpunet_dask.placement.plans import NEVER_S, Offer, Plan, emptied
 from dgpunet_dask.placement.resolve import resolve
+from dgpunet_dask.placement.slots import MEMO_MAX, OVERDUE, DeviceClass, End, Group, Slot
 
-#: Remembered answers are thrown away beyond this many, so that odd demands without end cannot fill the memory.
-MEMO_MAX: Final = 4096
-
-#: What decides upon a group's verdicts: the charges without their holders and devices.
-Load = tuple[tuple[object, ...], ...]
+#: Finishes that differ by less are equal: a device that is free now is taken.
+_SAME_S: Final = 1e-9
 
 
-class Group:
-    """The devices of one class that may be used now and carry the same load, lowest name first."""
+class Chance(NamedTuple):
+    """A device that will do now, the lowest name of its group."""
 
-    __slots__ = ("_heap", "_queued", "load", "members")
-
-    def __init__(self, load: Load) -> None:
-        self.load = load
-        self.members: dict[str, Slot] = {}
-        self._heap: list[str] = []
-        self._queued: set[str] = set()
-
-    def add(self, name: str, slot: Slot) -> None:
-        """Take `slot` in."""
-        self.members[name] = slot
-        if name not in self._queued:
-            self._queued.add(name)
-            heapq.heappush(self._heap, name)
-
-    def first(self, barred: Collection[str]) -> str | None:
-        """Return the lowest name that is not in `barred`."""
-        while self._heap and self._heap[0] not in self.members:
-            self._queued.discard(heapq.heappop(self._heap))
-        if not barred:
-            return self._heap[0] if self._heap else None
-        return min((name for name in self.members if name not in barred), default=None)
+    offer: Offer
+    name: str
+    group: Group
 
 
-class DeviceClass:
-    """Devices whose facts, and the facts of their hosts, are alike in all that a filter or a score looks at."""
+class Choice(NamedTuple):
+    """What a unit gets: a slot or nothing. `ahead`: devices that units before it wait for by choice, and the seconds that each keeps it."""
 
-    __slots__ = ("device", "groups", "host", "open", "size")
-
-    def __init__(self, device: Device, host: Host) -> None:
-        self.device, self.host = device, host
-        self.size = 0
-        self.groups: dict[Load, Group] = {}
-        self.open: dict[Load, Group] = {}  # those with members
-
-    def enter(self, slot: Slot) -> None:
-        """Put `slot`, which may be used now, into the group of its load."""
-        load = _load(slot.charges.values()) if slot.charges else ()
-        group = self.groups.get(load)
-        if group is None:
-            if len(self.groups) >= MEMO_MAX:
-                self.groups = dict(self.open)
-            group = self.groups[load] = Group(load)
-        if not group.members:
-            self.open[load] = group
-        group.add(slot.name, slot)
-        slot.group = group
-
-    def leave(self, slot: Slot) -> None:
-        """Take `slot` out of its group."""
-        group = slot.group
-        if group is not None:
-            del group.members[slot.name]
-            if not group.members:
-                del self.open[group.load]
-            slot.group = None
+    slot: Slot | None
+    ahead: tuple[tuple[str, float], ...] = ()
 
 
-class Slot:
-    """One device with its state and charges, and the group it is in while it may be used."""
-
-    __slots__ = ("activations", "charged_mib", "charges", "device", "group", "host", "is_gpu", "kind", "name", "state", "usable_mib")
-
-    def __init__(self, device: Device, host: Host, kind: DeviceClass, state: DeviceState) -> None:
-        self.device, self.host, self.kind, self.state = device, host, kind, state
-        self.name, self.is_gpu, self.usable_mib = device.name, device.kind == "gpu", device.usable_mib
-        self.charges: dict[str, Charge] = {}
-        self.activations = 0
-        self.charged_mib = 0
-        self.group: Group | None = None
-
-    def put(self, charge: Charge) -> None:
-        """Note `charge`, whose holder has none here."""
-        self.charges[charge.holder] = charge
-        self.charged_mib += charge.vram_mib
-        self.activations += charge.kind == "activation"
-
-    def take(self, holder: str) -> None:
-        """Drop the charge of `holder`."""
-        charge = self.charges.pop(holder)
-        self.charged_mib -= charge.vram_mib
-        self.activations -= charge.kind == "activation"
-
-
-class Plan:
-    """What a demand means for the classes of the pool: the able ones, best score first; equal scores share a tier."""
-
-    __slots__ = ("classes", "demand", "empty", "epoch", "left", "ram_mib", "tiers")
-
-    def __init__(self, demand: Demand, epoch: int, tiers: list[list[DeviceClass]]) -> None:
-        self.demand, self.epoch, self.tiers, self.ram_mib = demand, epoch, tiers, demand.ram_mib
-        self.classes = frozenset(kind for tier in tiers for kind in tier)
-        self.left: dict[Group, int | None] = {}
-        self.empty: dict[DeviceClass, int] = {}
-
-    def need_mib(self, slot: Slot) -> int:
-        """Return the VRAM that a unit is charged on `slot` as it is now."""
-        if slot.charges:
-            return need_mib(slot.device, slot.charges.values(), self.demand)
-        need = self.empty.get(slot.kind)
-        if need is None:
-            need = self.empty[slot.kind] = need_mib(slot.device, (), self.demand)
-        return need
-
-    def left_mib(self, group: Group) -> int | None:
-        """Return the VRAM left over beside the demand on any device of `group`, ``None`` where it will not do now."""
-        try:
-            return self.left[group]
-        except KeyError:
-            if len(self.left) >= MEMO_MAX:
-                self.left.clear()
-            found = self.left[group] = _left_mib(next(iter(group.members.values())), self.demand)
-            return found
-
-
-def _left_mib(slot: Slot, demand: Demand) -> int | None:
-    charges = tuple(slot.charges.values())
-    request = resolve(demand)
-    if not_now_verdicts(slot.device, slot.host, slot.state, charges, request):
-        return None
-    return candidate(slot.device, slot.host, charges, field_of(Fleet(), request)).left_mib
+_NOTHING: Final = Choice(None)
 
 
 class Pool:
     """Devices and charges under change. Every method either succeeds or leaves the pool as it was."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy = NO_POLICY, estimates: Estimates = NO_ESTIMATES) -> None:
+        self.policy, self.estimates = policy, estimates
+        self.minute: int | None = None
+        self.now = 0.0
+        self.booked: dict[str, float] = {}
+        self._roles = _roles(policy)
         self._slots: dict[str, Slot] = {}
         self._hosts: dict[str, Host] = {}
+        self._on_host: dict[str, set[str]] = {}
         self._held: dict[str, tuple[str, ...]] = {}  # holder -> names of devices
-        self._classes: dict[tuple[Device, Host], DeviceClass] = {}
+        self._classes: dict[object, DeviceClass] = {}
         self._plans: dict[Demand, Plan] = {}
         self._epoch = 0
+        self._shared = 0
         self._fleet: Fleet | None = None
 
     def __contains__(self, name: object) -> bool:
@@ -172,41 +72,108 @@ class Pool:
     def __len__(self) -> int:
         return len(self._slots)
 
+    # What is in force
+
+    def set_policy(self, policy: Policy) -> None:
+        """Decide under `policy` from now on; what is charged stays."""
+        self.policy, self._roles = policy, _roles(policy)
+        self._sort_anew()
+
+    def set_estimates(self, estimates: Estimates) -> None:
+        """Decide by `estimates` from now on. Ends of running units stay as they were expected."""
+        self.estimates = estimates
+        if any(slot.is_gpu and slot.device.model is None for slot in self._slots.values()):
+            self._sort_anew()  # such cards are known by their names
+        self._epoch += 1
+
+    def set_minute(self, minute: int | None) -> None:
+        """Set the minute of the local day, for the owner's hours."""
+        if minute != self.minute:
+            self.minute, self._fleet = minute, None
+            if any(rule.hours is not None for rule in self.policy.hosts):
+                self._sort_anew()
+
+    def _sort_anew(self) -> None:
+        for slot in list(self._slots.values()):
+            self._put(slot.device, slot.host, slot.state)
+        self._epoch += 1
+
+    def begin(self, now: float) -> None:
+        """Begin a pass over waiting work at the moment `now`: nothing is booked yet."""
+        self.now = now
+        self.booked.clear()
+        self._fleet = None
+
+    def book(self, name: str, seconds: float) -> None:
+        """Note that a unit which waits by choice will keep device `name` for `seconds` once it is free."""
+        self.booked[name] = self.booked.get(name, 0.0) + seconds
+        self._fleet = None
+
+    # Devices
+
     def add_device(self, device: Device, host: Host, state: DeviceState = "running") -> None:
         """Add `device`, or replace its facts; charges on it stay. `host` replaces what was known of that host."""
-        if self._hosts.get(host.name) not in (None, host):
-            for name in sorted(n for n, s in self._slots.items() if s.device.host == host.name and n != device.name):
-                self._put(self._slots[name].device, host, self._slots[name].state)
+        known = self._hosts.get(host.name)
         self._hosts[host.name] = host
         self._put(device, host, state)
+        if known is not None and known != host:
+            self.update_host(host)
         self._drop_empty_hosts()
 
+    def update_host(self, host: Host) -> None:
+        """Replace what is known of a host that has devices here."""
+        for name in sorted(self._on_host.get(host.name, ())):
+            slot = self._slots[name]
+            self._put(slot.device, host, slot.state)
+            self._hosts[host.name] = host
+
     def _put(self, device: Device, host: Host, state: DeviceState) -> None:
-        old = self._slots.get(device.name)
+        self._fleet = None
+        old, key = self._slots.get(device.name), self._key(device, host)
+        if old is not None:
+            self._on_host[old.device.host].discard(old.name)
+        self._on_host.setdefault(host.name, set()).add(device.name)
+        if old is not None and old.kind.key == key and old.state == state:
+            old.set_facts(device, host)
+            return
         if old is not None:
             self._leave(old)
-        slot = Slot(device, host, self._class_of(device, host), state)
-        slot.kind.size += 1
+        kind = self._classes.get(key)
+        if kind is None:
+            kind = self._classes[key] = DeviceClass(key, device, host)
+        slot = Slot(device, host, kind, state)
+        kind.size += 1
         if old is not None:
-            slot.charges, slot.activations, slot.charged_mib = old.charges, old.activations, old.charged_mib
+            slot.charges, slot.ends, slot.version = old.charges, old.ends, old.version
+            slot.activations, slot.charged_mib, slot.shares = old.activations, old.charged_mib, old.shares
         self._slots[device.name] = slot
         self._regroup(slot)
         self._epoch += 1
 
-    def _class_of(self, device: Device, host: Host) -> DeviceClass:
-        key = (replace(device, name="", host="", uuid=None, model=None), Host(name="", ram_mib=host.ram_mib, cpus=host.cpus))
-        return self._classes.setdefault(key, DeviceClass(device, host))
+    def _key(self, device: Device, host: Host) -> object:
+        """Return what devices of one class have in common: the facts, and how the policy and the estimates see them."""
+        policy = self.policy
+        facts = replace(device, name="", host="", uuid=None, bandwidth=None, display=None)
+        known = device.name if device.kind == "gpu" and device.model is None and self.estimates.learned else ""
+        picked = tuple(selector.picks(device, host) for selector in (*policy.selectors, *self._roles))
+        kept = tuple(reserve.device == device.name for reserve in policy.reserves)
+        unmet = tuple(rule.match.picks(device, host) and rule.unmet(host, self.minute) is not None for rule in policy.hosts)
+        return facts, host.ram_mib, host.cpus, known, picked, kept, unmet
 
     def _leave(self, slot: Slot) -> None:
-        slot.kind.leave(slot)
-        slot.kind.size -= 1
-        if slot.kind.size == 0:
-            self._classes = {key: kind for key, kind in self._classes.items() if kind is not slot.kind}
+        kind = slot.kind
+        kind.leave(slot)
+        kind.busy.pop(slot.name, None)
+        kind.size -= 1
+        if kind.size == 0:
+            del self._classes[kind.key]
 
     def remove_device(self, name: str) -> None:
         """Forget `name` and all charges on it."""
         slot = self._slots.pop(name)
         self._leave(slot)
+        self._shared -= slot.shares
+        self._on_host[slot.device.host].discard(name)
         for holder in slot.charges:
             self._hold(holder, tuple(n for n in self._held[holder] if n != name))
         self._drop_empty_hosts()
@@ -214,8 +181,8 @@ class Pool:
         self._fleet = None
 
     def _drop_empty_hosts(self) -> None:
-        used = {slot.device.host for slot in self._slots.values()}
-        self._hosts = {name: host for name, host in self._hosts.items() if name in used}
+        for name in [n for n, devices in self._on_host.items() if not devices]:
+            del self._on_host[name], self._hosts[name]
 
     def set_state(self, name: str, state: DeviceState) -> None:
         """Set the state of device `name`."""
@@ -224,13 +191,35 @@ class Pool:
             slot.state = state
             self._regroup(slot)
 
+    def host(self, name: str) -> Host | None:
+        """Return what is known of a host that has devices here."""
+        return self._hosts.get(name)
+
+    def slot(self, name: str) -> Slot:
+        """Return the device's slot, to be read only."""
+        return self._slots[name]
+
+    # Charges
+
     def charge(self, charge: Charge) -> None:
-        """Put `charge` on its device; it replaces one of the same holder there."""
+        """Put `charge` on its device; it replaces one of the same holder there. Its `ends_s` counts from `now`."""
         slot, holder = self._slots[charge.device], charge.holder
         if holder in slot.charges:
             slot.take(holder)
         else:
             self._held[holder] = (*self._held.get(holder, ()), charge.device)
+        slot.put(charge)
+        if charge.ends_s is not None:
+            slot.ends[holder] = End(self.now + charge.ends_s, self.now + OVERDUE * charge.ends_s)
+        elif slot.ends:
+            slot.ends.pop(holder, None)
+        self._regroup(slot)
+
+    def resize(self, holder: str, device: str, vram_mib: int) -> None:
+        """Let the charge of `holder` on `device` be of `vram_mib`; when it ends stays as it was."""
+        slot = self._slots[device]
+        charge = replace(slot.charges[holder], vram_mib=vram_mib)
+        slot.take(holder)
         slot.put(charge)
         self._regroup(slot)
 
@@ -243,6 +232,7 @@ class Pool:
         for name in names:
             slot = self._slots[name]
             slot.take(holder)
+            slot.ends.pop(holder, None)
             self._regroup(slot)
         return names
 
@@ -254,15 +244,23 @@ class Pool:
 
     def _regroup(self, slot: Slot) -> None:
         self._fleet = None
-        kind = slot.kind
+        slot.version += 1
+        kind, full = slot.kind, slot.full
+        shares = slot.is_gpu and slot.activations > (1 if full else 0)
+        if shares != slot.shares:
+            slot.shares = shares
+            self._shared += 1 if shares else -1
         if slot.group is not None:
             kind.leave(slot)
-        if slot.state == "running" and not (slot.activations and slot.is_gpu) and not slot.device.cordoned:
-            kind.enter(slot)
+        if slot.state == "running" and not slot.device.cordoned:
+            if not full:
+                kind.enter(slot)
+            if slot.activations or slot.ends:
+                kind.busy[slot.name] = slot
+                return
+        kind.busy.pop(slot.name, None)
 
-    def slot(self, name: str) -> Slot:
-        """Return the device's slot, to be read only."""
-        return self._slots[name]
+    # Deciding
 
     def plan(self, demand: Demand) -> Plan:
         """Return what `demand` means for the classes there are now."""
@@ -270,34 +268,91 @@ class Pool:
         if plan is None or plan.epoch != self._epoch:
             if len(self._plans) >= MEMO_MAX:
                 self._plans.clear()
-            plan = self._plans[demand] = Plan(demand, self._epoch, self._tiers(demand))
+            request = resolve(demand, self.policy, self.estimates)
+            plan = self._plans[demand] = Plan(demand, request, self._epoch, self._classes.values(), self.minute)
         return plan
 
     def current(self, plan: Plan) -> Plan:
         """Return `plan` while it holds, else the one that took its place."""
         return plan if plan.epoch == self._epoch else self.plan(plan.demand)
 
-    def _tiers(self, demand: Demand) -> list[list[DeviceClass]]:
-        request = resolve(demand)
-        able = [k for k in self._classes.values() if not never_verdicts(k.device, k.host, request)]
-        return [able] if able else []
+    def choose(self, plan: Plan, barred: Collection[str] = (), waiting: int = 1) -> Choice:
+        """Choose for the first of `waiting` units of a plan of one card. Nothing is booked; the caller does that with `ahead`."""
+        chances = self._chances(plan, barred)
+        if not chances:
+            return _NOTHING
+        best_s = chances[0].offer.finish_s if len(chances) == 1 else min(c.offer.finish_s for c in chances)
+        ahead = self._ahead(plan, best_s, chances, barred, waiting) if plan.may_wait else ()
+        if len(ahead) >= waiting:
+            return Choice(None, ahead)
+        best = chances[0] if len(chances) == 1 else self._best(plan, best_s, chances, barred)
+        return Choice(self._slots[best.name], ahead)
 
-    def pick(self, plan: Plan, barred: Collection[str] = ()) -> Slot | None:
-        """Return the best device that will do now for a plan of one card, ``None`` where none will."""
-        fleet = self.fleet()
-        decision = place(_only(fleet, [d.name for d in fleet.devices if d.name not in barred]), plan.demand)
-        return None if decision.device is None else self._slots[decision.device]
+    def _chances(self, plan: Plan, barred: Collection[str]) -> list[Chance]:
+        found = []
+        for kind in plan.able:
+            for group in kind.open.values():
+                offer = plan.offer(group)
+                name = group.first(barred) if offer is not None else None
+                if name is not None:
+                    found.append(Chance(offer, name, group))  # type: ignore[arg-type]  # a name needs an offer
+        return found
 
-    def evict(self, name: str, demand: Demand) -> tuple[str, ...]:
-        """Return the idle residents that must leave device `name`, which will do now, before the demand fits."""
-        slot = self._slots[name]
-        field = field_of(Fleet(), resolve(demand))
-        return tuple(sorted(candidate(slot.device, slot.host, tuple(slot.charges.values()), field).evict)) if slot.charges else ()
+    def _best(self, plan: Plan, best_s: float, chances: Iterable[Chance], barred: Collection[str]) -> Chance:
+        fastest = self._fastest(barred) if plan.request.prefer is not None else 0.0
+        return min(chances, key=lambda c: (-plan.total(c.group, c.offer, best_s, fastest), c.offer.left_mib, c.name))
+
+    def _fastest(self, barred: Collection[str]) -> float:
+        """Return the greatest speed in the fleet without `barred`."""
+        out = Counter(self._slots[name].kind for name in barred if name in self._slots)
+        return max((k.device.speed for k in self._classes.values() if k.size > out[k]), default=0.0)
+
+    def _ahead(
+        self, plan: Plan, best_s: float, chances: Iterable[Chance], barred: Collection[str], waiting: int
+    ) -> tuple[tuple[str, float], ...]:
+        """Return, for those of `waiting` units that busy devices finish before `best_s`, which device and how long it is kept.
+
+        Where more wait than busy devices could finish by then, one of them takes what is free in any case, so none is looked at.
+        """
+        if not plan.waits:  # then it is only the CPU that is kept off
+            best = min(chances, key=lambda c: (c.offer.finish_s, c.name))
+            if best.group.kind.is_gpu:
+                return ()
+        guess, limit = not plan.request.known, best_s - _SAME_S
+        kinds = [k for k in plan.able if k.busy and (k.is_gpu or not guess) and plan.run_s(k) < limit]
+        if not kinds or (waiting > 1 and waiting > sum(k.size * _rounds(limit, plan.request.run_s(k.device)) for k in kinds)):
+            return ()
+        return self._booking(plan, [slot for k in kinds for slot in k.busy.values() if slot.name not in barred], limit, waiting)
+
+    def _booking(self, plan: Plan, slots: Iterable[Slot], limit: float, waiting: int) -> tuple[tuple[str, float], ...]:
+        guess = not plan.request.known
+        heap: list[tuple[float, str]] = []
+        for slot in slots:
+            if slot.group is None or plan.offer(slot.group) is None:
+                free = plan.free(slot, self.now, guess=guess)
+                finish = max(0.0, free.at_s - self.now) + self.booked.get(slot.name, 0.0) + free.duration_s
+                if finish < limit:
+                    heap.append((finish, slot.name))
+        heapq.heapify(heap)
+        ahead: list[tuple[str, float]] = []
+        while heap and len(ahead) < waiting:
+            finish, name = heap[0]
+            run_s = plan.request.run_s(self._slots[name].device)
+            ahead.append((name, run_s))
+            if finish + run_s < limit:
+                heapq.heapreplace(heap, (finish + run_s, name))
+            else:
+                heapq.heappop(heap)
+        return tuple(ahead)
+
+    def doubted_s(self, plan: Plan, names: Iterable[str]) -> float:
+        """Return the moment from which some of the busy devices `names` are not believed to come free any more, infinite if never."""
+        return min((plan.free(self._slots[name], self.now, guess=not plan.request.known).until_s for name in names), default=NEVER_S)
 
     def place(
         self, demand: Demand, *, verdicts: bool = False, barred: Collection[str] = (), among: Collection[str] | None = None
     ) -> Decision:
-        """Decide upon one unit of work, as `placement.place.place` does on `fleet()`.
+        """Decide upon one unit of work, as `placement.place.place_request` does on `fleet()`.
 
         Parameters
         ----------
@@ -308,49 +363,79 @@ class Pool:
         among
             Where given, the only devices there are for this demand.
         """
-        if verdicts or among is not None or demand.gpus > 1:
-            return self._place_fully(demand, barred, among)
         plan = self.plan(demand)
-        slot = self.pick(plan, barred)
-        if slot is not None:
-            return Decision("placed", devices=(slot.name,), evict=self.evict(slot.name, demand))
-        return Decision("never" if self._slots and not plan.tiers else "wait")
+        if verdicts or among is not None or not plan.one_card:
+            return replace(self._place_fully(plan, barred, among), policy=self.policy.digest)
+        choice = self.choose(plan, barred)
+        if choice.slot is not None:
+            return Decision("placed", devices=(choice.slot.name,), evict=plan.evict(choice.slot), policy=self.policy.digest)
+        if choice.ahead:
+            return Decision("wait", waits_for=choice.ahead[0][0], policy=self.policy.digest)
+        return Decision("never" if self._slots and not plan.able else "wait", policy=self.policy.digest)
 
-    def _place_fully(self, demand: Demand, barred: Collection[str], among: Collection[str] | None) -> Decision:
+    def _place_fully(self, plan: Plan, barred: Collection[str], among: Collection[str] | None) -> Decision:
         fleet = self.fleet() if among is None else _only(self.fleet(), among)
-        decision = place(fleet, demand)
-        if not barred or decision.outcome != "placed":
+        decision = place_request(fleet, plan.request)
+        if not barred or not decision.ranking:
             return decision
-        rest = place(_only(fleet, [d.name for d in fleet.devices if d.name not in barred]), demand)
+        rest = place_request(_only(fleet, [d.name for d in fleet.devices if d.name not in barred]), plan.request)
         return rest if rest.outcome == "placed" else replace(rest, outcome="wait")
 
-    def ideal(self, demand: Demand, barred: Collection[str] = (), among: Collection[str] | None = None) -> tuple[str, ...]:
-        """Return the devices that `demand` would get if nothing were charged, to be kept free for it; empty where none will do."""
-        fleet = self.fleet().with_charges(())
-        names = (d.name for d in fleet.devices if among is None or d.name in among)
-        return place(_only(fleet, [n for n in names if n not in barred]), demand).devices
+    def ideal(self, plan: Plan, barred: Collection[str] = (), among: Collection[str] | None = None) -> tuple[str, ...]:
+        """Return the devices that a unit would get if all others had ended, to be kept free for it; empty where none will do."""
+        if plan.one_card and among is None:
+            return self._ideal_card(plan, barred)
+        fleet = self.fleet()
+        names = [d.name for d in fleet.devices if d.name not in barred and (among is None or d.name in among)]
+        return place_request(_only(fleet.with_charges(emptied(fleet.charges)), names), plan.request).devices
+
+    def _ideal_card(self, plan: Plan, barred: Collection[str]) -> tuple[str, ...]:
+        for kind in sorted(plan.able, key=lambda k: (not k.is_gpu, plan.run_s(k), k.device.name)):
+            for name in sorted(kind.busy):
+                if name not in barred and plan.fits_emptied(kind.busy[name]):
+                    return (name,)
+        return ()
+
+    @property
+    def shared(self) -> bool:
+        """Whether units share cards, or may: then one may never come to be empty by itself."""
+        return self._shared > 0
 
     def activation(self, name: str, demand: Demand, holder: str, plan: Plan | None = None) -> Charge:
         """Return the charge of one unit of `demand` on device `name` as it is now. `plan`, where at hand, saves looking it up."""
-        return activation(self._slots[name].device, self._slots[name].charges.values(), resolve(demand), holder)
+        plan = plan or self.plan(demand)
+        if demand.inputs:
+            return charges_of(self.fleet(), plan.request, Decision("placed", devices=(name,)), holder)[0]
+        return plan.charge(self._slots[name], holder)
 
     def fleet(self) -> Fleet:
-        """Return a frozen picture."""
+        """Return a frozen picture of the moment `now`."""
         if self._fleet is None:
             slots = [self._slots[name] for name in sorted(self._slots)]
             self._fleet = Fleet(
                 hosts=tuple(self._hosts[name] for name in sorted(self._hosts)),
                 devices=tuple(s.device for s in slots),
-                charges=tuple(s.charges[holder] for s in slots for holder in sorted(s.charges)),
+                charges=tuple(self._as_of_now(s, holder) for s in slots for holder in sorted(s.charges)),
                 states={s.device.name: s.state for s in slots if s.state != "running"},
+                minute=self.minute,
+                booked=dict(self.booked),
             )
         return self._fleet
 
+    def _as_of_now(self, slot: Slot, holder: str) -> Charge:
+        charge = slot.charges[holder]
+        return charge if charge.ends_s is None else replace(charge, ends_s=slot.remaining_s(holder, self.now))
 
-def _load(charges: Iterable[Charge]) -> Load:
-    return tuple(
-        sorted((c.kind, c.stage or "", c.vram_mib, c.ram_mib, c.cpus, c.exclusive, c.evictable, c.stage is None) for c in charges)
-    )
+
+def _rounds(limit_s: float, run_s: float) -> float:
+    """Return how many units of `run_s` one device could finish by `limit_s`, at most."""
+    return math.ceil(limit_s / run_s) if run_s > 0 else math.inf
+
+
+def _roles(policy: Policy) -> tuple[Selector, ...]:
+    """Return the roles that rules require, as selectors."""
+    found = {rule.require.role for rule in policy.rules if rule.require is not None and rule.require.role is not None}
+    return tuple(Selector(role=role) for role in sorted(found))
 
 
 def _only(fleet: Fleet, names: Collection[str]) -> Fleet:

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 from distributed.core import Status
 
 from dgpunet_dask.errors import BadValue
+from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Charge, Device, DeviceState
 from dgpunet_dask.placement.feasible import need_mib
 from dgpunet_dask.placement.foreign import foreign_mib
-from dgpunet_dask.placement.pool import Plan, Pool, Slot
+from dgpunet_dask.placement.plans import Plan
+from dgpunet_dask.placement.pool import Pool
+from dgpunet_dask.placement.slots import Slot
 from dgpunet_dask.plugins.facts import EXTRA, device_from_wire, host_from_wire, resource_name
-from dgpunet_dask.plugins.records import Record, Signature
+from dgpunet_dask.plugins.records import Record
 
 if TYPE_CHECKING:
     from distributed.scheduler import WorkerState
@@ -50,7 +53,7 @@ class Book:
         self.worker_of: dict[str, str] = {}
         self.devices_of: dict[str, tuple[str, ...]] = {}
         self.resource_of: dict[str, str] = {}
-        self._units: dict[str, Signature] = {}  # holder -> what it runs
+        self._units: dict[str, Demand] = {}  # holder -> what it was charged for
         self._lingering: dict[str, tuple[str, str]] = {}  # holder -> worker asked, key
         self._waiting_claims: dict[str, list[WorkerState]] = {}
         self._number = 0
@@ -115,12 +118,13 @@ class Book:
         if holder in self._units or holder in slots[0].charges:  # an earlier call that lingers, or a resident of that name
             self._number += 1
             holder = f"{holder} #{self._number}"
-        pool, signature = self.pool, record.signature
+        pool, demand = self.pool, record.signature.demand
+        plan = plan or pool.plan(demand)
         record.devices = ()
         for slot in slots:
-            pool.charge(pool.activation(slot.name, signature.demand, holder, plan))
+            pool.charge(pool.activation(slot.name, demand, holder, plan))
             record.devices += (slot.name,)
-        self._units[holder] = signature
+        self._units[holder] = plan.request.demand
         record.holder = holder
         return holder
 
@@ -188,11 +192,11 @@ class Book:
 
     def _recharge(self, device: Device) -> None:
         charges = tuple(self.pool.slot(device.name).charges.values())
-        standing = tuple(c for c in charges if c.kind == "resident")
+        standing = tuple(c for c in charges if c.kind in ("resident", "foreign"))
         for charge in charges:
-            signature = self._units.get(charge.holder)
-            if charge.kind == "activation" and signature is not None:
-                self.pool.charge(replace(charge, vram_mib=need_mib(device, standing, signature.demand)))
+            demand = self._units.get(charge.holder)
+            if charge.kind == "activation" and demand is not None:
+                self.pool.resize(charge.holder, device.name, need_mib(device, standing, demand))
 
     # Reports
 
@@ -229,7 +233,6 @@ class Book:
     def set_host(self, name: str, **facts: Any) -> None:
         """Take in what changes on a host by the hour: its `power` and `idle_s`."""
         self._presence[name] = facts
-        host = self.pool.fleet().host_by_name.get(name)
+        host = self.pool.host(name)
         if host is not None and replace(host, **facts) != host:
-            slot = next(self.pool.slot(d.name) for d in self.pool.fleet().devices if d.host == name)
-            self.pool.add_device(slot.device, replace(host, **facts), slot.state)
+            self.pool.update_host(replace(host, **facts))

@@ -1,7 +1,8 @@
 """From waiting to processing: the pump asks the pool for each waiting head and hands what it places to Dask.
 
 It runs on its own turn of the event loop, never inside a hook, because Dask's transitions may not be started from within one. Many
-events in one turn arm it once.
+events in one turn arm it once. Work that waits by choice is booked for the length of one pass, so that a burst goes where one unit after
+the other would send it; should the choice come to be in doubt because a unit takes much longer than expected, a timer arms the pump.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
@@ -16,10 +18,16 @@ from distributed.protocol.pickle import dumps
 
 from dgpunet_dask.errors import DgpunetError, Unplaceable
 from dgpunet_dask.model.decision import Decision
-from dgpunet_dask.placement.pool import Plan, Slot
+from dgpunet_dask.model.policy import Policy
+from dgpunet_dask.placement.estimate import Estimates
+from dgpunet_dask.placement.feasible import whole_mib
+from dgpunet_dask.placement.order import Standing, Turns, gives_way
+from dgpunet_dask.placement.plans import NEVER_S, Plan
+from dgpunet_dask.placement.slots import Slot
 from dgpunet_dask.plugins.book import Book
 from dgpunet_dask.plugins.queues import Queue, Queues
-from dgpunet_dask.plugins.records import DEVICE, DEVICES, HOLD, DecisionLog, Pins, Record, Signature
+from dgpunet_dask.plugins.records import DEVICE, DEVICES, HOLD, VRAM, DecisionLog, Pins, Record, Signature
+from dgpunet_dask.plugins.usage import Usage
 
 if TYPE_CHECKING:
     from distributed.scheduler import Scheduler
@@ -31,6 +39,19 @@ _WAIT = Decision("wait")
 _NEVER = Decision("never")
 
 
+class Pass:
+    """What one run of the pump has come to so far: what it placed and what must fail, devices that others may not use, who gave way."""
+
+    __slots__ = ("barred", "doubt_s", "failed", "placed", "yielded")
+
+    def __init__(self) -> None:
+        self.barred: set[str] = set()
+        self.placed: list[Record] = []
+        self.failed: list[tuple[Record, DgpunetError]] = []
+        self.yielded: list[tuple[Queue, Decision]] = []
+        self.doubt_s = NEVER_S
+
+
 class Pump:
     """Waiting tasks, and what moves them.
 
@@ -38,14 +59,38 @@ class Pump:
     ----------
     evict
         Called with device and holder for each idle resident that must leave; the answer is a report of residents.
+    clock
+        Seconds; only differences count.
     """
 
-    def __init__(self, scheduler: Scheduler, book: Book, evict: Callable[[str, str], None]) -> None:
-        self.scheduler, self.book, self.evict = scheduler, book, evict
+    def __init__(
+        self, scheduler: Scheduler, book: Book, evict: Callable[[str, str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.scheduler, self.book, self.evict, self.clock = scheduler, book, evict, clock
         self.queues = Queues()
+        self.usage = Usage(book.pool.policy)
         self.log = DecisionLog()
         self._armed = False
+        self._doubt: asyncio.TimerHandle | None = None
         self._stimulus = itertools.count(1)
+        book.pool.begin(clock())
+
+    def set_policy(self, policy: Policy) -> None:
+        """Place what waits under `policy`; what runs stays where it is."""
+        self.book.pool.set_policy(policy)
+        self.usage.set_policy(policy)
+        self.arm()
+
+    def set_estimates(self, estimates: Estimates) -> None:
+        """Place what waits by `estimates`."""
+        if estimates != self.book.pool.estimates:
+            self.book.pool.set_estimates(estimates)
+            self.arm()
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._doubt is not None:
+            self._doubt.cancel()
 
     # Waiting
 
@@ -86,71 +131,126 @@ class Pump:
             logger.exception("the placement pump failed; waiting tasks stay until the next event")
 
     def _run(self) -> None:
-        barred: set[str] = set()
-        placed: list[Record] = []
-        failed: list[tuple[Record, DgpunetError]] = []
-        for queue in self.queues.in_order(self.waits):
-            try:
-                self._serve(queue, barred, placed, failed)
-            except Exception:
-                logger.exception("tasks that demand %s could not be placed; they stay until the next event", queue.signature.name)
-        if placed:
+        pool = self.book.pool
+        pool.begin(self.clock())
+        at, queues = Pass(), self.queues.waiting(self.waits)
+        for queue in queues:
+            queue.booked = 0
+            if queue.plan is not None:
+                queue.set_plan(pool.current(queue.plan))
+        shared = self.usage.begin(q.plan.request.demand.user for q in queues if q.plan is not None)
+        if len(queues) > 1:
+            self._take_turns(Turns(queues, self._standing), at, 1 if shared else None)
+        elif queues:
+            self._try(queues[0], at, None)
+        for queue, decision in at.yielded:  # those who were let go first have not come
+            if not any(pool.slot(name).activations for name in decision.devices) and not at.barred.intersection(decision.devices):
+                self._keep_free(queue, decision, at.barred)
+        self._hand_over(at)
+        self._doubt_from(at.doubt_s)
+
+    def _standing(self, queue: Queue) -> Standing:
+        return queue.standing(self.usage.of)
+
+    def _take_turns(self, turns: Turns[Queue], at: Pass, most: int | None) -> None:
+        while (queue := turns.pop()) is not None:
+            if self._try(queue, at, most) and queue.head(self.waits) is not None:
+                turns.push(queue)
+
+    def _try(self, queue: Queue, at: Pass, most: int | None) -> bool:
+        try:
+            return self._serve(queue, at, most)
+        except Exception:
+            logger.exception("tasks that demand %s could not be placed; they stay until the next event", queue.signature.name)
+            return False
+
+    def _hand_over(self, at: Pass) -> None:
+        """Have Dask move what was placed, and fail what cannot be."""
+        if at.placed:
             stimulus = f"dgpunet-place-{next(self._stimulus)}"
-            moves = {record.key: "processing" for record in reversed(placed)}  # Dask pops the last one first
+            moves = {record.key: "processing" for record in reversed(at.placed)}  # Dask pops the last one first
             self.scheduler.transitions(moves, stimulus)
-            for record in placed:
+            for record in at.placed:
                 self._undo_unless_moved(record)
-        for record, error in failed:
+        for record, error in at.failed:
             self._fail(record, error)
 
-    def _serve(self, queue: Queue, barred: set[str], placed: list[Record], failed: list[tuple[Record, DgpunetError]]) -> None:
-        """Place from one queue until its head cannot be placed."""
+    def _serve(self, queue: Queue, at: Pass, most: int | None) -> bool:
+        """Place `most` tasks of one queue, or as many as can be; return whether more may follow in this pass."""
         error = self._look(queue)
         while error is None:
+            if most is not None and most <= 0:
+                return True
             record = queue.head(self.waits)
             if record is None:
-                return
-            obstacle = self._place_head(queue, record, barred)
+                return False
+            obstacle = self._place_head(queue, record, at)
             if obstacle is None:
-                placed.append(record)
+                at.placed.append(record)
                 queue.pop()
+                most = None if most is None else most - 1
             elif obstacle.outcome == "never":
                 error = self._impossible(queue.signature)
             else:
-                self._keep_free(queue, obstacle, barred)
-                return
+                self._stand_back(queue, obstacle, at)
+                return False
         while (record := queue.head(self.waits)) is not None:
-            failed.append((record, error))
+            at.failed.append((record, error))
             queue.pop()
+        return False
 
     def _look(self, queue: Queue) -> DgpunetError | None:
         """Refresh what the queue knows of the fleet; return the error that all its tasks fail with, if any."""
-        if queue.plan is not None:
-            queue.plan = self.book.pool.current(queue.plan)
         if queue.signature.pins is not None:
             queue.only = self._pinned(queue.signature.pins)[0]
         return queue.signature.error
 
-    def _place_head(self, queue: Queue, record: Record, barred: Collection[str]) -> Decision | None:
+    def _place_head(self, queue: Queue, record: Record, at: Pass) -> Decision | None:
         """Place `record` and return ``None``, or return the decision that stands in the way: wait, never, or evict first."""
-        signature, pool, plan = queue.signature, self.book.pool, queue.plan
+        plan, signature = queue.plan, queue.signature
         assert plan is not None  # only queues with an error have none, and those are not placed
-        if signature.pins is None and signature.demand.gpus == 1:
-            slot = pool.pick(plan, barred)
+        if signature.pins is None and plan.one_card:
+            slot = self._choose(queue, plan, at)
             if slot is None:
-                return _WAIT if plan.tiers or not len(pool) else _NEVER
-            if slot.charges and (evict := pool.evict(slot.name, signature.demand)):
+                return _NEVER if plan.final and not plan.able else _WAIT
+            if slot.charges and (evict := plan.evict(slot)):
                 return Decision("placed", devices=(slot.name,), evict=evict)
             slots: tuple[Slot, ...] = (slot,)
         else:
-            decision = self.decide(signature, barred)
+            decision = self._decide_in_line(queue, plan, at)
             if decision.outcome != "placed" or decision.evict:
                 return decision
-            slots = tuple(pool.slot(name) for name in decision.devices)
+            slots = tuple(self.book.pool.slot(name) for name in decision.devices)
         self._send(record, slots, plan)
         for slot in slots:
             self.queues.passed(queue, slot.kind, slot.name)
         return None
+
+    def _choose(self, queue: Queue, plan: Plan, at: Pass) -> Slot | None:
+        """Choose for the head of `queue`, and book what those before it in the line wait for by choice."""
+        waiting, pool = queue.waiting, self.book.pool
+        if waiting <= 0:
+            return None
+        slot, ahead = pool.choose(plan, at.barred, waiting)
+        if ahead:
+            for name, seconds in ahead:
+                pool.book(name, seconds)
+            queue.booked += len(ahead)
+            at.doubt_s = min(at.doubt_s, pool.doubted_s(plan, [name for name, _ in ahead]))
+        return slot
+
+    def _decide_in_line(self, queue: Queue, plan: Plan, at: Pass) -> Decision:
+        """Decide fully for one task of `queue` after the other, and book what those wait for by choice, until one is placed."""
+        pool = self.book.pool
+        while True:
+            decision = self.decide(queue.signature, at.barred)
+            if decision.outcome == "never" and not decision.final:
+                return _WAIT
+            if decision.outcome != "wait" or decision.waits_for is None or not decision.ranking or queue.waiting <= 1:
+                return decision
+            pool.book(decision.waits_for, plan.request.run_s(pool.slot(decision.waits_for).device))
+            queue.booked += 1
+            at.doubt_s = min(at.doubt_s, pool.doubted_s(plan, [decision.waits_for]))
 
     def decide(self, signature: Signature, barred: Collection[str] = (), *, verdicts: bool = False) -> Decision:
         """Return what the pool says to `signature`, within the user's pins."""
@@ -191,9 +291,10 @@ class Pump:
         The interlock, a worker resource per device, keeps two units from one device even where the ledger was wrong. It counts whole
         MiB, since sums of floats drift.
         """
-        book, ts, stage = self.book, record.ts, record.signature.demand.stage
+        book, ts, demand = self.book, record.ts, plan.request.demand
         key = str(record.key)
         holder = book.charge(record, slots, plan)
+        self.usage.start(record, plan, slots, book.pool.now)
         address = book.worker_of[slots[0].name]
         resources = dict(record.signature.resources)
         for slot in slots:
@@ -201,22 +302,41 @@ class Pump:
             amount = charge.vram_mib if slot.is_gpu else charge.cpus
             if amount and book.worker_of[name] == address:
                 resources[book.resource_of[name]] = amount
-            self.log.add(key, stage, name, charge.vram_mib, slot.charged_mib, slot.usable_mib)
+            self.log.add(key, demand.stage, name, charge.vram_mib, slot.charged_mib, slot.usable_mib)
         ts.worker_restrictions = {address}
         ts.resource_restrictions = resources
         ts.annotations[DEVICE] = slots[0].name
+        ts.annotations[VRAM] = _cap_mib(slots, demand.vram_mib)
         if len(slots) > 1:
             ts.annotations[DEVICES] = list(record.devices)
+
+    def left(self, record: Record) -> None:
+        """Count what a task has used that is about to leave its devices."""
+        self.usage.stop(record, [self.book.pool.slot(name) for name in record.devices], self.clock())
 
     def _undo_unless_moved(self, record: Record) -> None:
         """Take back a placement that Dask did not accept."""
         if record.ts.state == "no-worker" and record.holder is not None:
             logger.error("Dask did not accept %s on %s; it waits again", record.key, ", ".join(record.devices))
+            self.left(record)
             self.book.release(record)
             self.hold(record)
             self.queues.push(record, self._plan_of)
 
     # Not placed
+
+    def _stand_back(self, queue: Queue, decision: Decision, at: Pass) -> None:
+        """Note what the head of `queue`, which was not placed, asks of those that come after it."""
+        if decision.outcome == "placed" and self._gives_way(queue, decision):
+            at.yielded.append((queue, decision))
+        elif not queue.booked:
+            self._keep_free(queue, decision, at.barred)
+
+    def _gives_way(self, queue: Queue, decision: Decision) -> bool:
+        charges = [self.book.pool.slot(name).charges for name in decision.devices]
+        leaving = {held[holder].stage for held in charges for holder in decision.evict if holder in held}
+        others = ((q.urgency, q.plan.request.demand.stage) for q in self.queues if q is not queue and q.plan is not None and len(q))
+        return gives_way(queue.urgency, aged=queue.aged, leaving=leaving, others=others)
 
     def _keep_free(self, queue: Queue, decision: Decision, barred: set[str]) -> None:
         """Keep others from devices that empty for this queue: those whose residents it sends away, and those an aged head needs."""
@@ -226,16 +346,24 @@ class Pump:
                 for holder in decision.evict:
                     if holder in self.book.pool.slot(name).charges:
                         self.evict(name, holder)
-        elif queue.aged and self._needs_emptying(queue):
+        elif queue.aged and queue.plan is not None and self._needs_emptying(queue.plan):
             running = all(n in self.book.worker_of and self.book.pool.slot(n).state == "running" for n in queue.kept)
             if not queue.kept or not running or barred.intersection(queue.kept):
-                queue.kept = self.book.pool.ideal(queue.signature.demand, barred, queue.only)
+                queue.kept = self.book.pool.ideal(queue.plan, barred, queue.only)
             barred.update(queue.kept)
 
-    @staticmethod
-    def _needs_emptying(queue: Queue) -> bool:
-        """Whether waiting first in line is not enough: several cards must be free at once, or a CPU is shared by small units."""
-        return queue.plan is not None and (queue.signature.demand.gpus > 1 or any(k.device.kind == "cpu" for k in queue.plan.classes))
+    def _needs_emptying(self, plan: Plan) -> bool:
+        """Whether waiting first in line is not enough: several cards must be free at once, or small units share what it needs."""
+        return plan.demand.gpus > 1 or self.book.pool.shared or any(not kind.is_gpu for kind in plan.able)
+
+    def _doubt_from(self, moment: float) -> None:
+        """Arm the pump for the moment from which some unit that is waited for is overdue."""
+        if self._doubt is not None:
+            self._doubt.cancel()
+            self._doubt = None
+        if moment != NEVER_S:
+            wait_s = max(0.0, moment - self.clock()) + _LATER_S
+            self._doubt = asyncio.get_running_loop().call_later(wait_s, self.arm)
 
     def _impossible(self, signature: Signature) -> Unplaceable:
         decision = self.decide(signature, verdicts=True)
@@ -251,3 +379,14 @@ class Pump:
             record.key, "erred", stimulus_id=stimulus, cause=record.key, exception=dumps(error), exception_text=repr(error)
         )
         self.scheduler.transitions(more, stimulus)
+
+
+#: A timer may fire a little early; then nothing would be overdue yet.
+_LATER_S = 0.01
+
+
+def _cap_mib(slots: Collection[Slot], vram_mib: int | None) -> int:
+    """Return what a unit may use on each of its cards, its loaded stage included."""
+    if vram_mib is not None:
+        return vram_mib
+    return min((whole_mib(s.device, s.charges.values()) for s in slots if s.is_gpu), default=0)

@@ -1,23 +1,16 @@
-"""Tasks that wait for a device, one queue per signature, and the order in which the queues are served.
-
-Order: urgency, then aged queues, then the priority that Dask gave the head. A queue whose head cannot be placed is passed over, so that a large demand
-does not keep small ones from devices that it cannot use. So that it is not passed over for ever, each placement of work that is not
-more urgent, on a device that the head could use, is counted: from `PATIENCE` on the queue is *aged*, and the pump keeps devices free
-for it. Counting placements and not seconds makes the order the same in every run.
-"""
+"""Tasks that wait for a device, one queue per signature. `placement.order` says which queue is served next and which has aged."""
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
-from dgpunet_dask.placement.pool import DeviceClass, Plan
+from dgpunet_dask.placement.order import Standing, is_aged, passes, standing, urgency_of
+from dgpunet_dask.placement.plans import Plan
+from dgpunet_dask.placement.slots import DeviceClass
 from dgpunet_dask.plugins.records import Record, Signature
-
-#: Placements that may pass the head of a queue before devices are kept free for it.
-PATIENCE: Final = 16
 
 #: Priority, number of arrival, task.
 Entry: TypeAlias = tuple[Any, int, Record]
@@ -29,20 +22,27 @@ class Queue:
     Dask lets tasks become ready in the order of their priorities, nearly always, so they are kept in a plain line; only a task that
     comes out of order goes to a heap.
 
-    `only` names the devices that the user's pins leave, ``None`` without pins. `kept` are those held free for an aged queue.
+    `only` names the devices that the user's pins leave, ``None`` without pins. `kept` are those held free for an aged queue. `booked`
+    counts the tasks that wait by choice in the present pass, `devices` those that could hold the demand when free.
     """
 
-    __slots__ = ("_count", "_late", "_line", "kept", "only", "passed", "plan", "signature")
+    __slots__ = ("_count", "_late", "_line", "booked", "devices", "kept", "only", "passed", "plan", "signature", "urgency")
 
     def __init__(self, signature: Signature, plan: Plan | None) -> None:
         self.signature = signature
-        self.plan = plan
-        self.passed = 0
+        self.passed = self.booked = 0
         self.kept: tuple[str, ...] = ()
         self.only: frozenset[str] | None = None
         self._line: deque[Entry] = deque()
         self._late: list[Entry] = []
         self._count = 0
+        self.set_plan(plan)
+
+    def set_plan(self, plan: Plan | None) -> None:
+        """Take what the demand means to the fleet and under the policy as they are now; ``None`` for a demand that cannot be read."""
+        self.plan = plan
+        self.urgency = urgency_of(None if plan is None else plan.request.demand.priority)
+        self.devices = 0 if plan is None else sum(kind.size for kind in plan.able)
 
     def push(self, record: Record) -> None:
         """Add a task."""
@@ -84,14 +84,22 @@ class Queue:
     @property
     def aged(self) -> bool:
         """Whether the head has been passed too often."""
-        return self.passed >= PATIENCE
+        return is_aged(self.passed, self.devices)
 
     @property
-    def order(self) -> tuple[int, bool, Any]:
-        """The sort key among queues. Only for a queue that is not empty."""
+    def waiting(self) -> int:
+        """How many tasks wait that have booked nothing in the present pass."""
+        return len(self._line) + len(self._late) - self.booked
+
+    def standing(self, share_of: Callable[[str | None], float]) -> Standing:
+        """Return the sort key among queues. Only for a queue that is not empty."""
         entry = self.first()
         assert entry is not None
-        return (self.signature.urgency, not self.aged, entry[:2])
+        request = None if self.plan is None else self.plan.request
+        if request is None:
+            return standing(priority=None, aged=self.aged, share=0.0, work_s=0.0, arrival=entry[:2])
+        share, priority = share_of(request.demand.user), request.demand.priority
+        return standing(priority=priority, aged=self.aged, share=share, work_s=request.work_s, arrival=entry[:2])
 
     def __len__(self) -> int:
         return len(self._line) + len(self._late)
@@ -110,20 +118,19 @@ class Queues:
             queue = self._queues[record.signature] = Queue(record.signature, plan_of(record.signature))
         queue.push(record)
 
-    def in_order(self, waits: Callable[[Record], bool]) -> list[Queue]:
-        """Return the queues that have a waiting head, first to be served first; empty ones are dropped."""
+    def waiting(self, waits: Callable[[Record], bool]) -> list[Queue]:
+        """Return the queues that have a waiting head; empty ones are dropped."""
         queues = self._queues
         for signature in [s for s, queue in queues.items() if queue.head(waits) is None]:
             del queues[signature]
-        return list(queues.values()) if len(queues) < 2 else sorted(queues.values(), key=lambda q: q.order)
+        return list(queues.values())
 
     def passed(self, by: Queue, kind: DeviceClass, device: str) -> None:
         """Count a placement from queue `by` on `device`, of class `kind`, against every other queue that could have used it."""
         if len(self._queues) < 2:
             return
-        urgency = by.signature.urgency
         for queue in self._queues.values():
-            if queue is by or queue.plan is None or urgency < queue.signature.urgency or kind not in queue.plan.classes:
+            if queue is by or queue.plan is None or not passes(by.urgency, queue.urgency) or kind not in queue.plan.classes:
                 continue
             if queue.only is None or device in queue.only:
                 queue.passed += 1

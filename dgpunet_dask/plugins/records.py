@@ -22,8 +22,6 @@ DEVICES: Final = "dgpunet_devices"
 VRAM: Final = "dgpunet_vram_mib"
 #: A worker address that never exists: a task restricted to it waits in Dask's `no-worker` state. An empty set would mean "anywhere".
 HOLD: Final = "dgpunet-placement://hold"
-#: More urgent work goes first, whatever the order of its submission.
-URGENCY: Final = {"interactive": 0, "batch": 1, None: 1, "idle": 2}
 LOG_MAX: Final = 10_000
 
 
@@ -52,13 +50,12 @@ class Signature:
     `error` is what a demand that cannot be read fails with; its tasks fail once they are ready.
     """
 
-    __slots__ = ("demand", "error", "pins", "plain", "resources", "urgency")
+    __slots__ = ("demand", "error", "pins", "plain", "resources")
 
     def __init__(self, demand: Demand, pins: Pins | None = None, error: DgpunetError | None = None) -> None:
         self.demand, self.pins, self.error = demand, pins, error
         self.plain = demand.to_mapping()
         self.resources = dict(pins.resources) if pins is not None else {}
-        self.urgency = URGENCY[demand.priority]
 
     @property
     def name(self) -> str:
@@ -99,9 +96,11 @@ class Record:
         How many earlier calls of this task may still run on a worker that has been asked.
     gone
         The scheduler has forgotten the task.
+    user, cost_s, since_s
+        Whose share the present call counts for, what was counted ahead, and since when.
     """
 
-    __slots__ = ("devices", "gone", "holder", "key", "settling", "signature", "ts")
+    __slots__ = ("cost_s", "devices", "gone", "holder", "key", "settling", "signature", "since_s", "ts", "user")
 
     def __init__(self, ts: TaskState, signature: Signature) -> None:
         self.key = ts.key
@@ -111,6 +110,8 @@ class Record:
         self.devices: tuple[str, ...] = ()
         self.settling = 0
         self.gone = False
+        self.user: str | None = None
+        self.cost_s = self.since_s = 0.0
 
 
 class DecisionLog:

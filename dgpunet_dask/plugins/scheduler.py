@@ -84,7 +84,7 @@ class PlacementPlugin(SchedulerPlugin):
     def set_estimates(self, estimates: Estimates) -> None:
         """Take what the head has learned."""
         self.estimates = estimates
-        self.pump.arm()
+        self.pump.set_estimates(estimates)
 
     # Tasks
 
@@ -135,6 +135,7 @@ class PlacementPlugin(SchedulerPlugin):
 
     def _left(self, record: Record, finish: str) -> None:
         """Free the charge of a task that left its worker, or let it linger while the call may run on; hold the task again."""
+        self.pump.left(record)
         if finish == "memory":
             self.book.succeeded.update(record.devices)
         if finish in ("memory", "erred") or record.ts.actor:

@@ -14,7 +14,7 @@ from distributed import Client, secede, wait
 
 from dgpunet_dask.errors import Unplaceable
 from dgpunet_dask.model.fleet import Device, Host
-from dgpunet_dask.plugins.queues import PATIENCE
+from dgpunet_dask.placement.order import PATIENCE
 from dgpunet_dask.plugins.scheduler import PlacementPlugin
 from dgpunet_dask.testing.placement import GIB, Gate, PlacedCluster, card, gates, placed_cluster, spans, work
 
@@ -347,7 +347,7 @@ async def test_several_cards_do_not_starve_behind_single_ones() -> None:
         gates["first"].open()
         await wait([*small, pair])
         order = [entry["key"] for entry in cluster.plugin.pump.log.since(0)]
-        assert order.index(pair.key) <= 2 + PATIENCE + 2
+        assert order.index(pair.key) <= 2 + 2 * PATIENCE + 2  # two devices could pass it
 
 
 async def test_many_cores_do_not_starve_behind_single_ones() -> None:

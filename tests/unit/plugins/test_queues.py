@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Device, Host
+from dgpunet_dask.placement.order import PATIENCE
 from dgpunet_dask.placement.pool import Pool
-from dgpunet_dask.plugins.queues import PATIENCE, Queue, Queues
+from dgpunet_dask.plugins.queues import Queue, Queues
 from dgpunet_dask.plugins.records import DecisionLog, Pins, Record, Signature, Signatures
 
 
@@ -51,23 +52,27 @@ def test_tasks_that_have_moved_on_are_dropped() -> None:
     assert queue.head(lambda record: False) is None
 
 
+def in_order(queues: Queues) -> list[Queue]:
+    return sorted(queues.waiting(always), key=lambda queue: queue.standing(lambda user: 0.0))
+
+
 def two_queues() -> tuple[Queues, Queue, Queue, Pool]:
     pool, queues = Pool(), Queues()
     for name, gib in (("a", 8), ("b", 24)):
         pool.add_device(Device(name=name, host="h", vram_mib=gib << 10), Host(name="h"))
     for number, gib in enumerate((4, 20)):
         queues.push(Record(task(str(number), (number,)), Signature(Demand(vram=f"{gib}GiB"))), lambda s: pool.plan(s.demand))
-    small, large = queues.in_order(always)
+    small, large = in_order(queues)
     return queues, small, large, pool
 
 
 def test_a_head_that_is_passed_too_often_goes_first() -> None:
     queues, small, large, pool = two_queues()
     for _ in range(PATIENCE):
-        assert queues.in_order(always) == [small, large]
+        assert in_order(queues) == [small, large]
         queues.passed(small, pool.slot("b").kind, "b")
     assert large.aged
-    assert queues.in_order(always) == [large, small]
+    assert in_order(queues) == [large, small]
     large.push(Record(task("9", (9,)), large.signature))
     large.pop()
     assert not large.aged
@@ -89,7 +94,7 @@ def test_more_urgent_work_does_not_age_less_urgent_work() -> None:
     for number, priority in enumerate(("idle", "interactive")):
         signature = Signature(Demand(vram="1GiB", priority=priority))
         queues.push(Record(task(str(number), (number,)), signature), lambda s: pool.plan(s.demand))
-    urgent, idle = queues.in_order(always)
+    urgent, idle = in_order(queues)
     assert (urgent.signature.demand.priority, idle.signature.demand.priority) == ("interactive", "idle")
     for _ in range(PATIENCE):
         queues.passed(urgent, pool.slot("a").kind, "a")
