@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from dgpunet_dask.errors import MalformedFile, NewerFormat, Problem
 from dgpunet_dask.model.policy import HostRule, Layer, Match, OnOom, Policy, Preference, Require, Reserve, Rule, Selector, SourceRef
+from dgpunet_dask.placement.lint import lint
 from dgpunet_dask.placement.policy_file import merge, parse_policies, parse_policy
 from dgpunet_dask.units import VersionSpec
 from tests.helpers import ROOT
@@ -325,3 +327,10 @@ def test_whatever_a_file_holds_gives_a_policy_or_its_mistakes(seed: int, text: s
 def test_any_text_gives_a_policy_or_its_mistakes(text: str) -> None:
     assert outcome(text) != []
     assert outcome("version: 1\nrules: " + text) != []
+
+
+def test_the_policies_in_the_guide_are_right() -> None:
+    guide = (ROOT / "docs" / "howto" / "policy.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```yaml\n(version: 1\n.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    assert [len(parse_policy(text, "guide").rules) for text in examples] == [2, 1]
+    assert [lint(parse_policy(text, "guide")) for text in examples] == [(), ()]
