@@ -233,6 +233,7 @@ class JobService:
             error = JobCancelled(job_id=record.status.job_id)
         except DgpunetError as failure:
             error = failure
+            await self._copy_placements()
         except Exception as failure:  # whatever broke, the job must end and say so
             log.exception("job %s broke", record.status.job_id)
             error = DgpunetError(detail=f"{type(failure).__name__}: {failure}")
