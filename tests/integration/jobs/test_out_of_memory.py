@@ -179,7 +179,7 @@ def test_the_next_job_starts_with_what_was_learned(run: Run) -> None:
 
 
 def test_torch_s_own_error_raised_as_a_cause_moves_the_unit(run: Run) -> None:
-    status, results, events = run("Torch", needs=9, model="t")
+    status, _, events = run("Torch", needs=9, model="t")
     assert status.state == "done", status.error
     assert tried(events)[0] == "a8"
     assert status.units.attempts > 1
