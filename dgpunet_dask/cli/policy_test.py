@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,9 @@ from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printa
 from dgpunet_dask.errors import CheckFailed, NoCases
 
 if TYPE_CHECKING:
+    from dgpunet_dask.model.decision import Decision
+    from dgpunet_dask.placement.cases.coverage import Line
+    from dgpunet_dask.placement.cases.properties import Failure
     from dgpunet_dask.placement.cases.run import Result
     from dgpunet_dask.placement.cases.values import Suite
 
@@ -19,9 +22,17 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-k", "text", metavar="TEXT", help="Only cases whose name contains this.")
+@click.option("--properties/--no-properties", default=True, help="Also try on generated fleets what must hold of any policy. Default: yes.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Which generated fleets.")
+@click.option("--examples", type=click.IntRange(1), default=50, show_default=True, help="How many of them for each policy.")
+@click.option("--coverage", is_flag=True, help="Tell of each clause how often it was seen to hold and not to, of each preference to decide.")
+@click.option("--require-coverage", is_flag=True, help="The same, and exit code 3 where a clause was not seen both ways.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @pass_context
-def test(context: CliContext, paths: tuple[Path, ...], text: str | None, as_json: bool) -> None:
+def test(
+    context: CliContext, paths: tuple[Path, ...], text: str | None, properties: bool, seed: int, examples: int, coverage: bool,
+    require_coverage: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Run the cases of policy test files, or of all such files in a folder.
 
     A line for each case, the full table of reasons for each failure, and the count at the end. Exit code 3 if any fails.
@@ -33,14 +44,19 @@ def test(context: CliContext, paths: tuple[Path, ...], text: str | None, as_json
     if not any(suite.cases for suite in suites):
         raise NoCases(where=", ".join(map(str, paths)), text="" if text is None else f" with {text!r} in their names")
     results = [result for suite in suites for result in run_suite(suite)]
-    failed = sum(not result.passed for result in results)
+    broken = _broken(suites, seed, examples) if properties else []
+    lines = _coverage(suites) if coverage or require_coverage else None
+    failed = sum(not r.passed for r in results) + len(broken)
+    gaps = [line for line in lines or () if line.gap] if require_coverage else []
     if as_json:
-        error = CheckFailed(what="policy test", count=failed).to_json() if failed else None
-        emit_json({"cases": [_row(r) for r in results], "passed": len(results) - failed, "failed": failed, "error": error})
+        error = CheckFailed(what="policy test", count=failed + len(gaps)).to_json() if failed or gaps else None
+        emit_json(_document(results, broken, lines, seed, examples if properties else 0) | {"error": error})
     else:
-        _say(results, quiet=context.quiet)
-        click.echo(f"{len(results) - failed} passed, {failed} failed")
-    if failed:
+        _say(results, broken, lines, quiet=context.quiet)
+        if properties and not broken and not context.quiet:
+            click.echo(f"ok    properties, {examples} generated fleets for each policy, seed {seed}")
+        click.echo(f"{sum(r.passed for r in results)} passed, {failed} failed")
+    if failed or gaps:
         raise SystemExit(CheckFailed.exit_code)
 
 
@@ -50,29 +66,71 @@ def _only(suite: Suite, text: str | None) -> Suite:
     return suite if text is None else replace(suite, cases=tuple(c for c in suite.cases if text.lower() in c.name.lower()))
 
 
-def _say(results: Iterable[Result], *, quiet: bool) -> None:
+def _broken(suites: Sequence[Suite], seed: int, examples: int) -> list[Failure]:
+    """Return the properties that do not hold, for each policy once."""
+    from random import Random
+
+    from dgpunet_dask.placement.cases.properties import failures
+
+    policies = {suite.policy.digest: suite.policy for suite in suites}
+    return [failure for policy in policies.values() for failure in failures(policy, seed, examples, Random)]
+
+
+def _coverage(suites: Sequence[Suite]) -> list[Line]:
+    from dgpunet_dask.placement.cases.coverage import coverage
+
+    return coverage(suites)
+
+
+def _say(results: Iterable[Result], broken: Iterable[Failure], lines: Iterable[Line] | None, *, quiet: bool) -> None:
+    from dgpunet_dask.placement.cases import coverage, properties
     from dgpunet_dask.placement.cases.run import details
 
     for result in results:
         if not (quiet and result.passed):
             click.echo(printable(f"{'ok  ' if result.passed else 'FAIL'}  {result.case.name}  {result.file}:{result.case.line}"))
-        lines = [*result.faults, *details(result).splitlines()] if not result.passed else []
-        for line in lines:
-            click.echo(printable(f"      {line}"))
+        _indented(() if result.passed else [*result.faults, *details(result)])
+    for failure in broken:
+        click.echo(printable(f"FAIL  property: {failure.name}"))
+        _indented(properties.told(failure))
+    for line in () if lines is None else coverage.told(lines):
+        click.echo(printable(line))
+
+
+def _indented(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(printable(f"      {line}"))
+
+
+def _document(results: Sequence[Result], broken: Sequence[Failure], lines: Sequence[Line] | None, seed: int, examples: int) -> dict[str, Any]:
+    """Return the same as data."""
+    from dgpunet_dask.placement.cases.properties import told
+
+    passed = sum(r.passed for r in results)
+    found: dict[str, Any] = {
+        "cases": [_row(r) for r in results],
+        "properties": {"seed": seed, "examples": examples, "failures": [{"name": f.name, "details": told(f)} for f in broken]},
+        "passed": passed,
+        "failed": len(results) - passed + len(broken),
+    }
+    if lines is not None:
+        found["coverage"] = [{**line.clause._asdict(), **line.seen._asdict(), "gap": line.gap} for line in lines]
+    return found
 
 
 def _row(result: Result) -> dict[str, Any]:
-    decision = result.decision
-    ranking = [] if decision is None else [{"device": s.device, "total": s.total, "parts": dict(s.parts)} for s in decision.ranking]
+    row = {"name": result.case.name, "file": result.file, "line": result.case.line, "passed": result.passed, "faults": list(result.faults)}
+    if result.course is None:
+        return row | _decision(result.decisions[0])
+    left = {**result.course.waiting, **result.course.never, **result.course.held}
+    return row | {"counts": dict(result.course.counts), "makespan_s": result.course.makespan_s, "left": left}
+
+
+def _decision(decision: Decision) -> dict[str, Any]:
     return {
-        "name": result.case.name,
-        "file": result.file,
-        "line": result.case.line,
-        "passed": result.passed,
-        "faults": list(result.faults),
-        "outcome": None if decision is None else decision.outcome,
-        "on": [] if decision is None else list(decision.devices),
-        "waits_for": None if decision is None else decision.waits_for,
-        "ranking": ranking,
-        "verdicts": [] if decision is None else [v.to_json() for name in sorted(decision.refusals) for v in decision.refusals[name]],
+        "outcome": decision.outcome,
+        "on": list(decision.devices),
+        "waits_for": decision.waits_for,
+        "ranking": [{"device": s.device, "total": s.total, "parts": dict(s.parts)} for s in decision.ranking],
+        "verdicts": [v.to_json() for name in sorted(decision.refusals) for v in decision.refusals[name]],
     }

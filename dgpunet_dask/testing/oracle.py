@@ -160,8 +160,9 @@ class Oracle:
             ending = [c for c in charges if self.end(c, device) is not None]
             for gone in sorted(ending, key=lambda c: (self.end(c, device), c.holder)):
                 charges = [c for c in charges if c.holder != gone.holder]
-                idle = gone.stage not in {c.stage for c in charges if c.kind in {"activation", "lease"}}
-                charges = [replace(c, evictable=c.evictable or (c.kind == "resident" and idle and c.stage == gone.stage)) for c in charges]
+                if gone.stage not in {c.stage for c in charges if c.kind in {"activation", "lease"}}:
+                    idle = [c.kind == "resident" and c.stage == gone.stage for c in charges]
+                    charges = [replace(c, evictable=c.evictable or free) for c, free in zip(charges, idle, strict=True)]
                 if not self.not_now(device, charges):
                     start = self.end(gone, device) + self.fleet.booked.get(name, 0.0)
                     later.append(start + self.seconds(device, [c for c in charges if c.kind == "resident"]))

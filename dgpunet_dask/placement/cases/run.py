@@ -10,16 +10,23 @@ from dgpunet_dask.model.policy import Policy
 from dgpunet_dask.placement.cases.values import Case, Suite
 from dgpunet_dask.placement.explain import explain
 from dgpunet_dask.placement.place import place
+from dgpunet_dask.placement.run import Arrival, Run
+from dgpunet_dask.placement.simulate import simulate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of a case. `faults`: each way in which it is not as wanted, none where it passed. `decision`: of single work."""
+    """What became of a case.
+
+    `faults`: each way in which it is not as wanted, none where it passed. `decisions`: upon the single work, or upon each kind of unit
+    before the burst. `course`: of a burst.
+    """
 
     file: str
     case: Case
     faults: tuple[str, ...] = ()
-    decision: Decision | None = None
+    decisions: tuple[Decision, ...] = ()
+    course: Run | None = None
 
     @property
     def passed(self) -> bool:
@@ -35,10 +42,35 @@ def run_suite(suite: Suite) -> Iterator[Result]:
 
 def run_case(case: Case, policy: Policy, file: str = "") -> Result:
     """Run one case."""
-    assert case.submit is not None
+    if case.submit is None:
+        return _burst(case, policy, file)
     decision = place(case.fleet, case.submit, policy)
     faults = (*_outcome_faults(case, decision), *_reason_faults(case, decision))
-    return Result(file=file, case=case, faults=faults, decision=decision)
+    return Result(file=file, case=case, faults=faults, decisions=(decision,))
+
+
+def _burst(case: Case, policy: Policy, file: str) -> Result:
+    numbered = ((i, unit, burst.demand) for i, burst in enumerate(case.bursts) for unit in range(burst.count))
+    arrivals = [Arrival(id=f"{i + 1}.{unit + 1}", demand=demand) for i, unit, demand in numbered]
+    course = simulate(case.fleet, policy, arrivals)
+    decisions = tuple(place(case.fleet, burst.demand, policy) for burst in case.bursts)
+    return Result(file=file, case=case, faults=tuple(_burst_faults(case, course)), decisions=decisions, course=course)
+
+
+def _burst_faults(case: Case, course: Run) -> Iterator[str]:
+    """Yield how the counts and the length of a burst differ from what is wanted. It has not ended while a unit still waits."""
+    for device, count in case.want.placed.items():
+        units = course.counts.get(device, 0)
+        if not count.holds(units):
+            yield f"wanted {count} unit(s) on {device}, but {units} ran there"
+    if case.want.makespan_s is None:
+        return
+    left = {**course.waiting, **course.never, **course.held}
+    if left:
+        reasons = "; ".join(sorted(set(left.values())))
+        yield f"wanted an end after {case.want.makespan_s:g} s at most, but {len(left)} unit(s) never ran: {reasons}"
+    elif course.makespan_s > case.want.makespan_s + 1e-6:
+        yield f"wanted an end after {case.want.makespan_s:g} s at most, but it came after {course.makespan_s:.3f} s"
 
 
 def _outcome_faults(case: Case, decision: Decision) -> Iterator[str]:
@@ -77,6 +109,14 @@ def _reason_faults(case: Case, decision: Decision) -> Iterator[str]:
             yield f"wanted {device} refused as {code}, but its first reason is {verdicts[0].code}"
 
 
-def details(result: Result) -> str:
-    """Return all that a failure needs to be understood, in lines."""
-    return "" if result.decision is None else explain(result.decision, result.case.name)
+def details(result: Result) -> list[str]:
+    """Return all that a failure needs to be understood, in lines: what a burst came to, each ranking, and each table of reasons."""
+    lines = []
+    if result.course is not None:
+        counts = [f"{device} {units}" for device, units in sorted(result.course.counts.items())]
+        left = len(result.course.waiting) + len(result.course.never) + len(result.course.held)
+        lines.append(f"units: {', '.join(counts) or 'none'}; {left} left; the last ended after {result.course.makespan_s:.3f} s")
+    for i, decision in enumerate(result.decisions, start=1):
+        what = result.case.name if result.course is None else f"units {i}.*, before the burst"
+        lines += explain(decision, what).splitlines()
+    return lines
