@@ -6,7 +6,9 @@ import dask
 from distributed import wait
 
 from dgpunet_dask.model.fleet import Host
+from dgpunet_dask.placement.derive import TRIAL_UNITS, Standing, card_facts, derive, with_units
 from dgpunet_dask.placement.fleet_file import cpu_of
+from dgpunet_dask.placement.policy_file import parse_policies, parse_policy
 from dgpunet_dask.plugins.book import FOREIGN
 from dgpunet_dask.testing.placement import GIB, Gate, card, gates, placed_cluster, work
 
@@ -92,6 +94,49 @@ async def test_a_host_is_followed_and_stays_so_when_another_of_its_workers_joins
         cpu.plugins["dgpunet-device"].report_host("battery", 7.0)
         await cluster.until(lambda: seen().idle_s == 7.0)
         assert seen().power == "battery"
+
+
+async def test_a_laptop_on_its_battery_waits_with_what_nobody_waits_for() -> None:
+    rule = "version: 1\nhosts:\n- {match: {host: h}, when: {power: mains}, otherwise: [interactive]}\n"
+    async with placed_cluster() as cluster:
+        host = Host(name="h", cpus=4, ram_mib=64 * GIB, power="battery")
+        cpu = await cluster.add_worker("h/cpu", [cpu_of(host)], host=host)
+        await cluster.add_worker("a", [card("a", 24, host="h")], host=host)
+        cluster.plugin.pump.set_policy(parse_policy(rule, "generated/h.yaml", "generated"))
+        with dask.annotate(demand={"vram": "1GiB"}):
+            batch = cluster.client.submit(work, "batch")
+        with dask.annotate(demand={"vram": "1GiB", "priority": "interactive"}):
+            assert await cluster.client.submit(work, "interactive") == "a"
+        explained = await cluster.client.scheduler.dgpunet_explain(key=batch.key)
+        assert [v["code"] for v in explained["verdicts"]["a"]] == ["owner"]
+        assert batch.status == "pending"
+        cpu.plugins["dgpunet-device"].report_host("mains", None)
+        assert await batch == "a"
+
+
+async def test_a_new_card_takes_interactive_work_after_its_trial() -> None:
+    old, new = card("old", 24, capability=(8, 9)), card("new", 16, capability=(8, 6))
+    async with placed_cluster(old, new) as cluster:
+        known = {"old": Standing(card_facts(old), first=True)}
+        deriving = lambda done: derive(cluster.plugin.book.pool.fleet(), with_units(known | {"new": Standing(card_facts(new))}, done))  # noqa: E731
+        use_policy = lambda files: cluster.plugin.pump.set_policy(  # noqa: E731
+            parse_policies([(one.text, one.host, "generated") for one in files])
+        )
+        use_policy(deriving({}))
+        gate = gates["g"] = Gate()
+        with dask.annotate(demand={"vram": "20GiB"}):
+            taken = cluster.client.submit(work, "old is busy", gate="g")
+        await cluster.until(lambda: gate.entered)
+        with dask.annotate(demand={"vram": "8GiB", "priority": "interactive", "work": 1}):
+            asked = cluster.client.submit(work, "interactive")
+        with dask.annotate(demand={"vram": "8GiB"}):
+            tried = cluster.client.map(work, range(TRIAL_UNITS), pure=False)
+        assert set(await cluster.client.gather(tried)) == {"new"}
+        assert asked.status == "pending"
+        use_policy(deriving((await cluster.fleet())["succeeded"]))
+        assert await asked == "new"
+        gate.open()
+        await taken
 
 
 async def test_reports_on_another_workers_card_are_not_believed() -> None:
