@@ -8,6 +8,7 @@ from typing import Final, Literal, NamedTuple
 from dgpunet_dask.model.decision import Decision, Verdict
 
 Class = Literal["by rule", "never", "not now"]
+KINDS: Final[tuple[Class, ...]] = ("never", "by rule", "not now")
 
 #: What the owner's rules forbid, apart from what the hardware cannot do.
 RULE_CODES: Final = frozenset({"denied", "not_allowed", "role", "owner"})
@@ -50,7 +51,7 @@ def reasons(decision: Decision) -> list[str]:
     """Return a line for each class of refusal that occurs, first reasons only: ``never: 4070l vram_total 10GiB > 7680MiB``."""
     first = decision.first_verdicts
     lines = []
-    for kind in ("never", "by rule", "not now"):
+    for kind in KINDS:
         named = [f"{v.device} {v.code} (needs {v.need}, has {v.have})" for v in first if kind_of(v) == kind]
         lines += [f"{kind:<7}: {'; '.join(named)}"] if named else []
     return lines
