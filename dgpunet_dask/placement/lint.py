@@ -217,13 +217,20 @@ def _nearest(selector: Selector, fleet: Fleet) -> str:
 
 
 def _unsatisfiable(policy: Policy, fleet: Fleet) -> Findings:
-    """Yield each rule that narrows its work down to no device of the fleet, with all other rules that apply to all of that work."""
+    """Yield each rule that narrows its work down to no device of the fleet, with all other rules that apply to all of that work.
+
+    Only where the rule is to blame: without it the work could run, or it alone keeps the work away.
+    """
     rules = _alive(policy)
     for rule in rules:
-        if rule.require is None and rule.allow is None and not rule.deny:
+        if (rule.require is None and rule.allow is None and not rule.deny) or _told_already(rule, fleet):
             continue
-        reasons = _nowhere(rule.match, rules, fleet)
-        if reasons and not _told_already(rule, fleet):
+        covering = [r for r in rules if match_covers(r.match, rule.match)]
+        reasons = _nowhere(rule.match, covering, fleet)
+        if reasons and (
+            not _nowhere(rule.match, [r for r in covering if r is not rule], fleet)
+            or (_nowhere(rule.match, [rule], fleet) and not _nowhere(rule.match, [], fleet))
+        ):
             what = f"no device of this fleet may run what rule {rule.name!r} matches ({reasons})"
             yield _at(rule.source(), what, "ask less in it or in the rules that match with it, or add such a device")
 
@@ -236,19 +243,18 @@ def _told_already(rule: Rule, fleet: Fleet) -> bool:
 
 
 def _nowhere(match: Match, rules: Sequence[Rule], fleet: Fleet) -> str:
-    """Return why each card refuses the smallest work that `match` takes, under the rules that cover it; empty where one does not.
+    """Return why each card refuses the smallest work that `match` takes, under `rules`; empty where one does not.
 
     Where a rule allows a CPU by name, work that can do without a card is tried as well.
     """
-    covering = tuple(r for r in rules if match_covers(r.match, match))
     names = {key: witness(glob) for key, glob in match.globs.items() if key != "priority"}
     priority = None if match.priority is None else taken(match)[0]
     demand = Demand(**{**names, "priority": priority, "vram": Mib.of(1), "cpus": 0})  # type: ignore[arg-type]  # names are text
-    empty, policy = dataclasses.replace(fleet, charges=(), states={}, booked={}), Policy(covering)
+    empty, policy = dataclasses.replace(fleet, charges=(), states={}, booked={}), Policy(tuple(rules))
     decision = place(empty, demand, policy)
     if decision.outcome != "never":
         return ""
-    named = [s for r in covering for s in r.allow or () if any(d.kind == "cpu" and s.picks(d, h) for d, h in _hosts(fleet))]
+    named = [s for r in rules for s in r.allow or () if any(d.kind == "cpu" and s.picks(d, h) for d, h in _hosts(fleet))]
     if named and place(empty, dataclasses.replace(demand, cpu_ok=True), policy).outcome != "never":
         return ""
     cards = {d.name for d in fleet.gpus()}

@@ -131,7 +131,7 @@ def resolve(demand: Demand, policy: Policy = NO_POLICY, estimates: Estimates = N
         deny=tuple((s, rule.source(f"deny.{i}")) for rule in rules for i, s in enumerate(rule.deny or ())),
         allow=None if allow is None else allow.allow,
         share=None if share is None else share.max_per_gpu,
-        prefer=None if prefer is None else prefer.prefer,
+        prefer=None if prefer is None else prefer.prefer or None,
         on_oom=DEFAULT_ON_OOM if on_oom is None or on_oom.on_oom is None else on_oom.on_oom,
         owner=tuple(h for h in policy.hosts if priority not in h.otherwise),
         reserves=tuple(r for r in policy.reserves if not r.match.holds(demand.stage, demand.model, demand.user, priority)),

@@ -217,6 +217,19 @@ def test_only_the_rule_whose_work_has_no_device_is_named(home5: Fleet) -> None:
     assert line.startswith("4:10: no device of this fleet may run what rule 'b' matches (3090: not_allowed, 4070l: denied")
 
 
+def test_a_rule_is_not_blamed_for_what_others_keep_away(home5: Fleet) -> None:
+    lines = [
+        "name: a, require: {vram: 40GiB}",
+        "name: b, match: {stage: s}, deny: [{role: head}]",
+        "name: c, match: {stage: s}, require: {cpus: 99}",
+    ]
+    assert [line.split(" (")[0] for line in found(rules(*lines), home5)] == [
+        f"{line}:10: no device of this fleet may run what rule {name!r} matches" for line, name in ((3, "a"), (5, "c"))
+    ]
+    silent = Fleet((Host(name="h"),), (Device(name="d", host="h"),))
+    assert found(rules("name: a, deny: []", "name: b, match: {stage: s}, require: {ram: 1GiB}"), silent) == []
+
+
 def reserve(*entries: str, more: str = "") -> str:
     return "version: 1\nreserve:\n" + "".join(f"- {{name: {e}, for: {{stage: chat}}}}\n" for e in entries) + more
 

@@ -13,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgpunet_dask.errors import MalformedFile, NewerFormat, Problem
+from dgpunet_dask.model.demand import Demand
+from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.policy import HostRule, Layer, Match, OnOom, Policy, Preference, Require, Reserve, Rule, Selector, SourceRef
 from dgpunet_dask.placement.lint import lint
 from dgpunet_dask.placement.policy_file import merge, parse_policies, parse_policy
+from dgpunet_dask.placement.resolve import resolve
 from dgpunet_dask.units import VersionSpec
 from tests.helpers import ROOT
 
@@ -151,6 +154,13 @@ def test_a_higher_layer_replaces_clause_by_clause() -> None:
             "": "high", "deny": "high", "require": "high", "require.vram": "high",
             "match": "low", "match.stage": "low", "priority": "low",
         }  # fmt: skip
+
+
+def test_an_empty_list_of_wishes_lifts_a_lower_one() -> None:
+    low, high = rules("name: a, prefer: [{by: speed, weight: 1}]"), rules("name: a, prefer: []")
+    policy = parse_policies([(low, "low", "generated"), (high, "high", "human")])
+    assert resolve(Demand(), parse_policy(low, "low")).prefer == (Preference("speed", 1),)
+    assert resolve(Demand(), policy).prefer is None
 
 
 def test_a_higher_match_replaces_the_lower_one() -> None:
@@ -313,13 +323,15 @@ def outcome(text: str) -> Policy | list[Problem] | None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([DOCUMENTED, HOME5]))
-def test_whatever_a_file_holds_gives_a_policy_or_its_mistakes(seed: int, text: str) -> None:
+def test_whatever_a_file_holds_gives_a_policy_or_its_mistakes(home5: Fleet, seed: int, text: str) -> None:
     broken = mutated(text, seed)
     found = outcome(broken)
     if isinstance(found, list):
         lines = broken.count("\n") + 2
         assert found
         assert all(p.file == "p" and 1 <= p.line <= lines and p.col >= 1 and p.what for p in found)
+    elif found is not None:
+        assert all(finding.line >= 1 for finding in lint(found, home5))
 
 
 @settings(max_examples=100, deadline=None)
