@@ -7,9 +7,10 @@ A class's docstring is its message; the braces are filled from the keyword argum
     ├── UsageError (2)
     │   ├── BadValue, BadName, MissingPath, UnreadablePath, UnknownParameter, MissingParameter
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
-    │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, NoCases
+    │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases
     ├── StartFailed (1)
     ├── CheckFailed (3)
+    │   ├── PolicyCasesFailed
     ├── JobFailed (100)
     │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull, DamagedFile
     │   ├── StageOutOfMemory, ForeignMemory
@@ -147,6 +148,14 @@ class OtherFleetRunning(UsageError):
     code = "other_fleet"
 
 
+class OtherPolicyRunning(UsageError):
+    """A cluster with other policies is running ({running}). Edit those files, which are read again at once, or run `dgpunet-dask down`
+    first, then `up` again.
+    """
+
+    code = "other_policy"
+
+
 class Problem(NamedTuple):
     """One mistake in a file; `line` and `col` are 1-based."""
 
@@ -193,6 +202,12 @@ class CheckFailed(DgpunetError):
 
     exit_code = 3
     code = "check_failed"
+
+
+class PolicyCasesFailed(CheckFailed):
+    """{count} case(s) fail with the changed policy files: {names}. `dgpunet-dask policy test {where}` tells why; mend the files or the cases."""
+
+    code = "policy_cases"
 
 
 class JobFailed(DgpunetError):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context
-from dgpunet_dask.errors import NoHead, OtherFleetRunning, UsageError
+from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
+from dgpunet_dask.errors import NoHead, OtherFleetRunning, OtherPolicyRunning
 
 if TYPE_CHECKING:
     from dgpunet_dask.cluster.headfile import HeadFile
@@ -17,37 +17,43 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--simulate", type=click.Path(path_type=Path), metavar="FLEET.yaml", help="Simulate the fleet of this file on the CPU.")
-@click.option("--policy", multiple=True, type=click.Path(path_type=Path), metavar="FILE", help="Not supported by this release: refused.")
+@click.option(
+    "--policy", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+    help="Follow this policy file, or those of a folder; repeatable. Default: $DGPUNET_HOME/policy/{generated,human}/*.yaml.",
+)  # fmt: skip
 @pass_context
 def up(context: CliContext, simulate: Path | None, policy: tuple[Path, ...]) -> None:
     """Start a cluster on this machine and leave it running.
 
-    Returns once all its workers have joined. If it runs already, nothing changes; with another fleet that is an error.
+    Returns once all its workers have joined. If it runs already, nothing changes; with another fleet or other policy files that is an
+    error. Policy files are read again whenever they change.
     """
+    from dgpunet_dask.cluster.policy_files import policy_paths, read_policies
     from dgpunet_dask.daemons.embedded import clear_remains, current_head, start_lock, starting
     from dgpunet_dask.hardware.simulated import simulated_fleet
 
-    if policy:
-        raise UsageError(detail="--policy is not supported by this release, so the files would have no effect. Leave it out.")
+    read_policies(policy_paths(policy))
     wanted = None if simulate is None else simulated_fleet(simulate)
     with start_lock(context.home):
         head = current_head(context.home)
         if head is not None:
-            _keep(context, head, wanted)
+            _keep(context, head, wanted, policy)
             return
         clear_remains(context.home)
-        with starting(context.home, simulate=simulate, embedded=False, say=_sayer(context)) as (_, head):
+        with starting(context.home, simulate=simulate, embedded=False, policy=policy, say=_sayer(context)) as (_, head):
             pass  # released at the end of the block
     _say_up(context, head)
 
 
-def _keep(context: CliContext, head: HeadFile, wanted: Any) -> None:
+def _keep(context: CliContext, head: HeadFile, wanted: Any, policy: tuple[Path, ...]) -> None:
     """Leave the running head as it is, or make an embedded one stay."""
     from dgpunet_dask.cluster.fleets import fleet_digest
     from dgpunet_dask.daemons.embedded import client_of
 
     if wanted is not None and fleet_digest(wanted) != head.fleet_digest:
         raise OtherFleetRunning(running=head.fleet)
+    if policy and [str(path.absolute()) for path in policy] != list(head.policy):
+        raise OtherPolicyRunning(running=", ".join(head.policy) or "those of its home")
     if head.embedded:
         client_of(head).keep()
     _say_up(context, head)
@@ -92,10 +98,18 @@ def status(context: CliContext, as_json: bool) -> None:
     click.echo(f"head      pid {found['head_pid']}, API {found['api']}")
     click.echo(f"scheduler {found['address']}")
     click.echo(f"dashboard {found['dashboard'] or '-'}")
+    _say_policy(found["policy"])
     rows = [[w["name"], w["host"], w["device"], _memory(w), w["state"]] for w in found["workers"]]
     widths = [max(map(len, column)) for column in zip(["worker"] * 5, *rows, strict=True)]
     for row in rows:
         click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _say_policy(policy: dict[str, Any]) -> None:
+    click.echo(printable(f"policy    {policy['digest']} of {', '.join(policy['files'])}" if policy["files"] else "policy    none"))
+    if policy["error"] is not None:
+        click.echo("the policy files have changed and are not in force:", err=True)
+        click.echo(printable(policy["error"]["message"], keep="\n"), err=True)
 
 
 def _status(context: CliContext) -> dict[str, Any]:

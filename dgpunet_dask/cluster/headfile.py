@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,8 @@ class HeadFile:
         What the fleet was read from (``local`` or a file), and the digest of what it says.
     embedded
         Whether it ends with the last command that uses it.
+    policy
+        The policy files that it was started with; empty where those of its home count.
     """
 
     pid: int
@@ -42,6 +45,7 @@ class HeadFile:
     fleet: str = "local"
     fleet_digest: str = ""
     embedded: bool = False
+    policy: Sequence[str] = ()
 
 
 def write_head_file(path: Path, head: HeadFile) -> None:

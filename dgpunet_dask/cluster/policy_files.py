@@ -43,7 +43,12 @@ def layer_of(path: Path) -> Layer:
 
 
 def read_policies(paths: Iterable[Path]) -> Policy:
-    """Return what the files at `paths` say together.
+    """Return what the files at `paths` say together; see `read_sources` for what may be wrong."""
+    return read_sources(paths)[1]
+
+
+def read_sources(paths: Iterable[Path]) -> tuple[tuple[Source, ...], Policy]:
+    """Return the text, name and layer of each file at `paths`, and what they say together.
 
     Raises
     ------
@@ -67,4 +72,4 @@ def read_policies(paths: Iterable[Path]) -> Policy:
         problems += error.problems
     if problems:
         raise MalformedFile(problems)
-    return policy
+    return tuple(sources), policy

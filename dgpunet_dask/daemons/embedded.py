@@ -12,7 +12,7 @@ import logging
 import os
 import subprocess
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -161,7 +161,9 @@ def _wait_for_end(head: HeadFile) -> None:
 
 
 @contextlib.contextmanager
-def starting(home: Home, *, simulate: Path | None, embedded: bool, say: Say = quietly) -> Iterator[tuple[OwnedProcess, HeadFile]]:
+def starting(
+    home: Home, *, simulate: Path | None, embedded: bool, policy: Iterable[Path] = (), say: Say = quietly
+) -> Iterator[tuple[OwnedProcess, HeadFile]]:
     """Start a head and give it once it answers. Release it inside the block; it ends with the block otherwise, and on any error.
 
     Raises
@@ -174,6 +176,7 @@ def starting(home: Home, *, simulate: Path | None, embedded: bool, say: Say = qu
     argv = python_argv("dgpunet_dask.daemons.head", "--home", str(home.root))
     argv += ["--simulate", str(simulate.absolute())] if simulate else []
     argv += ["--embedded"] if embedded else []
+    argv += [word for path in policy for word in ("--policy", str(path.absolute()))]
     log_file = home.run / "logs" / "head.log"
     process = spawn(argv, env=child_env({"DGPUNET_HOME": str(home.root)}), log_file=log_file, cwd=home.run, stdout=subprocess.PIPE)
     Register(home.run / "processes").add(process.pid, "head")

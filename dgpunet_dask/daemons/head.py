@@ -26,16 +26,19 @@ from distributed import Client
 
 from dgpunet_dask.cluster.fleets import charged_by_device, fleet_digest, fleet_to_json, live_fleet, worker_rows
 from dgpunet_dask.cluster.headfile import HeadFile, write_head_file, write_private
+from dgpunet_dask.cluster.policy_watch import Places
 from dgpunet_dask.cluster.wire import error_to_wire
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons import children
 from dgpunet_dask.daemons.api import ApiContext, JobService, listen
 from dgpunet_dask.daemons.deriving import Deriving
 from dgpunet_dask.daemons.lifeline import watch
+from dgpunet_dask.daemons.policies import Policies
 from dgpunet_dask.daemons.register import Register, kill_descendants
 from dgpunet_dask.errors import DgpunetError, StartFailed
 from dgpunet_dask.hardware.cpu import usable_cpus
 from dgpunet_dask.model.fleet import Fleet
+from dgpunet_dask.placement.policy_file import Source
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ _POLL_S: Final = 0.05
 class HeadOptions:
     """What a head is started with: its home, the fleet and what that was read from, and whether it ends with its last lease.
 
-    `probed`: the fleet is this machine, and not a file.
+    `probed`: the fleet is this machine, and not a file. `policy`: the policy files; without any, those of the home.
     """
 
     home: Home
@@ -62,6 +65,7 @@ class HeadOptions:
     label: str = "local"
     embedded: bool = False
     probed: bool = False
+    policy: tuple[Path, ...] = ()
 
 
 class Head:
@@ -85,6 +89,7 @@ class Head:
         self.service: JobService | None = None
         self.met: frozenset[str] = frozenset()
         self.deriving = Deriving(self.home, options.fleet)
+        self.policies = Policies(Places(self.home, options.policy), self._tell_policies)
         self.children = children.Children(self.home, fatal=self.stop, on_scheduler_lost=self._scheduler_lost)
 
     def stop(self, why: str) -> None:
@@ -101,10 +106,13 @@ class Head:
         ------
         StartFailed
             If the scheduler or every worker failed to start.
+        UsageError
+            If a policy file cannot be read.
         """
         described = {**fleet_to_json(self.options.fleet), "probed": self.options.probed}
         write_private(self.home.run / "fleet.json", json.dumps(described))
         self.deriving.refresh()
+        self.policies.load()
         async with self._children(), self._connected() as client, self._following():
             await self._workers_joined(client)
             if self.stopping.is_set():
@@ -124,13 +132,15 @@ class Head:
 
     @contextlib.asynccontextmanager
     async def _following(self) -> AsyncIterator[None]:
-        """Keep the generated policies equal to what the machines report."""
-        task = asyncio.create_task(self.deriving.run(functools.partial(self._ask, "dgpunet_fleet")))
+        """Keep the generated policies equal to what the machines report, and the scheduler to the policies."""
+        followers = (self.deriving.run(functools.partial(self._ask, "dgpunet_fleet")), self.policies.run())
+        tasks = [asyncio.create_task(follower) for follower in followers]
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[Client]:
@@ -235,10 +245,15 @@ class Head:
                 fleet=self.options.label,
                 fleet_digest=fleet_digest(self.options.fleet),
                 embedded=ctx.embedded,
+                policy=[str(path) for path in self.options.policy],
             ),
         )
 
+    async def _tell_policies(self, sources: Sequence[Source]) -> None:
+        await self._ask("dgpunet_set_policy", sources=[list(source) for source in sources])
+
     async def _scheduler_lost(self, why: str) -> None:
+        self.policies.lost()
         if self.service is not None:
             await self.service.scheduler_lost(why)
 
@@ -302,6 +317,7 @@ class Head:
             "api": f"http://127.0.0.1:{self.ctx.port}",
             "dashboard": self.children.dashboard,
             "workers": worker_rows(self.options.fleet, states, charged),
+            "policy": self.policies.status(),
         }
 
 
@@ -379,12 +395,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--simulate", type=Path)
     parser.add_argument("--embedded", action="store_true")
+    parser.add_argument("--policy", type=Path, action="append", default=[])
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     home = Home(args.home).ensure()
     starter = Starter(home.run / "logs" / "head.log")
     try:
-        options = HeadOptions(home, read_fleet(args.simulate, home), str(args.simulate or "local"), args.embedded, args.simulate is None)
+        fleet, label = read_fleet(args.simulate, home), str(args.simulate or "local")
+        options = HeadOptions(home, fleet, label, args.embedded, probed=args.simulate is None, policy=tuple(args.policy))
         with _registered(home):
             asyncio.run(_main(options, starter))
     except DgpunetError as error:

@@ -5,15 +5,18 @@
 ``dgpunet_placements``     the decision log after a sequence number
 ``dgpunet_estimates``      takes what the head has learned (`placement.estimate.Estimates.to_json`)
 ``dgpunet_explain``        one task: its state, its place in the queue, and every verdict of every device
+``dgpunet_set_policy``     takes the policy files in force (text, name and layer of each); answers with the policy's digest
 =========================  ==============================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dgpunet_dask.model.policy import Layer
 from dgpunet_dask.placement.estimate import Estimates
+from dgpunet_dask.placement.policy_file import parse_policies
 from dgpunet_dask.plugins.facts import to_wire
 
 if TYPE_CHECKING:
@@ -37,7 +40,12 @@ def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
     def dgpunet_estimates(estimates: Mapping[str, Any]) -> None:
         plugin.set_estimates(Estimates.from_json(estimates))
 
-    return {f.__name__: f for f in (dgpunet_fleet, dgpunet_placements, dgpunet_explain, dgpunet_estimates)}
+    def dgpunet_set_policy(sources: Iterable[tuple[str, str, Layer]]) -> str:
+        policy = parse_policies(sources)
+        plugin.pump.set_policy(policy)
+        return policy.digest
+
+    return {f.__name__: f for f in (dgpunet_fleet, dgpunet_placements, dgpunet_explain, dgpunet_estimates, dgpunet_set_policy)}
 
 
 def fleet(plugin: PlacementPlugin) -> dict[str, Any]:
