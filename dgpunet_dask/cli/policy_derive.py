@@ -66,5 +66,5 @@ def _row(change: Change, dry_run: bool) -> dict[str, Any]:
 
 def _say(found: list[Change], dry_run: bool) -> None:
     for change in found:
-        done = "would be written" if dry_run else "written"
+        done = ("would be " if dry_run else "") + ("removed" if change.new is None else "written")
         click.echo(printable(f"{change.path}: {done if change.differs else 'unchanged'}"), err=True)

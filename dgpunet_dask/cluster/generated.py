@@ -20,24 +20,32 @@ def generated_folder(home: Home) -> Path:
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of one host's file: `old` is its text before, ``None`` where there is none."""
+    """What becomes of one host's file.
+
+    Parameters
+    ----------
+    old, new
+        Its text before and after, ``None`` where there is no file.
+    facts
+        The hash of the facts behind `new`.
+    """
 
     host: str
     path: Path
     old: str | None
-    new: str
-    facts: str
+    new: str | None
+    facts: str | None
 
     @property
     def differs(self) -> bool:
-        """Whether the file would be written."""
+        """Whether the file would be written or removed."""
         return self.old != self.new
 
     def diff(self) -> str:
         """Return the change as a unified diff, empty where there is none."""
-        before, after = (self.old or "").splitlines(keepends=True), self.new.splitlines(keepends=True)
-        name = str(self.path)
-        return "".join(difflib.unified_diff(before, after, "/dev/null" if self.old is None else name, name))
+        before, after = ((text or "").splitlines(keepends=True) for text in (self.old, self.new))
+        old_name, new_name = ("/dev/null" if text is None else str(self.path) for text in (self.old, self.new))
+        return "".join(difflib.unified_diff(before, after, old_name, new_name))
 
 
 def past_standings(folder: Path) -> dict[str, Standing]:
@@ -57,26 +65,38 @@ def past_standings(folder: Path) -> dict[str, Standing]:
 def changes(folder: Path, derived: Iterable[Generated]) -> list[Change]:
     """Return what `derived` changes in `folder`, one entry a host, those without a difference too.
 
+    The file of another host goes where it speaks of a card that is elsewhere now: two files would have a rule of one name.
+
     Raises
     ------
     UnreadablePath
         If a file cannot be read.
     """
-    paths = [(one, folder / f"{one.host}.yaml") for one in derived]
-    return [Change(one.host, path, _read(path), one.text, one.facts) for one, path in paths]
+    derived = list(derived)
+    paths = [folder / f"{one.host}.yaml" for one in derived]
+    cards = {name for one in derived for name in one.standings}
+    found = [Change(one.host, path, _read(path), one.text, one.facts) for one, path in zip(derived, paths, strict=True)]
+    for path in sorted(set(folder.glob("*.yaml")).difference(paths)):
+        text = _read(path) or ""
+        if cards & read_standings(text).keys():
+            found.append(Change(path.stem, path, text, None, None))
+    return found
 
 
 def write(found: Iterable[Change]) -> list[Path]:
-    """Write the files that differ, each in one step, and return them.
+    """Write the files that differ, each in one step, remove those that are of no use any more, and return both.
 
     Raises
     ------
     UnreadablePath
         If a folder cannot be made or written.
     """
-    written = [change for change in found if change.differs]
+    written = sorted((change for change in found if change.differs), key=lambda change: change.new is not None)
     for change in written:
         try:
+            if change.new is None:
+                change.path.unlink(missing_ok=True)
+                continue
             _make(change.path.parent)
             write_private(change.path, change.new)
         except OSError as error:

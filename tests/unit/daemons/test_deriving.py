@@ -93,6 +93,15 @@ def test_what_is_not_there_at_the_moment_is_not_forgotten(home, deriving):
     assert texts(home) == before
 
 
+def test_a_machine_that_was_renamed_keeps_the_standing_of_its_cards(home, deriving):
+    deriving.met(seen(WITH_NEW, new=1))
+    renamed = Fleet((Host(name="a"), Host(name="z")), (OLD, replace(NEW, host="z")))
+    Deriving(home, renamed).refresh()
+    assert sorted(texts(home)) == ["a.yaml", "z.yaml"]
+    assert past_standings(generated_folder(home))["new"].units == 1
+    assert rules(home) == ["- name: probation-new"]
+
+
 def test_files_of_people_are_left_alone(home, deriving):
     human = home.policy / "human"
     human.mkdir()
