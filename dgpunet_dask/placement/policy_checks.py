@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from dgpunet_dask.config.yamlfile import Check, Document, Path
 from dgpunet_dask.errors import BadValue, Problem
@@ -44,17 +44,30 @@ def _ambiguous(one: Rule, other: Rule, both: Sequence[str]) -> Problem:
     return Problem(where.file, where.line, where.col, what)
 
 
-def ambiguous_weights(document: Document) -> Iterator[Problem]:
-    """Yield each glob of `fair_share` that an equally specific one overlaps, with another weight."""
-    weights = data_of(document.data, "fair_share")
-    if not isinstance(weights, Mapping):
-        return
+class Weighted(NamedTuple):
+    """One entry of `fair_share`, with its place."""
+
+    glob: str
+    weight: float
+    source: SourceRef
+
+    @property
+    def rank(self) -> tuple[int, ...]:
+        """The greater, the more specific."""
+        return Match(user=self.glob).specificity
+
+
+def ambiguous_weights(weights: Iterable[Weighted]) -> Iterator[Problem]:
+    """Yield each glob of `fair_share` that stands in two files, and each that an equally specific one overlaps, with another weight."""
     for one, other in combinations(weights, 2):
-        if weights[one] != weights[other] and Match(user=one).specificity == Match(user=other).specificity and overlap(one, other):
-            what = (
-                f"{other!r} and {one!r} can match the same user, are equally specific, and differ; make one of them more specific"
-            )
-            yield document.key_problem(("fair_share", other), what)
+        there = f"{one.glob!r} ({one.source.file}:{one.source.line})"
+        if one.glob == other.glob:
+            what = f"{there} has a weight already; keep one of them"
+        elif one.weight != other.weight and one.rank == other.rank and overlap(one.glob, other.glob):
+            what = f"{other.glob!r} and {there} can match the same user, are equally specific, and differ; make one of them more specific"
+        else:
+            continue
+        yield Problem(other.source.file, other.source.line, other.source.col, what)
 
 
 def repeated(kind: str, entries: Iterable[T], source: Callable[[T], SourceRef | None]) -> tuple[tuple[T, ...], list[Problem]]:

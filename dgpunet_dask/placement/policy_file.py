@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from dgpunet_dask.config.yamlfile import Document, check_version, load, validate
 from dgpunet_dask.errors import MalformedFile, Problem
 from dgpunet_dask.model.policy import LAYERS, HostRule, Layer, Match, Policy, Reserve, Rule, Selector, SourceRef
-from dgpunet_dask.placement.policy_checks import CHECKS, ambiguous_rules, ambiguous_weights, repeated
+from dgpunet_dask.placement.policy_checks import CHECKS, Weighted, ambiguous_rules, ambiguous_weights, repeated
 from dgpunet_dask.placement.policy_model import FORMAT_VERSION, HostEntry, PolicyEntries, ReserveEntry, RuleEntry, WeightEntry
 
 #: The clauses of a rule: the key in the file, and the attribute of `Rule`.
@@ -67,15 +67,13 @@ def parse_policies(sources: Iterable[Source]) -> Policy:
     NewerFormat
         For a version that this release does not know.
     """
-    problems: list[Problem] = []
-    layers: dict[Layer, list[Policy]] = {layer: [] for layer in LAYERS}
+    layers: dict[Layer, list[_Part]] = {layer: [] for layer in LAYERS}
     for text, file, layer in sources:
-        policy, found = _read(text, file, layer)
-        layers[layer].append(policy)
-        problems += found
-    united = [_side_by_side(policies, problems) for policies in layers.values()]
+        layers[layer].append(_read(text, file, layer))
+    united = [_side_by_side(parts) for parts in layers.values()]
+    problems = [problem for part in united for problem in part.problems]
     try:
-        policy = merge(united)
+        policy = merge([part.policy for part in united])
     except MalformedFile as error:
         problems += error.problems
     if problems:
@@ -115,31 +113,41 @@ def _over(lower: Rule, higher: Rule) -> Rule:
     return replace(lower, **changes, layer=higher.layer, at={**kept, **higher.at})
 
 
-def _side_by_side(policies: Sequence[Policy], problems: list[Problem]) -> Policy:
-    """Return the union of one layer's files, and note names that two entries bear; the first of them counts."""
-    rules, twice = repeated("rule", chain(*(p.rules for p in policies)), lambda r: r.source())
-    reserves, more = repeated("reserve", chain(*(p.reserves for p in policies)), lambda r: r.source)
-    weights = tuple(chain(*(p.weights for p in policies)))
-    problems += (*twice, *more)
-    return Policy(rules, reserves, tuple(chain(*(p.hosts for p in policies))), weights)
+class _Part(NamedTuple):
+    """What is right in a file or a layer, and its mistakes. The policy of a file has no weights, that of a layer has."""
+
+    policy: Policy
+    problems: tuple[Problem, ...] = ()
+    weights: tuple[Weighted, ...] = ()
+
+
+def _side_by_side(parts: Sequence[_Part]) -> _Part:
+    """Return the union of one layer's files. What bears a name that another has is a mistake; the first of them counts."""
+    rules, same_rule = repeated("rule", chain(*(p.policy.rules for p in parts)), lambda r: r.source())
+    reserves, same_reserve = repeated("reserve", chain(*(p.policy.reserves for p in parts)), lambda r: r.source)
+    hosts = tuple(chain(*(p.policy.hosts for p in parts)))
+    weights = tuple(chain(*(p.weights for p in parts)))
+    problems = (*chain(*(p.problems for p in parts)), *same_rule, *same_reserve, *ambiguous_weights(weights))
+    ranked = sorted(weights, key=lambda w: (*(-n for n in w.rank), w.glob))
+    return _Part(Policy(rules, reserves, hosts, tuple((w.glob, w.weight) for w in ranked)), problems)
 
 
 # One file
 
 
-def _read(text: str, file: str, layer: Layer) -> tuple[Policy, list[Problem]]:
+def _read(text: str, file: str, layer: Layer) -> _Part:
     """Return what is right in a file, and its mistakes."""
     try:
         document = load(text, file)
     except MalformedFile as error:
-        return Policy(), error.problems
+        return _Part(Policy(), tuple(error.problems))
     check_version(document, FORMAT_VERSION)
     problems: list[Problem] = []
     try:
         validate(document, PolicyEntries, CHECKS)
     except MalformedFile as error:
         problems = [_explained(p) for p in error.problems]
-    return _policy(document, layer), [*problems, *ambiguous_weights(document)]
+    return _Part(_policy(document, layer), tuple(problems), tuple(_weights(document)))
 
 
 def _explained(problem: Problem) -> Problem:
@@ -152,7 +160,7 @@ def _policy(document: Document, layer: Layer) -> Policy:
     rules = (_rule(document, places[i], entry, layer) for i, entry in _entries(document, "rules", RuleEntry))
     reserves = (_reserve(document, place, entry) for place, entry in _entries(document, "reserve", ReserveEntry))
     hosts = (_host(document, place, entry) for place, entry in _entries(document, "hosts", HostEntry))
-    return Policy(tuple(rules), tuple(reserves), tuple(hosts), _weights(document))
+    return Policy(tuple(rules), tuple(reserves), tuple(hosts))
 
 
 def _entries(document: Document, key: str, model: type[M]) -> Iterator[tuple[int, M]]:
@@ -212,10 +220,12 @@ def _host(document: Document, i: int, entry: HostEntry) -> HostRule:
     return HostRule(match=match, idle_s=when.idle, power=when.power, hours=when.hours, otherwise=otherwise, source=source)
 
 
-def _weights(document: Document) -> tuple[tuple[str, float], ...]:
-    """Return the users' weights, the most specific glob first."""
-    try:
-        found = WeightEntry.model_validate(document.data if isinstance(document.data, Mapping) else {}).fair_share
-    except ValidationError:
-        return ()
-    return tuple(sorted(found.items(), key=lambda item: (*(-n for n in Match(user=item[0]).specificity), item[0])))
+def _weights(document: Document) -> Iterator[Weighted]:
+    """Yield the users' weights that are right by themselves."""
+    data = document.data.get("fair_share") if isinstance(document.data, Mapping) else None
+    for glob, weight in data.items() if isinstance(data, Mapping) else ():
+        try:
+            WeightEntry.model_validate({"fair_share": {glob: weight}})
+        except ValidationError:
+            continue  # told already
+        yield Weighted(glob, float(weight), SourceRef(document.file, *document.key_position(("fair_share", glob)), glob))

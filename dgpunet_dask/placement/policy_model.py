@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from dgpunet_dask.config.yamlfile import YamlModel, parsed
 from dgpunet_dask.errors import BadValue
@@ -238,9 +238,7 @@ class PolicyEntries(YamlModel):
 
 
 class WeightEntry(YamlModel):
-    """The part of a file with the users' weights."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+    """The users' weights by themselves."""
 
     fair_share: dict[Glob, UserWeight] = Field(default_factory=dict)
 

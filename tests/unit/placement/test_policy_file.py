@@ -203,6 +203,20 @@ def test_a_name_in_two_files_of_a_layer() -> None:
     ]
 
 
+def test_weights_of_several_files() -> None:
+    def share(weights: str) -> str:
+        return f"version: 1\nfair_share: {{{weights}}}\n"
+
+    policy = parse_policies(
+        [(share('"*": 1, a: 2'), "1", "human"), (share('"a*": 3'), "2", "human"), (share('b: 9, "a": 8'), "3", "generated")]
+    )
+    assert policy.weights == (("a", 2), ("a*", 3), ("*", 1), ("b", 9))
+    assert mistakes((share('"*": 1, "*x": 4'), "1", "human"), (share('"*": 1, "y*": 5'), "2", "human")) == [
+        "2:2:14: '*' (1:2) has a weight already; keep one of them",
+        "2:2:22: 'y*' and '*x' (1:2) can match the same user, are equally specific, and differ; make one of them more specific",
+    ]
+
+
 def test_nothing_decides_between_rules_of_two_files() -> None:
     one, other = rules("name: a, match: {stage: s}, priority: idle"), rules("name: b, match: {model: m}, priority: batch")
     (told,) = mistakes((one, "1.yaml", "human"), (other, "2.yaml", "human"))
