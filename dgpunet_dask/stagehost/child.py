@@ -45,6 +45,9 @@ from dgpunet_dask.stagehost.wire import Packet, Wire
 LIFELINE_VARIABLE: Final = "DGPUNET_LIFELINE_FD"
 #: Progress is told at most this often: a source may yield a hundred thousand items a second.
 PROGRESS_EVERY_S: Final = 0.1
+#: What torch keeps for the next call goes back to the card when none has come for this long: nothing is charged for it any more. In a
+#: steady flow of calls it stays.
+TRIM_AFTER_S: Final = 0.5
 
 
 class StageHost:
@@ -55,6 +58,7 @@ class StageHost:
         self._stage: Stage | None = None
         self._told = 0.0
         self._credits = 0
+        self._untrimmed: StageCallSpec | None = None
 
     def serve(self) -> None:
         """Answer until ``end``, or until the agent closes the connection."""
@@ -65,11 +69,18 @@ class StageHost:
             "stream": self._stream,
             "inspect": self._inspect,
         }
-        while (packet := self._wire.receive()) is not None and packet.kind != "end":
+        while (packet := self._next()) is not None and packet.kind != "end":
             answer = answers.get(packet.kind)
             if answer is not None:  # a credit or a cancel may come late, when its stream has ended
                 self._wire.send_packet(self._guarded(answer, packet))
         self._unload()
+
+    def _next(self) -> Packet | None:
+        """Return the next request."""
+        if self._untrimmed is not None and not self._wire.readable(TRIM_AFTER_S):
+            memory.trim(self._untrimmed)
+            self._untrimmed = None
+        return self._wire.receive()
 
     def _guarded(self, answer: Callable[[Packet], Packet], packet: Packet) -> Packet:
         """Return what `answer` gives, or the error that user code raised, whatever it is."""
@@ -95,6 +106,7 @@ class StageHost:
         memory.cap_torch_once_imported(spec)
         stage.load(**spec.load)
         memory.cap_torch(spec)
+        memory.trim(spec)
         self._stage = stage
         return Packet.of("loaded", {"seconds": time.monotonic() - started, "held_mib": memory.held_mib(spec)})
 
@@ -110,6 +122,7 @@ class StageHost:
     def _call(self, packet: Packet) -> Packet:
         stage, spec = self._ready(packet)
         memory.cap_torch(spec)
+        self._untrimmed = spec if spec.on_card else None
         items = unpack(packet.frames())
         started = time.monotonic()
         result = _result(stage, run_call(stage, spec, items, self._progress), started)

@@ -63,7 +63,7 @@ def held_mib(spec: StageCallSpec) -> int | None:
 
 
 def trim(spec: StageCallSpec) -> None:
-    """Give what torch keeps for later back to the card."""
+    """Give what torch keeps for later back to the card, where others may have been promised it."""
     torch = _used_torch(spec)
     if torch is not None:
         torch.cuda.empty_cache()

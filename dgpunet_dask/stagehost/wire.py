@@ -15,6 +15,7 @@ import contextlib
 import json
 import mmap
 import os
+import select
 import socket
 import struct
 import sys
@@ -165,6 +166,10 @@ class Wire:
                 self._sock.sendall(rest)
         finally:
             packet.close()
+
+    def readable(self, within_s: float) -> bool:
+        """Wait up to `within_s` seconds for a message, or for the other side to close; return whether there is something to receive."""
+        return bool(select.select([self._sock], [], [], within_s)[0])
 
     def receive(self) -> Packet | None:
         """Return the next message, ``None`` when the other side closed between messages.

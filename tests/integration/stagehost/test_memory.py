@@ -29,7 +29,7 @@ def others():
 
 
 class cuda:
-    fraction, used, peak, started = 1.0, 0, 0, False
+    fraction, used, cached, peak, started = 1.0, 0, 0, 0, False
 
     @staticmethod
     def is_available():
@@ -53,11 +53,11 @@ class cuda:
 
     @classmethod
     def mem_get_info(cls, device):
-        return TOTAL - CONTEXT - cls.used - others(), TOTAL
+        return TOTAL - CONTEXT - cls.used - cls.cached - others(), TOTAL
 
     @classmethod
     def memory_reserved(cls, device):
-        return cls.used
+        return cls.used + cls.cached
 
     @classmethod
     def max_memory_allocated(cls, device):
@@ -69,12 +69,13 @@ class cuda:
 
     @classmethod
     def empty_cache(cls):
-        pass
+        cls.cached = 0
+        Path(os.environ["FAKE_OTHERS"]).with_name("trimmed").touch()
 
     @classmethod
     def take(cls, mib):
         """Allocate; not torch's."""
-        cls.started, size = True, mib * MIB
+        cls.started, size, cls.cached = True, mib * MIB, 0
         free, allowed = cls.mem_get_info(0)[0], cls.fraction * TOTAL
         if cls.used + size > allowed or size > free:
             raise OutOfMemoryError(
@@ -84,6 +85,12 @@ class cuda:
             )
         cls.used += size
         cls.peak = max(cls.peak, cls.used)
+
+    @classmethod
+    def drop(cls, mib):
+        """Free; not torch's."""
+        cls.used -= mib * MIB
+        cls.cached += mib * MIB
 '''
 
 STAGES = """
@@ -95,12 +102,13 @@ class Hungry(Stage):
         import torch  # the usual place, where importing it is expensive
 
         self.torch = torch
-        torch.cuda.take(weights)
+        torch.cuda.take(3 * weights)
+        torch.cuda.drop(2 * weights)
 
     def __call__(self, batch):
         for mib in batch:
             self.torch.cuda.take(mib)
-            self.torch.cuda.used -= mib << 20
+            self.torch.cuda.drop(mib)
             yield round(self.torch.cuda.fraction * 24576)
 
 
@@ -126,7 +134,7 @@ def others(agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return file
 
 
-def on_card(name: str = "Hungry", *, charge: int, weights: int = 1000, **more: Any) -> Any:
+def on_card(name: str = "Hungry", *, charge: int, weights: int = 400, **more: Any) -> Any:
     return spec(name, device="3090", torch_device="cuda:0", vram_mib=charge, resident_mib=64, load={"weights": weights}, **more)
 
 
@@ -143,18 +151,18 @@ def test_the_cap_is_the_charge_less_the_context_and_follows_the_charge(agent: Ag
 
 def test_what_was_taken_is_told(agent: Agent, others: Path) -> None:
     first, second = call(agent, on_card(charge=4096), 2000), call(agent, on_card(charge=4096), 500)
-    assert (first.peak_mib, second.peak_mib) == (3400, 1900)
+    assert (first.peak_mib, second.peak_mib) == (2800, 1300)
     assert first.load_s is not None
     assert first.load_s > 0
     assert second.load_s is None, "only the call that had to load tells"
     (resident,) = agent.now(agent.hosts.residents)["3090"]
-    assert (resident["mib"], resident["load_s"]) == (1400, first.load_s)
+    assert (resident["mib"], resident["load_s"]) == (800, first.load_s), "what the load took for a while is given back"
 
 
 def test_a_load_beyond_the_charge_fails_before_it_has_taken_it(agent: Agent, others: Path) -> None:
     with pytest.raises(StageOutOfMemory) as failure:
-        call(agent, on_card(charge=1024, weights=1000), 10)
-    assert (failure.value.fields["peak_mib"], failure.value.fields["charge_mib"]) == (1400, 1024)
+        call(agent, on_card(charge=1024), 10)
+    assert (failure.value.fields["peak_mib"], failure.value.fields["charge_mib"]) == (1600, 1024)
     until(lambda: not agent.pids(), "the process that failed to load has ended")
 
 
@@ -162,27 +170,34 @@ def test_an_overrun_is_told_with_its_peak_and_the_next_call_gets_a_fresh_process
     call(agent, on_card(charge=4096), 10)
     before = agent.pids()
     with pytest.raises(StageOutOfMemory) as failure:
-        call(agent, on_card(charge=4096), 3000)
-    assert failure.value.fields["peak_mib"] == 4400
-    result = call(agent, on_card(charge=6600), 3000)
-    assert result.peak_mib == 4400
+        call(agent, on_card(charge=4096), 4000)
+    assert failure.value.fields["peak_mib"] == 4800
+    result = call(agent, on_card(charge=7200), 4000)
+    assert result.peak_mib == 4800
     assert agent.pids() != before
 
 
 def test_an_overrun_in_the_stage_s_own_words_is_recognised(agent: Agent, others: Path) -> None:
     with pytest.raises(StageOutOfMemory):
-        call(agent, on_card("Clumsy", charge=4096), 3000)
+        call(agent, on_card("Clumsy", charge=4096), 4000)
 
 
 def test_a_card_that_others_fill_is_no_overrun(agent: Agent, others: Path) -> None:
     call(agent, on_card(charge=4096), 10)
     before = agent.pids()
     others.write_text("22000")
-    with pytest.raises(ForeignMemory, match=r"1176MiB were free where stage hungry was promised 4GiB"):
+    with pytest.raises(ForeignMemory, match=r"1776MiB were free where stage hungry was promised 4GiB"):
         call(agent, on_card(charge=4096), 2000)
     others.write_text("0")
     call(agent, on_card(charge=4096), 2000)
     assert agent.pids() == before, "its own memory is in order: the model stays loaded"
+
+
+def test_what_torch_keeps_for_later_goes_back_to_the_card_when_no_call_comes(agent: Agent, others: Path) -> None:
+    call(agent, on_card(charge=4096), 10)
+    others.with_name("trimmed").unlink()
+    call(agent, on_card(charge=4096), 10)
+    until(lambda: others.with_name("trimmed").exists(), "the cache is emptied")
 
 
 def test_on_a_cpu_nothing_is_capped_nor_measured(agent: Agent, others: Path) -> None:
