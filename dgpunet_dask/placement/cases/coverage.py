@@ -128,10 +128,10 @@ def _owner(owner: HostRule, name: str) -> Clause:
 
 
 def _asked(need: Require) -> list[str]:
-    return [key for key in _REQUIRES if (need.features if key == "features" else getattr(need, _ATTRIBUTE.get(key, key))) not in {None, frozenset()}]
+    return [key for key in ("vram", *_REQUIRES) if getattr(need, _ATTRIBUTE.get(key, key)) not in {None, frozenset()}]
 
 
-_ATTRIBUTE: Final = {"vram": "vram_mib", "ram": "ram_mib"}
+_ATTRIBUTE: Final[Mapping[str, str]] = {"vram": "vram_mib", "ram": "ram_mib"}
 
 
 def _conditions(owner: HostRule) -> dict[str, HostRule]:
@@ -148,10 +148,6 @@ def _conditions(owner: HostRule) -> dict[str, HostRule]:
 # What is seen
 
 
-def _vram(need: Require, device: Device, _: Host) -> bool:
-    return device.usable_mib is not None and (need.vram_mib or 0) <= device.usable_mib
-
-
 def _capability(need: Require, device: Device, _: Host) -> bool:
     return need.compute_capability is not None and device.capability is not None and need.compute_capability.accepts(device.capability)
 
@@ -160,8 +156,8 @@ def _driver(need: Require, device: Device, _: Host) -> bool:
     return need.driver is not None and device.driver is not None and need.driver.accepts(device.driver)
 
 
+#: All but `vram`, which depends on the moment.
 _REQUIRES: Final[Mapping[str, Callable[[Require, Device, Host], bool]]] = {
-    "vram": _vram,
     "compute_capability": _capability,
     "features": lambda need, device, _: need.features <= device.features,
     "driver": _driver,
@@ -208,10 +204,16 @@ class _Moment:
         yield from self._chosen(rule)
 
     def _needs(self, rule: Rule) -> Iterator[Event]:
-        for key in [] if rule.require is None else _asked(rule.require):
+        need = rule.require or Require()
+        for key in _asked(need):
             for device in self.fleet.devices if key in _OF_HOSTS else self.fleet.gpus():
-                assert rule.require is not None
-                yield _of(rule, f"require.{key}"), _REQUIRES[key](rule.require, device, self.fleet.host_by_name[device.host])
+                met = self._has_vram(need, device) if key == "vram" else _REQUIRES[key](need, device, self.fleet.host_by_name[device.host])
+                yield _of(rule, f"require.{key}"), met
+
+    def _has_vram(self, need: Require, device: Device) -> bool:
+        """Whether that much is free now: what is too little for ever and what is taken at the moment count alike."""
+        free = self.fleet.free_mib(device.name)
+        return free is not None and (need.vram_mib or 0) <= free
 
     def _picks(self, rule: Rule, key: str) -> Iterator[Event]:
         for i, selector in enumerate(getattr(rule, key) or ()):

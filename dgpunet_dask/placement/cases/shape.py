@@ -80,6 +80,8 @@ class HostFacts(YamlModel):
 
     idle: Seconds | None = None
     power: Literal["mains", "battery"] | None = None
+    ram: Size | None = None
+    cpus: Annotated[int, Field(gt=0)] | None = None
 
 
 class BurstEntry(YamlModel):

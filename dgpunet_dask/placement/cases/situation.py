@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Charge, Fleet, Host
@@ -51,9 +51,8 @@ def _host(host: Host, case: CaseEntry) -> Host:
     facts = case.hosts.get(host.name)
     if facts is None:
         return host
-    return replace(
-        host, idle_s=host.idle_s if facts.idle is None else facts.idle, power=host.power if facts.power is None else facts.power
-    )
+    told: dict[str, Any] = {"idle_s": facts.idle, "power": facts.power, "ram_mib": facts.ram, "cpus": facts.cpus}
+    return replace(host, **{name: fact for name, fact in told.items() if fact is not None})
 
 
 def _resident(entry: ResidentEntry, i: int) -> Charge:
