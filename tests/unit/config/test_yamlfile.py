@@ -115,10 +115,16 @@ def test_mistakes_inside_a_union_stand_at_the_value() -> None:
     ("text", "told"),
     [
         ("a: [1,\nb: }", "f:2:4: not valid YAML: while parsing a flow node, expected the node content, but found '}'"),
-        ("\ta: 1", "f:1:1: not valid YAML: while scanning for the next token, found character '\\t' that cannot start any token"),
+        (
+            "\ta: 1",
+            "f:1:1: not valid YAML: while scanning for the next token, found character '\\t' that cannot start any token; indent with spaces, not with tabs",
+        ),
         ("a: 'x", "f:1:6: not valid YAML: while scanning a quoted scalar, found unexpected end of stream"),
         ("ok: 1\na: \x07b", "f:2:4: the character #x0007 is not allowed in YAML; remove it"),
-        ("a: 1\n---\nb: 2", "f:2:1: not valid YAML: expected a single document in the stream, but found another document"),
+        (
+            "a: 1\n---\nb: 2",
+            "f:2:1: not valid YAML: expected a single document in the stream, but found another document; keep one document in a file, without a second ---",
+        ),
         ("a: *b", "f:1:4: not valid YAML: found undefined alias 'b'"),
         ("a: &x [*x]", "f:1:4: this contains itself by way of an alias; write it out"),
         ("a: &x {b: {c: *x}}", "f:1:4: this contains itself by way of an alias; write it out"),
