@@ -88,6 +88,11 @@ class Learning:
         )
         self._changed.set()
 
+    def held(self, demand: Demand) -> None:
+        """Take in that a unit was given up for want of memory: what was shown on the way must not keep a mended workload from running."""
+        self.estimates = self.estimates.without_oom(demand.stage, demand.model)
+        self._changed.set()
+
     def again(self) -> None:
         """Tell the plugin all of it again: it is a new one."""
         self._changed.set()

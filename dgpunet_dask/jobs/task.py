@@ -121,7 +121,8 @@ def _call_with_retries(spec: StageCallSpec, retries: int, frames: Sequence[Buffe
 
 def _of_card(error: StageOutOfMemory | ForeignMemory, spec: StageCallSpec, device: Device) -> StageOutOfMemory | ForeignMemory:
     """Return `error` with what its card has: how much in all, and whether the whole of what is usable was charged."""
-    whole = device.usable_mib is not None and (spec.vram_mib or 0) >= device.usable_mib
+    # of a whole card a little less may have been charged, where foreign use already fills its reserve
+    whole = device.usable_mib is not None and (spec.vram_mib or 0) >= device.usable_mib - device.reserve_mib
     return type(error)(**{**error.fields, "card_mib": device.vram_mib, "whole": whole})
 
 

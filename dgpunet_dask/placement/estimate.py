@@ -114,6 +114,15 @@ class Estimates:
             return work / device.speed
         return found
 
+    def speed(self, device_class: str) -> float | None:
+        """Return how fast devices of this class have proved to be, on the scale of the devices' stated speeds; ``None`` if not met.
+
+        For each stage and model, the work of a unit over its seconds here; the mean over all of them.
+        """
+        met = [(k.work_s.value, k.run_s[device_class].value) for k in self.learned.values() if k.work_s.count and device_class in k.run_s]
+        ratios = [work / run for work, run in met if run > 0]
+        return sum(ratios) / len(ratios) if ratios else None
+
     def load_s(self, stage: str | None, model: str | None, device_class: str) -> float | None:
         """Return the seconds of a load on a device of this class, else the mean over the classes that are known."""
         known = self.of(stage, model).load_s
@@ -176,6 +185,10 @@ class Estimates:
             return self._with(stage, model, replace(known, needs_mib=(), floor_mib=0, floor_for=WINDOW, larger_than_mib=too_small))
         floor = max(known.floor_mib, need_mib)
         return self._with(stage, model, replace(known, floor_mib=floor, floor_for=WINDOW, larger_than_mib=too_small))
+
+    def without_oom(self, stage: str | None, model: str | None) -> Estimates:
+        """Return these without what an out-of-memory has shown: nothing helped, and whoever tries again has changed something."""
+        return self._with(stage, model, replace(self.of(stage, model), floor_mib=0, floor_for=0, larger_than_mib=0))
 
     def without(self, stage: str | None = None, model: str | None = None) -> Estimates:
         """Return these without what is known of `stage` (``None``: any) and `model` (``None``: any)."""

@@ -51,6 +51,13 @@ def test_an_overrun_raises_the_need_and_only_a_whole_card_is_too_small() -> None
     assert (learned.estimates.peak_mib("embed", "m"), learned.estimates.larger_than_mib("embed", "m")) == (None, 8192)
 
 
+def test_a_unit_that_was_given_up_leaves_no_bound_behind() -> None:
+    learned = Learning()
+    learned.overrun(EMBED, Overrun("a", 8192, None, 8192, whole=True), Demand(stage="embed", model="m", vram="12GiB"))
+    learned.held(EMBED)
+    assert (learned.estimates.peak_mib("embed", "m"), learned.estimates.larger_than_mib("embed", "m")) == (None, None)
+
+
 async def until(holds: Any) -> None:
     async with asyncio.timeout(20):
         while not holds():  # noqa: ASYNC110  # a file gives no event

@@ -140,6 +140,11 @@ def test_an_out_of_memory_raises_the_need_until_enough_has_been_measured() -> No
     assert (after.peak_mib("s", "m"), after.larger_than_mib("s", "m")) == (nearly.peak_mib("s", "m"), None)
 
 
+def test_after_a_unit_was_given_up_the_next_starts_from_what_was_measured() -> None:
+    before = NO_ESTIMATES.with_peak("s", "m", 1000)
+    assert before.with_oom("s", "m", need_mib=6000, too_small_mib=4096).without_oom("s", "m") == before
+
+
 def test_where_no_size_is_known_to_do_the_whole_card_is_taken() -> None:
     found = NO_ESTIMATES.with_peak("s", "m", 1000).with_oom("s", "m", need_mib=None, too_small_mib=8192)
     assert (found.peak_mib("s", "m"), found.larger_than_mib("s", "m")) == (None, 8192)
