@@ -77,9 +77,22 @@ def repeated(kind: str, entries: Iterable[T], source: Callable[[T], SourceRef | 
     for entry in entries:
         here, there = source(entry), source(first.setdefault(entry.name, entry))
         if first[entry.name] is not entry and here is not None and there is not None:
-            what = f"{kind} {entry.name!r} is in {there.file}:{there.line} already; give each {kind} its own name"
-            problems.append(Problem(here.file, here.line, here.col, what))
+            problems.append(Problem(here.file, here.line, here.col, _twice(kind, entry.name, there.file, there.line)))
     return tuple(first.values()), problems
+
+
+def _repeated_in_one_file(document: Document) -> Iterator[Problem]:
+    """Yield each entry whose name an earlier one bears, be it right otherwise or not; `repeated` compares those that are right."""
+    for kind, key, at in (("rule", "rules", ("name",)), ("reserve", "reserve", ())):
+        first: dict[str, Path] = {}
+        for path, entry in _entries(document, key):
+            name, here = entry.get("name"), (*path, *at)
+            if isinstance(name, str) and first.setdefault(name, here) != here:
+                yield document.problem(here, _twice(kind, name, document.file, document.position(first[name])[0]))
+
+
+def _twice(kind: str, name: str, file: str, line: int) -> str:
+    return f"{kind} {name!r} is in {file}:{line} already; give each {kind} its own name"
 
 
 # Within one entry
@@ -173,5 +186,5 @@ def _reserve_for_all(document: Document) -> Iterator[Problem]:
 
 
 CHECKS: Final[tuple[Check, ...]] = (
-    _idle_rules, _share_and_exclusive, _wishes, _empty_selectors, _oom_below_need, _no_conditions, _reserve_for_all,
+    _repeated_in_one_file, _idle_rules, _share_and_exclusive, _wishes, _empty_selectors, _oom_below_need, _no_conditions, _reserve_for_all,
 )  # fmt: skip

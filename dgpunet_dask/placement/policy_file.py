@@ -127,7 +127,7 @@ def _side_by_side(parts: Sequence[_Part]) -> _Part:
     reserves, same_reserve = repeated("reserve", chain(*(p.policy.reserves for p in parts)), lambda r: r.source)
     hosts = tuple(chain(*(p.policy.hosts for p in parts)))
     weights = tuple(chain(*(p.weights for p in parts)))
-    problems = (*chain(*(p.problems for p in parts)), *same_rule, *same_reserve, *ambiguous_weights(weights))
+    problems = tuple(dict.fromkeys((*chain(*(p.problems for p in parts)), *same_rule, *same_reserve, *ambiguous_weights(weights))))
     ranked = sorted(weights, key=lambda w: (*(-n for n in w.rank), w.glob))
     return _Part(Policy(rules, reserves, hosts, tuple((w.glob, w.weight) for w in ranked)), problems)
 
