@@ -109,6 +109,7 @@ class Simulation:
         self._never: dict[str, str] = {}
         self._held: dict[str, str] = {}
         self._high: dict[str, int] = {}
+        self._loading: dict[tuple[str, str | None], float] = {}  # when the last load of a stage ends
         self._loads = self._evictions = 0
         self._starved_s = 0.0
 
@@ -305,7 +306,7 @@ class Simulation:
             slot = self.pool.slot(charge.device)
             here = tuple(slot.charges.values())
             share = slots(here, request) if slot.is_gpu else 1
-            load_s = request.load_s(slot.device, here)
+            load_s = max(request.load_s(slot.device, here), self._loading.get((charge.device, charge.stage), 0.0) - self.now)
             alone_s = request.run_s(slot.device) * arrival.noise if arrival.work_s is None else arrival.work_s / slot.device.speed
             ends_s = max(ends_s, load_s + transfer_s(slot.device.host, inputs) + share * alone_s)
             work_s += alone_s * slot.device.speed
@@ -330,6 +331,7 @@ class Simulation:
         loaded = self._residents(device, stage)
         if stage is not None and not loaded and (load_s or demand.resident_mib):
             self._loads += 1
+            self._loading[device, stage] = self.now + load_s
             gpu = self.pool.slot(device).is_gpu
             mib = min(demand.resident_mib, charge.vram_mib) if gpu else 0
             holder = f"{stage} on {device}"
