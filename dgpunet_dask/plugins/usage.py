@@ -1,0 +1,54 @@
+"""What each user has had of the fleet, for the fair share: counted ahead when a unit starts, and put right when it ends."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from dgpunet_dask.model.policy import Policy
+from dgpunet_dask.placement.order import Shares
+from dgpunet_dask.placement.plans import Plan
+from dgpunet_dask.placement.slots import Slot
+from dgpunet_dask.plugins.records import Record
+
+
+class Usage:
+    """Users and what they have had, in seconds at speed 1."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._shares = Shares(policy.weight_of)
+        self._running: Counter[str | None] = Counter()
+        self.had: dict[str | None, float] = {}
+
+    def set_policy(self, policy: Policy) -> None:
+        """Count by the weights of `policy` from now on."""
+        self._shares.weight_of = policy.weight_of
+
+    def begin(self, waiting: Iterable[str | None]) -> bool:
+        """Begin a pass over the work of users `waiting`; return whether there is more than one."""
+        users = set(waiting)
+        self._shares.begin(users.union(u for u, count in self._running.items() if count))
+        return len(users) > 1
+
+    def of(self, user: str | None) -> float:
+        """Return what `user` has had for his weight."""
+        return self._shares.of(user)
+
+    def start(self, record: Record, plan: Plan, slots: Sequence[Slot], now: float) -> None:
+        """Count ahead what a unit is expected to take."""
+        request = plan.request
+        user, cost_s = request.demand.user, len(slots) * request.work_s
+        record.user, record.cost_s, record.since_s = user, cost_s, now
+        self._running[user] += 1
+        self._count(user, cost_s)
+
+    def stop(self, record: Record, slots: Sequence[Slot], now: float) -> None:
+        """Put right what was counted ahead for a unit that is about to leave `slots`: those who share a device halve its seconds."""
+        took_s = max(0.0, now - record.since_s)
+        cost_s = sum(took_s * s.device.speed / max(1, s.activations if s.is_gpu else 1) for s in slots)
+        self._running[record.user] -= 1
+        self._count(record.user, cost_s - record.cost_s)
+
+    def _count(self, user: str | None, cost_s: float) -> None:
+        self._shares.add(user, cost_s)
+        self.had[user] = self.had.get(user, 0.0) + cost_s
