@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +19,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.lifeline import child_env, python_argv
 from dgpunet_dask.model.job import JobStatus
 from dgpunet_dask.placement.estimate import Estimates
+from dgpunet_dask.testing.processes import commands_of
 from tests.helpers import until
 
 #: The smaller a card, the faster: placement tries the small ones first.
@@ -116,9 +119,14 @@ def fleet_home(homes: Path) -> Iterator[Home]:
     file = homes / "oom-fleet.yaml"
     file.write_text(FLEET)
     env = child_env({"DGPUNET_HOME": str(home.root)})
-    subprocess.run(python_argv("dgpunet_dask.cli.main", "up", "--simulate", str(file)), env=env, check=True, capture_output=True)
+
+    def command(*args: str) -> None:
+        done = subprocess.run(python_argv("dgpunet_dask.cli.main", *args), env=env, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    command("up", "--simulate", str(file))
     yield home
-    subprocess.run(python_argv("dgpunet_dask.cli.main", "down"), env=env, check=True, capture_output=True)
+    command("down")
 
 
 @pytest.fixture
@@ -202,6 +210,17 @@ def test_a_filled_card_is_tried_again_and_asks_for_no_more(run: Run, fleet_home:
     assert [e["cause"] for e in events if e["kind"] == "retry"] == ["foreign_memory"]
     assert results == ["a8 4096!"]
     assert status.units.attempts == 2
+
+
+@pytest.mark.long
+def test_a_new_scheduler_is_told_what_was_learned(run: Run, fleet_home: Home) -> None:
+    assert run("Needy", needs=10, model="m8")[0].units.attempts == 2
+    (scheduler,) = [pid for pid, command in commands_of(fleet_home.root).items() if "dask_scheduler" in command]
+    os.kill(scheduler, signal.SIGKILL)
+    until(lambda: scheduler not in commands_of(fleet_home.root), what="the end of the scheduler")
+    status, results, events = run("Needy", needs=10, model="m8")
+    assert (status.state, status.units.attempts) == ("done", 1), (status.error, events)
+    assert results[0].endswith(" 15360!")
 
 
 @pytest.mark.long
