@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from dgpunet_dask.errors import MalformedFile, MissingPath, Problem, UnreadablePath
 from dgpunet_dask.model.fleet import Fleet
@@ -16,7 +18,7 @@ from dgpunet_dask.placement.policy_file import parse_policies
 
 
 def find_cases(paths: Iterable[Path]) -> list[Path]:
-    """Return the files that `paths` name, each once; of a folder every ``.yaml`` and ``.yml`` in it and below, in the order of their names.
+    """Return the files that `paths` name, each once; of a folder the policy test files in it and below, in the order of their names.
 
     Raises
     ------
@@ -26,9 +28,17 @@ def find_cases(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise MissingPath(path=path)
-        inside = (p for p in sorted(path.rglob("*")) if p.suffix in {".yaml", ".yml"} and p.is_file()) if path.is_dir() else [path]
-        found.update(dict.fromkeys(inside))
+        found.update(dict.fromkeys(filter(_looks_like_cases, sorted(path.rglob("*"))) if path.is_dir() else [path]))
     return list(found)
+
+
+#: What no policy and no fleet file has at its top.
+_CASES: Final = re.compile(rb"""(?:^|[{,]\s*)["']?(?:cases|fleet)["']?\s*:""", re.MULTILINE)
+
+
+def _looks_like_cases(path: Path) -> bool:
+    """Whether a file in a folder is meant: policies and fleets may lie beside their tests."""
+    return path.suffix in {".yaml", ".yml"} and path.is_file() and _CASES.search(path.read_bytes()) is not None
 
 
 def load_suites(paths: Iterable[Path]) -> list[Suite]:

@@ -97,8 +97,13 @@ def _smaller(trial: Trial) -> Iterator[Trial]:
 
 
 def _without(fleet: Fleet, name: str) -> Fleet:
-    devices = tuple(d for d in fleet.devices if d.name != name)
-    return replace(fleet, devices=devices, charges=tuple(c for c in fleet.charges if c.device != name))
+    return replace(
+        fleet,
+        devices=tuple(d for d in fleet.devices if d.name != name),
+        charges=tuple(c for c in fleet.charges if c.device != name),
+        states={device: state for device, state in fleet.states.items() if device != name},
+        booked={device: seconds for device, seconds in fleet.booked.items() if device != name},
+    )
 
 
 # The properties
