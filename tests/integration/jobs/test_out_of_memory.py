@@ -37,6 +37,17 @@ hosts:
       d32: {vram: 32GiB, compute_capability: "12.0", speed: 1.0}
 """
 
+POLICY = """
+version: 1
+rules:
+- name: eager
+  match: {model: eager}
+  on_oom: {grow: 4, retries: 1}
+- name: bounded
+  match: {model: bounded}
+  on_oom: {grow: 1.5, max: 5GiB, retries: 5}
+"""
+
 STAGES = '''
 from dgpunet_dask import Demand, Stage
 
@@ -72,6 +83,12 @@ class Needy(Stage):
             f"CUDA out of memory. Tried to allocate {more:.2f} MiB. GPU 0 has a total capacity of 80.00 GiB of which 0 bytes is free. "
             f"Including non-PyTorch memory, this process has {used:.2f} MiB memory in use. Of the allocated memory 1.00 MiB is allocated."
         )
+
+
+class Mute(Needy):
+    def told(self, used, more):
+        """What the driver says: no numbers."""
+        return "CUDA error: out of memory"
 
 
 class Torch(Needy):
@@ -124,7 +141,9 @@ def fleet_home(homes: Path) -> Iterator[Home]:
         done = subprocess.run(python_argv("dgpunet_dask.cli.main", *args), env=env, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
-    command("up", "--simulate", str(file))
+    policy = homes / "oom-policy.yaml"
+    policy.write_text(POLICY)
+    command("up", "--simulate", str(file), "--policy", str(policy))
     yield home
     command("down")
 
@@ -202,6 +221,19 @@ def test_what_never_fits_is_held_with_its_peak_after_the_retries(run: Run) -> No
     assert tried(events) == ["a8", "b12", "c24"], "what it asks for next is more than any has: then the whole of larger ones"
     assert "a8 (2GiB of 8GiB), b12 (12GiB of 12GiB), c24 (24GiB of 24GiB)" in status.error["message"]
     assert (status.units.attempts, status.units.failed) == (3, 1)
+
+
+def test_the_policy_says_how_much_more_to_ask_for(run: Run) -> None:
+    status, results, events = run("Mute", needs=10, asks="4GiB", model="eager")
+    assert (status.state, results) == ("done", ["c24 16384!"]), status.error
+    assert tried(events) == ["a8", "c24"]
+
+
+def test_the_policy_says_how_far_a_demand_may_grow(run: Run) -> None:
+    status, _, events = run("Mute", needs=6, asks="4GiB", model="bounded")
+    assert status.error is not None
+    assert "at least 5GiB" in status.error["message"]
+    assert (tried(events), status.units.attempts) == (["a8", "b12"], 2), "more than the bound is never asked for"
 
 
 def test_a_filled_card_is_tried_again_and_asks_for_no_more(run: Run, fleet_home: Home) -> None:
