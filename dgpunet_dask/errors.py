@@ -124,6 +124,12 @@ class NoCases(UsageError):
     code = "no_cases"
 
 
+class NoRecordedFleet(UsageError):
+    """The trace {where} does not say on which machines its work ran. Name a fleet file with --fleet."""
+
+    code = "no_recorded_fleet"
+
+
 class ModelUnavailable(UsageError):
     """The model {model!r} cannot be loaded: {why}. Use a hub name, a local sentence-transformers folder, or `minilm`."""
 
@@ -326,6 +332,12 @@ class Unplaceable(DgpunetError):
 
     exit_code = 105
     code = "unplaceable"
+
+    @property
+    def message(self) -> str:
+        """The docstring, and the nearest change that would help where one is known."""
+        fix = self.fields.get("fix")
+        return f"{super().message} Nearest: {fix}." if fix else super().message
 
     @property
     def reasons(self) -> list[dict[str, Any]]:
