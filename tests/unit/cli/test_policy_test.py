@@ -144,3 +144,11 @@ def test_a_missing_path(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
 def test_the_shipped_tests_pass(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["policy", "test", str(ROOT / "policies")]) == 0
     assert capfd.readouterr().out.splitlines()[-1].endswith(" passed, 0 failed")
+
+
+def test_the_example_of_the_documentation_passes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "howto" / "test-a-policy.md").read_text(encoding="utf-8")
+    example = text.partition("```yaml\n")[2].partition("```")[0]
+    file = tmp_path / "cases.yaml"
+    file.write_text(example.replace("../", f"{ROOT / 'policies'}/"), encoding="utf-8")
+    assert run(["policy", "test", str(file)]) == 0, capfd.readouterr().out
