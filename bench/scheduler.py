@@ -34,16 +34,31 @@ from distributed.protocol.serialize import Serialized, serialize, to_serialize
 from distributed.scheduler import ClientState
 
 from dgpunet_dask.model.fleet import Device, Host, features_of
+from dgpunet_dask.placement.policy_file import parse_policy
 from dgpunet_dask.plugins.facts import EXTRA, to_wire
 from dgpunet_dask.plugins.scheduler import PlacementPlugin
 
-CARDS = ((8, (8, 9), 0.8), (12, (8, 9), 1.4), (16, (8, 9), 1.6), (24, (8, 6), 1.5), (32, (12, 0), 3.0))
+CARDS = ((8, (8, 9), 0.8, "4070"), (12, (8, 9), 1.4, "4080"), (16, (8, 9), 1.6, "4090"), (24, (8, 6), 1.5, "3090"), (32, (12, 0), 3.0, "5090"))
 DEMANDS = (
     {"stage": "embed", "vram": "2GiB", "features": ["bf16"]},
     {"stage": "pose", "vram": "10GiB"},
     {"stage": "chat", "vram": "20GiB", "compute_capability": ">=8.0"},
     {"stage": "image", "vram": "7GiB", "features": ["fp8"]},
 )
+#: Loaded in the scheduler: rules of every kind, of which each demand meets some.
+POLICY = """\
+version: 1
+rules:
+- {name: embedding, match: {stage: embed}, require: {vram: 2GiB, compute_capability: ">=8.0"}, share: {max_per_gpu: 2}}
+- {name: poses, match: {stage: pose}, deny: [{role: chat-llm}], share: {max_per_gpu: 2}}
+- {name: images, match: {stage: image, priority: batch}, prefer: [{by: speed, weight: 100}, {card: "*5090", weight: 10}]}
+- {name: chats, match: {stage: chat}, allow: [{card: "NVIDIA*"}]}
+- {name: guests, match: {user: "guest*"}, priority: idle}
+reserve:
+- {name: talk, device: g0004, vram: 12GiB, for: {stage: talk}}
+hosts:
+- {match: {host: "h000*"}, when: {power: mains}, otherwise: [interactive, batch]}
+"""
 TARGET = 1.3
 METRICS = {
     "bandwidth": {"total": 1e8, "workers": {}, "types": {}}, "cpu": 0, "memory": 0, "time": 0, "executing": {}, "digests_total_since_heartbeat": {},
@@ -109,7 +124,7 @@ def task(number: int) -> int:
 
 def facts_of(number: int) -> dict[str, Any]:
     """The facts of worker `number`: one card, of the five kinds in turn."""
-    vram, capability, speed = CARDS[number % len(CARDS)]
+    vram, capability, speed, model = CARDS[number % len(CARDS)]
     host = Host(name=f"h{number:04}", cpus=16, ram_mib=65536)
     device = Device(
         name=f"g{number:04}",
@@ -119,6 +134,7 @@ def facts_of(number: int) -> dict[str, Any]:
         capability=capability,
         features=features_of(capability),
         speed=speed,
+        model=f"NVIDIA GeForce RTX {model}",
     )
     return {EXTRA: {"host": to_wire(host), "devices": [to_wire(device)], "agent": None}}
 
@@ -156,8 +172,11 @@ class Arm:
     async def open(self) -> None:
         self.scheduler = Scheduler(dashboard=False, host="127.0.0.1", port=0, validate=False)
         if self.managed:
-            self.scheduler.add_plugin(PlacementPlugin())
+            plugin = PlacementPlugin()
+            self.scheduler.add_plugin(plugin)
         await self.scheduler
+        if self.managed:
+            plugin.pump.set_policy(parse_policy(POLICY, "bench.yaml"))
         self.scheduler.clients["bench"] = ClientState("bench")
         self.connections, self.comms = await add_workers(self.scheduler, self.workers, self.started, self.managed)
         for _ in range(10):
