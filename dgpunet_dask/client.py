@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -97,7 +98,7 @@ class Client:
     def _request(self, workload: Workload, params: Mapping[str, Any]) -> dict[str, Any]:
         if not self.api.has_workload(workload.digest):
             self.api.add_workload(workload.digest, pack_workload(Path(workload.folder)))
-        return {"workload": workload.digest, "params": dict(params)}
+        return {"workload": workload.digest, "params": dict(params), "user": _user()}
 
     def events(self, job_id: str, *, since: int = 0, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
         """Yield the job's events from number `since` on until it has ended, or `timeout_s` seconds are over."""
@@ -143,3 +144,11 @@ class Client:
         gathered = folder / "result.frames"
         for file in [gathered] if gathered.is_file() else sorted((folder / "results").glob("*.frames")):
             yield from unpack(read_frames(file))
+
+
+def _user() -> str | None:
+    """Return the name of who calls, as policies match it; ``None`` where the system has none for this user id."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None

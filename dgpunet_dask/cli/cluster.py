@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
-from dgpunet_dask.errors import NoHead, OtherFleetRunning, OtherPolicyRunning
+from dgpunet_dask.errors import OtherFleetRunning, OtherPolicyRunning
 
 if TYPE_CHECKING:
     from dgpunet_dask.cluster.headfile import HeadFile
+    from dgpunet_dask.model.fleet import Fleet
 
 
 @click.command()
@@ -28,21 +29,27 @@ def up(context: CliContext, simulate: Path | None, policy: tuple[Path, ...]) -> 
     Returns once all its workers have joined. If it runs already, nothing changes; with another fleet or other policy files that is an
     error. Policy files are read again whenever they change.
     """
-    from dgpunet_dask.cluster.policy_files import policy_paths, read_policies
     from dgpunet_dask.daemons.embedded import clear_remains, current_head, start_lock, starting
-    from dgpunet_dask.hardware.simulated import simulated_fleet
 
-    read_policies(policy_paths(policy))
-    wanted = None if simulate is None else simulated_fleet(simulate)
+    wanted = check_files(simulate, policy)
     with start_lock(context.home):
         head = current_head(context.home)
         if head is not None:
             _keep(context, head, wanted, policy)
             return
         clear_remains(context.home)
-        with starting(context.home, simulate=simulate, embedded=False, policy=policy, say=_sayer(context)) as (_, head):
+        with starting(context.home, simulate=simulate, embedded=False, policy=policy, say=sayer(context)) as (_, head):
             pass  # released at the end of the block
-    _say_up(context, head)
+    say_up(context, head)
+
+
+def check_files(simulate: Path | None, policy: tuple[Path, ...]) -> Fleet | None:
+    """Return the fleet of a file; a mistake in it or in the policy files is told before anything is started."""
+    from dgpunet_dask.cluster.policy_files import policy_paths, read_policies
+    from dgpunet_dask.hardware.simulated import simulated_fleet
+
+    read_policies(policy_paths(policy))
+    return None if simulate is None else simulated_fleet(simulate)
 
 
 def _keep(context: CliContext, head: HeadFile, wanted: Any, policy: tuple[Path, ...]) -> None:
@@ -52,22 +59,24 @@ def _keep(context: CliContext, head: HeadFile, wanted: Any, policy: tuple[Path, 
 
     if wanted is not None and fleet_digest(wanted) != head.fleet_digest:
         raise OtherFleetRunning(running=head.fleet)
-    if policy and [str(path.absolute()) for path in policy] != list(head.policy):
+    if policy and tuple(str(path.absolute()) for path in policy) != head.policy:
         raise OtherPolicyRunning(running=", ".join(head.policy) or "those of its home")
     if head.embedded:
         client_of(head).keep()
-    _say_up(context, head)
+    say_up(context, head)
 
 
-def _sayer(context: CliContext) -> Any:
+def sayer(context: CliContext) -> Any:
+    """Return what tells people how far a start is."""
     from dgpunet_dask.daemons.embedded import quietly
 
     return quietly if context.quiet else functools.partial(click.echo, err=True)
 
 
-def _say_up(context: CliContext, head: HeadFile) -> None:
+def say_up(context: CliContext, head: HeadFile) -> None:
+    """Tell where the cluster answers."""
     dashboard = f", dashboard {head.dashboard}" if head.dashboard else ""
-    _sayer(context)(f"the cluster is up: Dask scheduler {head.scheduler}{dashboard}")
+    sayer(context)(f"the cluster is up: Dask scheduler {head.scheduler}{dashboard}")
 
 
 @click.command()
@@ -77,10 +86,10 @@ def down(context: CliContext) -> None:
     from dgpunet_dask.daemons.embedded import stop_cluster
 
     if not context.home.run.is_dir():
-        _sayer(context)("no cluster is running")
+        sayer(context)("no cluster is running")
         return
     ran, ended = stop_cluster(context.home)
-    say = _sayer(context)
+    say = sayer(context)
     if ended:
         say("ended what was left: " + ", ".join(f"{entry.what} ({entry.pid})" for entry in ended))
     say("the cluster is stopped" if ran else "no cluster is running")
@@ -91,7 +100,7 @@ def down(context: CliContext) -> None:
 @pass_context
 def status(context: CliContext, as_json: bool) -> None:
     """Show the running cluster: its daemon, addresses and workers."""
-    found = _status(context)
+    found = context.reach().status()
     if as_json:
         emit_json({**found, "error": None})
         return
@@ -110,19 +119,6 @@ def _say_policy(policy: dict[str, Any]) -> None:
     if policy["error"] is not None:
         click.echo("the policy files have changed and are not in force:", err=True)
         click.echo(printable(policy["error"]["message"], keep="\n"), err=True)
-
-
-def _status(context: CliContext) -> dict[str, Any]:
-    import os
-
-    from dgpunet_dask.daemons.embedded import client_of, current_head, named_cluster
-
-    if context.cluster is not None:
-        return named_cluster(context.home, context.cluster, os.environ).status()
-    head = current_head(context.home)
-    if head is None:
-        raise NoHead(where=context.home.root)
-    return client_of(head).status()
 
 
 def _memory(worker: dict[str, Any]) -> str:

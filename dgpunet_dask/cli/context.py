@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,7 @@ from dgpunet_dask.errors import NeedsHead, NoHead
 
 if TYPE_CHECKING:
     from dgpunet_dask.client import Client
+    from dgpunet_dask.cluster.api_client import ApiClient
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,17 @@ class CliContext:
         """Raise NeedsHead unless a head runs that outlives this command."""
         if not self.head_runs():
             raise NeedsHead(what=what)
+
+    def reach(self) -> ApiClient:
+        """Return a connection to the cluster that runs, embedded or not; NoHead without one."""
+        from dgpunet_dask.daemons.embedded import client_of, current_head, named_cluster
+
+        if self.cluster is not None:
+            return named_cluster(self.home, self.cluster, os.environ)
+        head = current_head(self.home)
+        if head is None:
+            raise NoHead(where=self.home.root)
+        return client_of(head)
 
     def head_client(self) -> Client:
         """Return a client of the running head; without one it is NoHead, never an embedded cluster of its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -75,6 +76,47 @@ def cancel(context: CliContext, job_id: str) -> None:
     with context.head_client() as client:
         status = client.api.cancel(job_id)
     click.echo(f"job {job_id} is {status.state}")
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@pass_context
+def explain(context: CliContext, job_id: str, as_json: bool) -> None:
+    """Tell why the units of a job that is on the head are where they are.
+
+    For each kind of waiting unit: the devices that will never do, those that the policy forbids, those that are not free now, what would
+    wake it, and the nearest fix. Units that run are counted by device.
+    """
+    found = context.reach().explain_job(job_id)
+    if as_json:
+        emit_json({**found, "error": None})
+        return
+    for line in _told(found):
+        click.echo(printable(line))
+
+
+def _told(found: dict[str, Any]) -> Iterator[str]:
+    from dgpunet_dask.placement.explanation import lines
+
+    units = ", ".join(f"{n} {name}" for name, n in found["units"].items() if n)
+    yield f"job {found['job_id']} ({found['workload']}) is {found['state']}{f': units {units}' if units else ''}"
+    if found["job_error"] is not None:
+        yield f"  {found['job_error']['message']}"
+        yield from (f"  {told_reason(reason)}" for reason in found["job_error"]["reasons"] if "device" in reason)
+    for row in found["running"]:
+        yield f"{row['stage']}: {row['units']} running on {row['device']}"
+    if found["light"]:
+        yield f"{found['light']} light tasks run on CPU workers, or are about to"
+    for group in found["waiting"]:
+        yield from lines(group, f"{group['stage']}, {group['units']} waiting")
+    if found["state"] in {"queued", "running"} and not (found["running"] or found["waiting"] or found["light"]):
+        yield "no unit waits for a device: the job reads its input, or ends"
+
+
+def told_reason(reason: dict[str, Any]) -> str:
+    """Return a reason of an error as a line: its parts that are known."""
+    return "  ".join(f"{k}={v}" for k, v in reason.items() if v is not None)
 
 
 def event_line(event: dict[str, Any]) -> str:

@@ -40,6 +40,8 @@ class Lazy(NamedTuple):
 
 COMMANDS: Final[dict[str, Lazy]] = {
     "down": Lazy("dgpunet_dask.cli.cluster:down", "Stop the cluster, and end what a killed one left behind."),
+    "fleet": Lazy("dgpunet_dask.cli.fleet:fleet", "Show and record the machines as placement sees them."),
+    "head": Lazy("dgpunet_dask.cli.head:head", "Run a cluster in the foreground."),
     "index": Lazy("dgpunet_dask.cli.index:index", "List, show and remove search indexes."),
     "jobs": Lazy("dgpunet_dask.cli.jobs:jobs", "List, show, follow and cancel the jobs of a running head."),
     "policy": Lazy("dgpunet_dask.cli.policy:policy", "Write and check the rules that decide where work goes."),

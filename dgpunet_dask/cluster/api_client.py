@@ -55,6 +55,26 @@ class ApiClient:
         """Return the placements after number `since`."""
         return list(self._json("GET", f"/v1/placements?since={since}"))
 
+    def fleet(self) -> dict[str, Any]:
+        """Return the live fleet: hosts, devices, charges, states, and measured speeds by device class."""
+        return dict(self._json("GET", "/v1/fleet"))
+
+    def policy(self) -> dict[str, Any]:
+        """Return the policies in force, and what was wrong with later changes."""
+        return dict(self._json("GET", "/v1/policy"))
+
+    def reload_policy(self) -> dict[str, Any]:
+        """Have the policy files read at once; return what `policy` does."""
+        return dict(self._json("POST", "/v1/policy/reload", {}))
+
+    def explain(self, demand: Mapping[str, Any]) -> dict[str, Any]:
+        """Return where a demand would go now, and why not elsewhere."""
+        return dict(self._json("POST", "/v1/explain", {"demand": dict(demand)}))
+
+    def explain_job(self, job_id: str) -> dict[str, Any]:
+        """Return why the units of a job are where they are."""
+        return dict(self._job("GET", job_id, "/explain"))
+
     def submit(self, request: Mapping[str, Any]) -> JobStatus:
         """Submit ``{"workload": digest, "params": {...}}``."""
         return job_from_wire(self._json("POST", "/v1/jobs", request))

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -45,7 +44,7 @@ class HeadFile:
     fleet: str = "local"
     fleet_digest: str = ""
     embedded: bool = False
-    policy: Sequence[str] = ()
+    policy: tuple[str, ...] = ()
 
 
 def write_head_file(path: Path, head: HeadFile) -> None:
@@ -90,7 +89,8 @@ def read_head_file(path: Path) -> HeadFile | None:
 def _head_of(found: dict[str, Any]) -> HeadFile | None:
     known = {f.name for f in fields(HeadFile)}
     try:
-        head = HeadFile(**{k: v for k, v in found.items() if k in known})
+        values = {k: v for k, v in found.items() if k in known}
+        head = HeadFile(**{**values, "policy": tuple(values.get("policy", ()))})
     except TypeError:
         return None
     numbers = isinstance(head.pid, int) and isinstance(head.created, int | float)

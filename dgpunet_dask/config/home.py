@@ -54,6 +54,11 @@ class Home:
         return self.root / "policy"
 
     @property
+    def decisions(self) -> Path:
+        """The decision log: ``*.jsonl``, the oldest file first by name."""
+        return self.root / "decisions"
+
+    @property
     def torch_arches(self) -> Path:
         """What the installed torch said that it has code for."""
         return self.root / "cache" / "torch-arches.json"
@@ -103,7 +108,7 @@ class Home:
 
     def _is_ours_alone(self) -> bool:
         """Whether nothing but our own folders lies in the root."""
-        known = {"run", "indexes", "workloads", "envs", "jobs", "policy", "cache", "locks", "clusters"}
+        known = {"run", "indexes", "workloads", "envs", "jobs", "policy", "cache", "locks", "clusters", "decisions"}
         known |= {self.learned.name, f"{self.learned.name}.damaged"}
         return {entry.name for entry in self.root.iterdir()} <= known
 

@@ -67,6 +67,19 @@ class JobService(Protocol):
         """Stop what runs."""
 
 
+class Why(Protocol):
+    """What the API asks about placement."""
+
+    async def fleet(self) -> dict[str, Any]:
+        """Return the live fleet."""
+
+    async def demand(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return where a demand would go now."""
+
+    async def job(self, job_id: str) -> dict[str, Any]:
+        """Return why the units of a job are where they are; NoSuchJob if there is none."""
+
+
 @dataclass
 class ApiContext:
     """What the handlers share.
@@ -79,6 +92,10 @@ class ApiContext:
         The jobs.
     status, placements
         Answer ``/v1/status`` and ``/v1/placements``.
+    why
+        Answers ``/v1/fleet``, ``/v1/explain`` and ``/v1/jobs/ID/explain``.
+    policy, reload
+        Answer ``/v1/policy``; `reload` reads the files first.
     shutdown
         Called once the head shall stop, with the reason.
     embedded
@@ -91,6 +108,9 @@ class ApiContext:
     service: JobService
     status: Callable[[], Awaitable[dict[str, Any]]]
     placements: Callable[[int], Awaitable[Sequence[dict[str, Any]]]]
+    why: Why
+    policy: Callable[[], dict[str, Any]]
+    reload: Callable[[], Awaitable[dict[str, Any]]]
     shutdown: Callable[[str], None]
     embedded: bool
     uploads: Path
@@ -216,6 +236,43 @@ class Placements(Handler):
     async def get(self) -> None:
         """Send the placements after number `since`."""
         self.answer(list(await self.ctx.placements(int(self.number("since", 0, 1e15)))))
+
+
+class Fleet(Handler):
+    """``GET /v1/fleet``."""
+
+    async def get(self) -> None:
+        """Send hosts, devices, charges and states."""
+        self.answer(await self.ctx.why.fleet())
+
+
+class Policy(Handler):
+    """``GET /v1/policy`` and, to have the files read at once, ``POST /v1/policy/reload``."""
+
+    async def get(self) -> None:
+        """Send what is in force, and what was wrong with later changes."""
+        self.answer(self.ctx.policy())
+
+    async def post(self) -> None:
+        """Read the files, then send the same."""
+        self.body_json()
+        self.answer(await self.ctx.reload())
+
+
+class Explain(Handler):
+    """``POST /v1/explain``."""
+
+    async def post(self) -> None:
+        """Send where a demand would go now, and why not elsewhere."""
+        self.answer(await self.ctx.why.demand(self.body_json()))
+
+
+class ExplainJob(Handler):
+    """``GET /v1/jobs/ID/explain``."""
+
+    async def get(self, job_id: str) -> None:
+        """Send why the units of the job are where they are."""
+        self.answer(await self.ctx.why.job(job_id))
 
 
 class Jobs(Handler):
@@ -374,6 +431,11 @@ def make_application(ctx: ApiContext) -> Application:
         ("/v1/placements", Placements),
         ("/v1/jobs", Jobs),
         ("/v1/plan", Plan),
+        ("/v1/fleet", Fleet),
+        ("/v1/policy", Policy),
+        ("/v1/policy/reload", Policy),
+        ("/v1/explain", Explain),
+        (f"/v1/jobs/({JOB_ID})/explain", ExplainJob),
         (f"/v1/jobs/({JOB_ID})", Job),
         (f"/v1/jobs/({JOB_ID})/events", Events),
         (f"/v1/jobs/({JOB_ID})/cancel", Cancel),

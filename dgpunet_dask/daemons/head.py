@@ -19,7 +19,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 from distributed import Client
@@ -30,15 +30,22 @@ from dgpunet_dask.cluster.policy_watch import Places
 from dgpunet_dask.cluster.wire import error_to_wire
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons import children
-from dgpunet_dask.daemons.api import ApiContext, JobService, listen
+from dgpunet_dask.daemons.api import ApiContext, listen
 from dgpunet_dask.daemons.deriving import Deriving
+from dgpunet_dask.daemons.explaining import Explaining, at_time
 from dgpunet_dask.daemons.lifeline import watch
 from dgpunet_dask.daemons.policies import Policies
 from dgpunet_dask.daemons.register import Register, kill_descendants
 from dgpunet_dask.errors import DgpunetError, StartFailed
 from dgpunet_dask.hardware.cpu import usable_cpus
+from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Fleet
+from dgpunet_dask.model.policy import OnOom
 from dgpunet_dask.placement.policy_file import Source
+from dgpunet_dask.placement.resolve import resolve
+
+if TYPE_CHECKING:
+    from dgpunet_dask.jobs.service import JobService as Jobs
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +93,7 @@ class Head:
         self.stopping = asyncio.Event()
         self.why = ""
         self.client: Client | None = None
-        self.service: JobService | None = None
+        self.service: Jobs | None = None
         self.met: frozenset[str] = frozenset()
         self.deriving = Deriving(self.home, options.fleet)
         self.policies = Policies(Places(self.home, options.policy), self._tell_policies)
@@ -114,6 +121,7 @@ class Head:
         self.deriving.refresh()
         self.policies.load()
         async with self._children(), self._connected() as client, self._following():
+            await self._or_stopped(self.policies.settled(), "the scheduler did not take the policies")
             await self._workers_joined(client)
             if self.stopping.is_set():
                 return
@@ -191,12 +199,15 @@ class Head:
     @contextlib.asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
         """Serve the jobs over HTTP, and let others find this head."""
-        self.service = self._make_service()
+        self.service = jobs = self._make_service()
         ctx = ApiContext(
             key=secrets.token_urlsafe(32),
             service=self.service,
             status=self.status,
             placements=self.placements,
+            why=Explaining(self.live, lambda: self.policies.policy, lambda: jobs.learned.estimates, lambda: jobs),
+            policy=self.policies.status,
+            reload=self.policies.reload,
             shutdown=self.stop,
             embedded=self.options.embedded,
             uploads=self.home.run / "uploads",
@@ -215,18 +226,22 @@ class Head:
             server.stop()
             await server.close_all_connections()
 
-    def _make_service(self) -> JobService:
+    def _make_service(self) -> Jobs:
         from dgpunet_dask.jobs.plan import HeadHost
-        from dgpunet_dask.jobs.service import JobService as Jobs
-        from dgpunet_dask.jobs.service import ServicePorts
+        from dgpunet_dask.jobs.service import JobService, ServicePorts
         from dgpunet_dask.stagehost.client import AgentClient
 
         head = head_host(self.options.fleet)
         host = HeadHost(device=head, threads=usable_cpus(), home=self.home.root)
-        jobs = Jobs(self.home, ServicePorts(self._dask, functools.partial(AgentClient, self.home.agent_socket), self.settled, host))
+        agent = functools.partial(AgentClient, self.home.agent_socket)
+        ports = ServicePorts(self._dask, agent, self.settled, host, on_oom=self._on_oom, policy=lambda: self.policies.policy)
+        jobs = JobService(self.home, ports)
         jobs.begin()
         self.deriving.learned = lambda: jobs.learned.estimates
         return jobs
+
+    def _on_oom(self, demand: Demand) -> OnOom:
+        return resolve(demand, self.policies.policy).on_oom
 
     def _dask(self) -> Client:
         assert self.client is not None
@@ -245,7 +260,7 @@ class Head:
                 fleet=self.options.label,
                 fleet_digest=fleet_digest(self.options.fleet),
                 embedded=ctx.embedded,
-                policy=[str(path) for path in self.options.policy],
+                policy=tuple(map(str, self.options.policy)),
             ),
         )
 
@@ -272,7 +287,7 @@ class Head:
 
     async def live(self) -> Fleet:
         """Return the fleet as the scheduler's plugin sees it now."""
-        return live_fleet(await self._ask("dgpunet_fleet"))
+        return at_time(live_fleet(await self._ask("dgpunet_fleet")), self.policies.clock.wall())
 
     async def settled(self) -> Fleet:
         """Return the live fleet with every device that has ever joined.
@@ -295,7 +310,7 @@ class Head:
                     raise
             else:
                 here = frozenset(device.name for device in fleet.devices)
-                if late or here >= self.met:
+                if late or (here >= self.met and self.policies.told):
                     self.met = here
                     return fleet
             await asyncio.sleep(_POLL_S)

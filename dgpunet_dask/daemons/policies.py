@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: How often the files are looked at. A change is read when two looks in a row show the same.
 PERIOD_S: Final = 1.0
+#: How often a scheduler that is away is tried again.
+RETRY_S: Final = 0.1
 
 Tell = Callable[[Sequence[Source]], Awaitable[Any]]
 
@@ -65,7 +67,7 @@ class Policies:
         """Follow the files, and a scheduler that starts again, until cancelled."""
         while True:
             await self._tell()
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(PERIOD_S if self.told else RETRY_S)
             async with self._turn:
                 now = self._stamp()
                 if self._rest.due(now):
@@ -85,6 +87,11 @@ class Policies:
     async def settled(self) -> None:
         """Wait until the scheduler's plugin applies the policies in force."""
         await self._told.wait()
+
+    @property
+    def told(self) -> bool:
+        """Whether the scheduler's plugin applies the policies in force."""
+        return self._told.is_set()
 
     def status(self) -> dict[str, Any]:
         """Return what ``status --json`` says of the policies."""

@@ -29,6 +29,10 @@ class StagePlan:
         """Return this plan with another demand, and its call with the charge of that."""
         return replace(self, demand=demand, call=replace(self.call, spec=replace(self.call.spec, vram_mib=demand.vram_mib)))
 
+    def of_user(self, user: str) -> StagePlan:
+        """Return this plan with `user` in its demand, where that names none."""
+        return self if self.demand is None or self.demand.user is not None else self.asking(replace(self.demand, user=user))
+
 
 @dataclass(frozen=True)
 class JobPlan:
@@ -147,3 +151,8 @@ def _call(
         batch_tokens=spec.batch_tokens,
     )
     return StageCall(call, light=facts.light and host is None, retries=spec.retries)
+
+
+def of_user(plan: JobPlan, user: str | None) -> JobPlan:
+    """Return `plan` with `user` in the demands of its units, as policies match them."""
+    return plan if user is None else replace(plan, units=tuple(stage.of_user(user) for stage in plan.units))

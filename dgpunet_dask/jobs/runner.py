@@ -88,6 +88,7 @@ class JobRunner:
         self.results = record.folder / "results"
         self.committed: dict[int, dict[str, Path]] = {}
         self.stages = {plan.spec.name: plan for plan in plan.units}  # as they are asked for now: demands may grow
+        self.flying: set[Unit] = set()
 
     async def run(self) -> None:
         """Run the job.
@@ -133,6 +134,7 @@ class JobRunner:
 
     async def _unit(self, number: int, piece: CallResult) -> None:
         unit = Unit(number, Parcel(piece.frames, piece.items))
+        self.flying.add(unit)
         try:
             self._submit(unit, self.stages)
             await self._commit(number, await self._ends(unit))
@@ -140,7 +142,16 @@ class JobRunner:
             self.record.units(failed=self.record.counted.failed + 1, attempts=self.record.counted.attempts + starts_of(error))
             raise
         finally:
+            self.flying.discard(unit)
             await self._let_go(list(unit.futures.values()))
+
+    def pending(self) -> Iterator[tuple[str, str, Demand | None]]:
+        """Yield stage, key and demand of each task that waits for a device or runs: not of those that wait for an earlier stage."""
+        for unit in sorted(self.flying, key=lambda unit: unit.number):
+            for name, future in unit.futures.items():
+                before = unit.futures.get(str(self.stages[name].spec.after))
+                if future.status == "pending" and (before is None or before.status == "finished"):
+                    yield name, future.key, unit.asked[name]
 
     def _submit(self, unit: Unit, names: Iterable[str]) -> None:
         """Submit the stages `names` of a unit, in the order of the data; tasks that were there before are let go."""
@@ -245,17 +256,24 @@ class JobRunner:
             on_oom = self.ports.on_oom(demand)
             tries.overran(error.fields, demand, on_oom)
             if len(tries.overruns) > on_oom.retries:
-                raise tries.held(name) from error
+                raise self._held(unit, name) from error
             if asks_more(demand, tries.overruns[-1]):
                 return
         elif demand != unit.asked[name]:
             return
         if not tries.left:
-            raise tries.held(name) from error
+            raise self._held(unit, name) from error
         grown = tries.left.pop(0)
         self.stages[name] = self.stages[name].asking(grown)
         self.ports.learned.overrun(demand, tries.overruns[-1], grown)
         await self.ports.learned.now()
+
+    def _held(self, unit: Unit, name: str) -> StageOutOfMemory:
+        """Return the error that a unit is given up with."""
+        demand = unit.asked[name]
+        if demand is not None:
+            self.ports.learned.held(demand)
+        return unit.tries[name].held(name)
 
     async def _let_go(self, futures: list[Future]) -> None:
         unfinished = [f for f in futures if not f.done()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import secrets
@@ -31,7 +32,7 @@ from dgpunet_dask.errors import (
 from dgpunet_dask.jobs.commit import commit_text
 from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.params import complete_params
-from dgpunet_dask.jobs.plan import HeadHost, JobPlan, facts_from_wire, plan_job
+from dgpunet_dask.jobs.plan import HeadHost, JobPlan, facts_from_wire, of_user, plan_job
 from dgpunet_dask.jobs.record import JobRecord, events_on_disk
 from dgpunet_dask.jobs.runner import JobRunner, Ports, job_of_key
 from dgpunet_dask.jobs.store import add_workload, checked_digest, read_workload
@@ -40,8 +41,9 @@ from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.job import JobStatus, UnitCounts
 from dgpunet_dask.model.pipeline import Workload
-from dgpunet_dask.model.policy import DEFAULT_ON_OOM, OnOom
-from dgpunet_dask.placement.explain import rows
+from dgpunet_dask.model.policy import DEFAULT_ON_OOM, NO_POLICY, OnOom, Policy
+from dgpunet_dask.placement.explanation import explanation
+from dgpunet_dask.placement.fixes import nearest
 from dgpunet_dask.placement.place import place
 from dgpunet_dask.stagehost.client import AgentClient
 
@@ -70,6 +72,8 @@ class ServicePorts:
         Where sources and gather stages run.
     on_oom
         Says how far a demand may grow that ran out of memory: the policy's clause for it.
+    policy
+        Gives the policy in force.
     """
 
     dask: Callable[[], Client]
@@ -77,6 +81,7 @@ class ServicePorts:
     fleet: Callable[[], Awaitable[Fleet]]
     host: HeadHost
     on_oom: Callable[[Demand], OnOom] = lambda _: DEFAULT_ON_OOM
+    policy: Callable[[], Policy] = lambda: NO_POLICY
 
 
 class JobService:
@@ -89,6 +94,7 @@ class JobService:
         self._token = token or (lambda: secrets.token_hex(3))
         self._records: dict[str, JobRecord] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._runners: dict[str, JobRunner] = {}
         self._causes: dict[str, DgpunetError | None] = {}  # of jobs that are ending
         self._watch: asyncio.Task[None] | None = None
         self.learned = Learning(home.learned, self._tell_learned)
@@ -125,7 +131,7 @@ class JobService:
                 self._save(record)
 
     async def submit(self, request: Mapping[str, Any]) -> JobStatus:
-        """Accept a job: ``{"workload": digest, "params": {...}}``.
+        """Accept a job: ``{"workload": digest, "params": {...}, "user": name}``; its units are the user's.
 
         Raises
         ------
@@ -141,7 +147,7 @@ class JobService:
         (folder / "scratch").mkdir(mode=0o700, parents=True)
         record = self._records[job_id] = JobRecord(status, folder, self.clock, self.clock.monotonic())
         self._save(record)
-        self._tasks[job_id] = asyncio.create_task(self._drive(record, workload), name=job_id)
+        self._tasks[job_id] = asyncio.create_task(self._drive(record, workload, _user_of(request)), name=job_id)
         if self._watch is None or self._watch.done():
             self._watch = asyncio.create_task(self._watch_placements())
         return record.now()
@@ -150,8 +156,9 @@ class JobService:
         """Return, for each stage, its demand and where it could go now, without running anything but the workload's import."""
         workload, params = await in_thread(self._accepted, request)
         plan = await self._planned(workload, params, "dry-run", self.home.jobs, self.ports.agent())
-        fleet = await self.ports.fleet()
-        return {"workload": workload.name, "params": params, "stages": _stage_rows(plan, fleet, self.ports.host.device)}
+        explained = functools.partial(explanation, await self.ports.fleet(), policy=self.ports.policy(), estimates=self.learned.estimates)
+        stages = _stage_rows(of_user(plan, _user_of(request)), explained, self.ports.host.device)
+        return {"workload": workload.name, "params": params, "policy": self.ports.policy().digest, "stages": stages}
 
     def _accepted(self, request: Mapping[str, Any]) -> tuple[Workload, dict[str, Any]]:
         digest, params = request.get("workload"), request.get("params", {})
@@ -177,6 +184,12 @@ class JobService:
         await record.news(since, wait_s)
         events = record.events or await in_thread(events_on_disk, record.folder)
         return [event for event in events if event["seq"] > since]
+
+    async def tasks(self, job_id: str) -> Sequence[tuple[str, str, Demand | None]]:
+        """Return stage, key and demand of each task of a job that waits for a device or runs."""
+        self._record(job_id)
+        runner = self._runners.get(job_id)
+        return [] if runner is None else list(runner.pending())
 
     async def cancel(self, job_id: str) -> JobStatus:
         """Cancel a job and return once nothing of it runs; a finished one stays as it is."""
@@ -224,11 +237,11 @@ class JobService:
         if not record.final and self._causes.get(job_id) is cause:  # it was cancelled before its first step
             await self._concluded(record, cause)
 
-    async def _drive(self, record: JobRecord, workload: Workload) -> None:
+    async def _drive(self, record: JobRecord, workload: Workload, user: str | None) -> None:
         error: DgpunetError | None = None
         try:
             record.move("running")
-            await self._run(record, workload)
+            await self._run(record, workload, user)
         except asyncio.CancelledError:
             error = JobCancelled(job_id=record.status.job_id)
         except DgpunetError as failure:
@@ -239,13 +252,15 @@ class JobService:
             error = DgpunetError(detail=f"{type(failure).__name__}: {failure}")
         await self._concluded(record, error)
 
-    async def _run(self, record: JobRecord, workload: Workload) -> None:
+    async def _run(self, record: JobRecord, workload: Workload, user: str | None) -> None:
         agent = self.ports.agent()
         plan = await self._planned(workload, record.status.params, record.status.job_id, record.folder / "scratch", agent)
+        plan = of_user(plan, user)
         await self._check_placeable(plan)
         in_flight = await self._in_flight()
         ports = Ports(self.ports.dask(), agent, in_flight, learned=self.learned, on_oom=self.ports.on_oom)
-        await JobRunner(record, plan, ports).run()
+        runner = self._runners[record.status.job_id] = JobRunner(record, plan, ports)
+        await runner.run()
         await self._copy_placements()
         _add_rate(record)
 
@@ -263,6 +278,7 @@ class JobService:
             record.move("done" if error is None else "cancelled" if isinstance(error, JobCancelled) else "failed", error)
             self._save(record)
             record.let_go()
+            self._runners.pop(job_id, None)
             del self._causes[job_id], self._tasks[job_id]
 
     def _end_hosts(self, job_id: str) -> None:
@@ -282,14 +298,16 @@ class JobService:
 
     async def _check_placeable(self, plan: JobPlan) -> None:
         """Refuse at once what no device can ever hold, before any input is read."""
-        fleet = await self.ports.fleet()
+        fleet, policy, estimates = await self.ports.fleet(), self.ports.policy(), self.learned.estimates
         for stage in plan.units:
             if stage.demand is None:
                 continue
-            decision = place(fleet, stage.demand)
-            if decision.outcome == "never":
+            decision = place(fleet, stage.demand, policy, estimates)
+            if decision.final:
                 verdicts = [v.to_json() for v in decision.first_verdicts]
-                raise Unplaceable(what=f"stage {stage.spec.name}", summary=decision.summary(), verdicts=verdicts)
+                fix = nearest(fleet, stage.demand, policy, estimates)
+                what = f"stage {stage.spec.name}"
+                raise Unplaceable(what=what, summary=decision.summary(), verdicts=verdicts, fix=None if fix is None else str(fix))
 
     async def _in_flight(self) -> int:
         """Two units a device keep each busy while the next is on its way; the rest of the input waits on disk."""
@@ -342,7 +360,13 @@ def _add_rate(record: JobRecord) -> None:
         record.count({"=tokens_per_second": round(tokens / seconds, 1)})
 
 
-def _stage_rows(plan: JobPlan, fleet: Fleet, head: str) -> list[dict[str, Any]]:
+def _user_of(request: Mapping[str, Any]) -> str | None:
+    """Return whose work a request is, ``None`` where it does not say."""
+    user = request.get("user")
+    return user if isinstance(user, str) and user else None
+
+
+def _stage_rows(plan: JobPlan, explained: Callable[[Demand], Mapping[str, Any]], head: str) -> list[dict[str, Any]]:
     stages = [plan.source, *plan.units, *([plan.gather] if plan.gather else [])]
     table = []
     for stage in stages:
@@ -350,8 +374,8 @@ def _stage_rows(plan: JobPlan, fleet: Fleet, head: str) -> list[dict[str, Any]]:
         if stage.demand is None:
             row["ranking"] = ["any CPU worker" if stage.call.light else head]
         else:
-            decision = place(fleet, stage.demand)
-            row |= {"demand": stage.demand.to_mapping(), "outcome": decision.outcome, "ranking": [s.device for s in decision.ranking]}
-            row["refusals"] = [refusal._asdict() for refusal in rows(decision)]
+            found = explained(stage.demand)
+            row |= {name: found[name] for name in ("demand", "outcome", "on", "waits_for", "wakes", "fix", "effective")}
+            row |= {"ranking": [scored["device"] for scored in found["ranking"]], "refusals": found["verdicts"]}
         table.append(row)
     return table

@@ -86,10 +86,14 @@ def test_status_without_a_head_is_not_found(site):
     assert "dgpunet-dask up" in err
 
 
-def test_policy_files_are_refused_rather_than_ignored(site):
-    code, _, err = site.run("up", "--policy", "x.yaml")
+def test_a_malformed_policy_starts_nothing(site, tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("version: 1\nrules:\n- {name: a, dny: []}\n- {name: b, priority: high}\n")
+    code, _, err = site.run("up", "--policy", bad)
     assert code == 2
-    assert "--policy" in err
+    assert f"{bad}:3:" in err
+    assert f"{bad}:4:" in err
+    assert site.run("up", "--policy", tmp_path / "none.yaml")[0] == 2
     assert not site.home.root.exists()
 
 

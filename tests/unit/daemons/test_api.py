@@ -44,6 +44,19 @@ class Served:
             connection.close()
 
 
+class FakeWhy:
+    """Answers with what it was asked."""
+
+    async def fleet(self):
+        return {"devices": []}
+
+    async def demand(self, request):
+        return request
+
+    async def job(self, job_id):
+        return {"job_id": job_id}
+
+
 @pytest.fixture
 async def served(tmp_path):
     async def status():
@@ -52,10 +65,14 @@ async def served(tmp_path):
     async def placements(since):
         return [{"seq": since + 1}]
 
+    async def reload():
+        return {"digest": "new"}
+
     stopped = []
     ctx = ApiContext(
-        key=KEY, service=FakeJobs(), status=status, placements=placements, shutdown=stopped.append, embedded=True, uploads=tmp_path
-    )
+        key=KEY, service=FakeJobs(), status=status, placements=placements, why=FakeWhy(), policy=lambda: {"digest": "old"}, reload=reload,
+        shutdown=stopped.append, embedded=True, uploads=tmp_path,
+    )  # fmt: skip
     server = listen(ctx)
     made = Served(ctx)
     made.stopped = stopped
@@ -271,3 +288,14 @@ def test_a_server_that_speaks_no_http():
 
             threading.Thread(target=lambda: [server.accept()[0].close() for _ in range(2)], daemon=True).start()
             client.status()
+
+
+async def test_the_policy_is_told_and_read_at_once_when_asked(served):
+    assert await asyncio.to_thread(served.client.policy) == {"digest": "old"}
+    assert await asyncio.to_thread(served.client.reload_policy) == {"digest": "new"}
+
+
+async def test_why_is_answered_for_the_fleet_a_demand_and_a_job(served):
+    assert await asyncio.to_thread(served.client.fleet) == {"devices": []}
+    assert await asyncio.to_thread(served.client.explain, {"vram": "1GiB"}) == {"demand": {"vram": "1GiB"}}
+    assert await asyncio.to_thread(served.client.explain_job, "j-1") == {"job_id": "j-1"}

@@ -1,0 +1,136 @@
+"""`dgpunet-dask policy explain`: where work would go, and why not elsewhere, without running it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
+from dgpunet_dask.errors import UsageError
+
+if TYPE_CHECKING:
+    from dgpunet_dask.model.demand import Demand
+    from dgpunet_dask.model.fleet import Fleet
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--demand", "text", metavar="JSON|@FILE", help="The demand, such as '{\"stage\": \"embed\", \"vram\": \"4GiB\"}'.")
+@click.option("--fleet", "fleet_file", type=click.Path(path_type=Path), metavar="FLEET.yaml", help="On these machines. Default: the running cluster.")
+@click.option("--policy", multiple=True, type=click.Path(path_type=Path), metavar="FILE", help="Under these policy files. Default: the cluster's.")
+@click.option("--running", multiple=True, metavar="JSON@DEVICE", help="Such a demand runs already on DEVICE; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@pass_context
+def explain(
+    context: CliContext, words: tuple[str, ...], text: str | None, fleet_file: Path | None, policy: tuple[Path, ...],
+    running: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
+    """Tell where work would go now, and why not elsewhere.
+
+    The demand is given as KEY=VALUE (stage=embed vram=4GiB features=fp8), as JSON, or as a file of either kind. Shown are what is asked
+    once the policy is applied, the ranking with its parts, each device's reasons with need, have and policy line, what would change the
+    answer, and the nearest fix.
+    """
+    from dgpunet_dask.model.demand import Demand
+    from dgpunet_dask.placement.explanation import explanation, lines
+
+    demand = Demand.parse(_demand(words, text))
+    if fleet_file is None and not policy and not running:
+        found = context.reach().explain(demand.to_mapping())
+    else:
+        found = explanation(_with_running(_fleet(context, fleet_file), running), demand, _policy(context, policy, fleet_file))
+    if as_json:
+        emit_json({**found, "error": None})
+        return
+    for line in lines(found, demand.stage or "work"):
+        click.echo(printable(line))
+
+
+def _demand(words: tuple[str, ...], text: str | None) -> dict[str, Any]:
+    """Return the demand of the command line: that of --demand, with each KEY=VALUE over it."""
+    found = {} if text is None else _mapping(Path(text[1:]), None) if text.startswith("@") else _mapping(None, text)
+    for word in words:
+        if word.startswith("@"):
+            found |= _mapping(Path(word[1:]), None)
+            continue
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(detail=f"{word!r} is no KEY=VALUE: write stage=embed vram=4GiB, or --demand '{{\"stage\": \"embed\"}}'.")
+        found[key] = _value(key, value)
+    return found
+
+
+def _mapping(file: Path | None, text: str | None) -> dict[str, Any]:
+    import yaml
+
+    from dgpunet_dask.config.yamlfile import read_text
+
+    what = "--demand" if file is None else str(file)
+    try:
+        found = yaml.safe_load(read_text(file) if file is not None else str(text))
+    except yaml.YAMLError as error:
+        raise UsageError(detail=f"{what} cannot be read: {' '.join(str(error).split())}. Write a mapping such as {{vram: 4GiB}}.") from None
+    if not isinstance(found, dict):
+        raise UsageError(detail=f"{what} is no mapping. Write one such as {{vram: 4GiB}}.")
+    return {str(key): value for key, value in found.items()}
+
+
+#: Keys of a demand that are no text.
+_LISTS, _NUMBERS, _TRUTHS = {"features"}, {"gpus", "cpus"}, {"same_host", "cpu_ok", "exclusive"}
+
+
+def _value(key: str, value: str) -> Any:
+    """Return a value of KEY=VALUE as the type that the key takes; what does not fit is left for the demand to refuse."""
+    if key in _LISTS:
+        return [part for part in value.split(",") if part]
+    if key in _NUMBERS and value.isdecimal():
+        return int(value)
+    if key in _TRUTHS and value.lower() in {"true", "false"}:
+        return value.lower() == "true"
+    if key == "inputs":
+        return dict(part.partition(":")[::2] for part in value.split(","))
+    return value
+
+
+def _fleet(context: CliContext, file: Path | None) -> Fleet:
+    from dgpunet_dask.cli.fleet import live
+    from dgpunet_dask.hardware.simulated import simulated_fleet
+
+    return live(context)[0] if file is None else simulated_fleet(file)
+
+
+def _policy(context: CliContext, files: tuple[Path, ...], fleet: Path | None) -> Any:
+    """Return what `files` say; without any, for a live fleet the policies in force there, for a file those of the home."""
+    from dgpunet_dask.cluster.policy_files import policy_paths, read_policies
+    from dgpunet_dask.cluster.policy_watch import Places
+
+    if files:
+        return read_policies(policy_paths(files))
+    if fleet is None:
+        return read_policies([Path(file) for file in context.reach().policy()["files"]])
+    return read_policies(Places(context.home).files())
+
+
+def _with_running(fleet: Fleet, running: tuple[str, ...]) -> Fleet:
+    """Return `fleet` with one unit for each of `running`, as ``{vram: 4GiB}@5090``."""
+    from dgpunet_dask.model.demand import Demand
+
+    for number, word in enumerate(running, start=1):
+        text, at, device = word.rpartition("@")
+        if not at or device not in fleet.by_name:
+            raise UsageError(detail=f"--running {word!r} names no device. Write JSON@DEVICE; devices: {', '.join(fleet.by_name)}.")
+        fleet = _with_unit(fleet, Demand.parse(_mapping(None, text)), device, f"running-{number}")
+    return fleet
+
+
+def _with_unit(fleet: Fleet, demand: Demand, device: str, holder: str) -> Fleet:
+    from dgpunet_dask.placement.place import activation
+    from dgpunet_dask.placement.resolve import resolve
+
+    request = resolve(demand)
+    charge = activation(fleet.by_name[device], fleet.charges_on(device), request, holder)
+    ends_s = request.run_s(fleet.by_name[device]) if request.known else None
+    return fleet.with_charges([*fleet.charges, replace(charge, ends_s=ends_s)])
