@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,17 +43,15 @@ def derive(context: CliContext, fleet: Path | None, dry_run: bool, out: Path | N
 
 
 def _fleet(context: CliContext, file: Path | None) -> Fleet:
-    from dgpunet_dask.cluster.fleets import fleet_from_json
-    from dgpunet_dask.daemons.embedded import running_head
+    from dgpunet_dask.cli.fleet import live
     from dgpunet_dask.hardware.probe import local_fleet
     from dgpunet_dask.hardware.runtime import torch_arches
     from dgpunet_dask.hardware.simulated import simulated_fleet
 
     if file is not None:
         return simulated_fleet(file)
-    described = context.home.run / "fleet.json"
-    if running_head(context.home) is not None and described.exists():
-        return fleet_from_json(json.loads(described.read_text()))
+    if context.head_runs():
+        return live(context)[0]
     return local_fleet(arches=functools.partial(torch_arches, context.home.torch_arches))
 
 

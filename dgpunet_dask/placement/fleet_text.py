@@ -44,6 +44,7 @@ def _card(fleet: Fleet, device: Device) -> dict[str, Any]:
         "runtime_arches": None if device.runtime_arches is None else list(device.runtime_arches),
         "features": None if device.features == derived else sorted(device.features),
         "cordoned": cordoned or None,
+        "display": device.display,
     }
     return _stated(facts)
 
