@@ -105,10 +105,13 @@ class Book:
             for ws in self._waiting_claims.pop(name, ())[:1]:
                 self.add_worker(ws)
 
-    def set_status(self, ws: WorkerState) -> None:
-        """Follow the status of a worker: paused, running again, closing."""
-        for name in self.devices_of.get(ws.address, ()):
-            self.pool.set_state(name, _STATES.get(ws.status, "draining"))
+    def set_status(self, ws: WorkerState) -> Mapping[str, DeviceState]:
+        """Follow the status of a worker (paused, running again, closing) and return the state of its devices."""
+        state = _STATES.get(ws.status, "draining")
+        found = dict.fromkeys(self.devices_of.get(ws.address, ()), state)
+        for name in found:
+            self.pool.set_state(name, state)
+        return found
 
     # Units
 
@@ -217,6 +220,11 @@ class Book:
             self.pool.add_device(replace(slot.device, reserve_mib=reserve), slot.host, slot.state)
         self._uses[device] = (used_mib, ours_mib, others_mib)
         self._charge_foreign(device)
+
+    def foreign_mib(self, device: str) -> int:
+        """Return what is charged for others' use of `device`."""
+        charge = self.pool.slot(device).charges.get(FOREIGN) if device in self.pool else None
+        return 0 if charge is None else charge.vram_mib
 
     def _charge_foreign(self, device: str) -> None:
         """Put what others use into the pool. Where it depends on what is charged, it is counted again when residents change."""

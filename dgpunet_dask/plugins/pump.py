@@ -25,6 +25,7 @@ from dgpunet_dask.placement.order import Standing, Turns, gives_way
 from dgpunet_dask.placement.plans import NEVER_S, Plan
 from dgpunet_dask.placement.slots import Slot
 from dgpunet_dask.plugins.book import Book
+from dgpunet_dask.plugins.journal import Journal
 from dgpunet_dask.plugins.queues import Queue, Queues
 from dgpunet_dask.plugins.records import DEVICE, DEVICES, HOLD, VRAM, DecisionLog, Pins, Record, Signature
 from dgpunet_dask.plugins.usage import Usage
@@ -57,6 +58,8 @@ class Pump:
 
     Parameters
     ----------
+    journal
+        Told what comes and where it goes.
     evict
         Called with device and holder for each idle resident that must leave; the answer is a report of residents.
     clock
@@ -64,9 +67,14 @@ class Pump:
     """
 
     def __init__(
-        self, scheduler: Scheduler, book: Book, evict: Callable[[str, str], None], clock: Callable[[], float] = time.monotonic
+        self,
+        scheduler: Scheduler,
+        book: Book,
+        journal: Journal,
+        evict: Callable[[str, str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.scheduler, self.book, self.evict, self.clock = scheduler, book, evict, clock
+        self.scheduler, self.book, self.journal, self.evict, self.clock = scheduler, book, journal, evict, clock
         self.queues = Queues()
         self.usage = Usage(book.pool.policy)
         self.log = DecisionLog()
@@ -87,6 +95,10 @@ class Pump:
             self.book.pool.set_estimates(estimates)
             self.arm()
 
+    def look(self) -> None:
+        """Let the pool tell the remaining times of running units as of now. Not within a pass."""
+        self.book.pool.begin(self.clock())
+
     def close(self) -> None:
         """Stop the timer."""
         if self._doubt is not None:
@@ -105,6 +117,8 @@ class Pump:
     def wait(self, record: Record) -> None:
         """Let a parked task wait for a device."""
         self.queues.push(record, self._plan_of)
+        if record.signature.error is None:
+            self.journal.submitted(str(record.key), record.signature.demand)
         self.arm()
 
     def _plan_of(self, signature: Signature) -> Plan | None:
@@ -302,7 +316,10 @@ class Pump:
             amount = charge.vram_mib if slot.is_gpu else charge.cpus
             if amount and book.worker_of[name] == address:
                 resources[book.resource_of[name]] = amount
-            self.log.add(key, demand.stage, name, charge.vram_mib, slot.charged_mib, slot.usable_mib)
+            self.log.add(
+                key, demand.stage, name, charge.vram_mib, slot.charged_mib, slot.usable_mib, demand.user, demand.priority, charge.ends_s
+            )
+        self.journal.placed(key, record.devices, book.pool.policy.digest)
         ts.worker_restrictions = {address}
         ts.resource_restrictions = resources
         ts.annotations[DEVICE] = slots[0].name
@@ -310,9 +327,11 @@ class Pump:
         if len(slots) > 1:
             ts.annotations[DEVICES] = list(record.devices)
 
-    def left(self, record: Record) -> None:
-        """Count what a task has used that is about to leave its devices."""
-        self.usage.stop(record, [self.book.pool.slot(name) for name in record.devices], self.clock())
+    def left(self, record: Record) -> int:
+        """Count what a task has used that is about to leave its devices; return one of how many units it was there."""
+        slots = [self.book.pool.slot(name) for name in record.devices]
+        self.usage.stop(record, slots, self.clock())
+        return max((slot.activations for slot in slots if slot.is_gpu), default=1)
 
     def _undo_unless_moved(self, record: Record) -> None:
         """Take back a placement that Dask did not accept."""
@@ -368,6 +387,7 @@ class Pump:
     def _impossible(self, signature: Signature) -> Unplaceable:
         decision = self.decide(signature, verdicts=True)
         verdicts = [v.to_json() for v in decision.first_verdicts]
+        self.journal.decided(signature.name, decision)
         return Unplaceable(what=f"a demand of {signature.name}", summary=decision.summary(), verdicts=verdicts)
 
     def _fail(self, record: Record, error: DgpunetError) -> None:

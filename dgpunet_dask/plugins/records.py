@@ -117,17 +117,18 @@ class Record:
 class DecisionLog:
     """The last placements, oldest first. `seq` counts from 1 and never repeats."""
 
-    #: Sizes in MiB; `charged_mib` is the device's sum after this decision, `usable_mib` is ``None`` for a CPU.
-    FIELDS: Final = ("seq", "key", "stage", "device", "vram_mib", "charged_mib", "usable_mib")
+    #: Sizes in MiB; `charged_mib` is the device's sum after this decision, `usable_mib` is ``None`` for a CPU; `estimate_s`: seconds
+    #: until it was expected to end, ``None`` where that was not known.
+    FIELDS: Final = ("seq", "key", "stage", "device", "vram_mib", "charged_mib", "usable_mib", "user", "priority", "estimate_s")
 
     def __init__(self, most: int = LOG_MAX) -> None:
         self._entries: deque[tuple[Any, ...]] = deque(maxlen=most)
         self.seq = 0
 
-    def add(self, key: str, stage: str | None, device: str, vram_mib: int, charged_mib: int, usable_mib: int | None) -> None:
-        """Note one placement."""
+    def add(self, *entry: Any) -> None:
+        """Note one placement: all `FIELDS` after `seq`."""
         self.seq += 1
-        self._entries.append((self.seq, key, stage, device, vram_mib, charged_mib, usable_mib))
+        self._entries.append((self.seq, *entry))
 
     def since(self, seq: int) -> list[Mapping[str, Any]]:
         """Return the entries after `seq` that are still kept, as mappings."""

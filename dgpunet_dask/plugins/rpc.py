@@ -6,6 +6,10 @@
 ``dgpunet_estimates``      takes what the head has learned (`placement.estimate.Estimates.to_json`)
 ``dgpunet_explain``        one task: its state, its place in the queue, and every verdict of every device
 ``dgpunet_set_policy``     takes the policy files in force (text, name and layer of each); answers with the policy's digest
+``dgpunet_policy``         the digest of the policy in force, and its files
+``dgpunet_trace``          lines of the decision log (`placement.trace`) after a sequence number
+``dgpunet_learned``        what is known by now, as JSON: the head's estimates and beside them what the scheduler has seen itself
+``dgpunet_usage``          seconds at speed 1 that each user has had
 =========================  ==============================================================================================
 """
 
@@ -16,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from dgpunet_dask.model.policy import Layer
 from dgpunet_dask.placement.estimate import Estimates
-from dgpunet_dask.placement.policy_file import parse_policies
 from dgpunet_dask.plugins.facts import to_wire
 
 if TYPE_CHECKING:
@@ -41,11 +44,22 @@ def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
         plugin.set_estimates(Estimates.from_json(estimates))
 
     def dgpunet_set_policy(sources: Iterable[tuple[str, str, Layer]]) -> str:
-        policy = parse_policies(sources)
-        plugin.pump.set_policy(policy)
-        return policy.digest
+        return plugin.set_policy(sources)
 
-    return {f.__name__: f for f in (dgpunet_fleet, dgpunet_placements, dgpunet_explain, dgpunet_estimates, dgpunet_set_policy)}
+    def dgpunet_policy() -> dict[str, Any]:
+        return {"digest": plugin.policy.digest, "sources": [list(source) for source in plugin.sources]}
+
+    def dgpunet_trace(since: int = 0) -> Mapping[str, Any]:
+        return plugin.journal.since(since)
+
+    def dgpunet_learned() -> dict[str, Any]:
+        return plugin.observer.fold().to_json()
+
+    def dgpunet_usage() -> dict[str, float]:
+        return {user or "": had for user, had in plugin.pump.usage.had.items()}
+
+    asked = (dgpunet_fleet, dgpunet_placements, dgpunet_explain, dgpunet_policy, dgpunet_trace, dgpunet_learned, dgpunet_usage)
+    return {f.__name__: f for f in (*asked, dgpunet_estimates, dgpunet_set_policy)}
 
 
 def fleet(plugin: PlacementPlugin) -> dict[str, Any]:
@@ -54,6 +68,7 @@ def fleet(plugin: PlacementPlugin) -> dict[str, Any]:
     `lingering` names charges of calls that run on after their task has gone. `waiting` counts queued tasks; some may have been
     cancelled since. `succeeded` counts the units that have ended well on each device since the scheduler started.
     """
+    plugin.pump.look()
     now = plugin.book.pool.fleet()
     return {
         "hosts": [to_wire(h) for h in now.hosts],
@@ -70,7 +85,7 @@ def explain(plugin: PlacementPlugin, key: Key) -> dict[str, Any]:
     """Return why `key` is where it is.
 
     `managed` is false for a task without a demand. `passed`: how often others went before the head of its queue on devices that it
-    could use; `kept`: devices held free for that head.
+    could use; `kept`: devices held free for that head; `waits_for`: the busy device that would finish it first.
     """
     record = plugin.records.get(key)
     if record is None:
@@ -83,7 +98,11 @@ def explain(plugin: PlacementPlugin, key: Key) -> dict[str, Any]:
     }  # fmt: skip
     if signature.error is not None:
         return answer | {"error": signature.error.to_json()}
+    plugin.pump.look()
     decision = plugin.pump.decide(signature, verdicts=True)
     verdicts = {name: [v.to_json() for v in found] for name, found in decision.refusals.items()}
-    ranking = [{"device": s.device, "total": s.total, "parts": dict(s.parts)} for s in decision.ranking]
-    return answer | {"outcome": decision.outcome, "summary": decision.summary(), "verdicts": verdicts, "ranking": ranking}
+    ranking = [{"device": s.device, "total": s.total, "finish_s": s.finish_s, "parts": dict(s.parts)} for s in decision.ranking]
+    told = {"outcome": decision.outcome, "summary": decision.summary(), "verdicts": verdicts, "ranking": ranking}
+    request = plugin.book.pool.plan(signature.demand).request
+    united = {"priority": request.demand.priority, "rules": list(request.rules), "estimate_s": request.work_s if request.known else None}
+    return answer | told | united | {"waits_for": decision.waits_for, "final": decision.final, "policy": decision.policy}

@@ -17,14 +17,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from dgpunet_dask.placement.estimate import NO_ESTIMATES, Estimates
+from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.errors import StageOutOfMemory
+from dgpunet_dask.model.policy import NO_POLICY, Layer, Policy
+from dgpunet_dask.placement.estimate import Estimates
+from dgpunet_dask.placement.policy_file import parse_policies
+from dgpunet_dask.placement.trace import Ended
 from dgpunet_dask.plugins import rpc
 from dgpunet_dask.plugins.book import Book
+from dgpunet_dask.plugins.journal import Journal
+from dgpunet_dask.plugins.observing import Observer, run_seconds
 from dgpunet_dask.plugins.pump import Pump
 from dgpunet_dask.plugins.records import ANNOTATION, DEVICE, HOLD, Pins, Record, Signature, Signatures
 
@@ -38,6 +46,10 @@ NAME: Final = "dgpunet-placement"
 TOPIC: Final = "dgpunet"
 #: A resident that was asked to leave and is still there is asked again after this long.
 EVICT_RETRY_S: Final = 2.0
+#: What was seen is folded into the estimates this long after the first of it.
+LEARN_S: Final = 1.0
+#: How the texts of these errors begin.
+_OUT_OF_MEMORY: Final = (StageOutOfMemory.__name__, "OutOfMemoryError", "torch.OutOfMemoryError")
 #: States that a task enters without leaving a device or beginning to wait for one.
 _UNEVENTFUL: Final = frozenset({"waiting", "queued", "processing"})
 _BARRIER: Final = "shuffle-barrier-"
@@ -62,15 +74,19 @@ class PlacementPlugin(SchedulerPlugin):
     name = NAME
     idempotent = True
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.records: dict[Key, Record] = {}
-        self.estimates = NO_ESTIMATES
+        self.clock = clock or SystemClock()
+        self.observer = Observer()
+        self.sources: tuple[tuple[str, str, Layer], ...] = ()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     async def start(self, scheduler: Scheduler) -> None:
         """Take in what is there already: a plugin may join a scheduler that has workers and tasks."""
         self.scheduler = scheduler
         self.book = Book()
-        self.pump = Pump(scheduler, self.book, self._evict)
+        self.journal = Journal(self.clock.wall, self.book.pool.fleet)
+        self.pump = Pump(scheduler, self.book, self.journal, self._evict, self.clock.monotonic)
         self._signatures = Signatures()
         self._settling: dict[str, Record] = {}
         self._evicting: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -81,9 +97,55 @@ class PlacementPlugin(SchedulerPlugin):
             self.book.add_worker(ws)
         asyncio.get_running_loop().call_soon(self._requeue, [k for k in list(scheduler.tasks) if self._adopt(scheduler.tasks[k])])
 
+    # What is in force
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.book.pool.policy
+
+    def set_policy(self, sources: Iterable[tuple[str, str, Layer]]) -> str:
+        """Decide by these files, (text, name, layer) each, from the next pass on: what waits is planned anew, what runs stays.
+
+        Raises
+        ------
+        MalformedFile, NewerFormat
+            With every mistake; then the old ones stay in force.
+        """
+        sources = tuple((text, file, layer) for text, file, layer in sources)
+        policy = parse_policies(sources) if sources else NO_POLICY
+        self.sources = sources
+        self.journal.policy(policy.digest, sources)
+        self.pump.set_policy(policy)
+        self._watch_the_clock()
+        return policy.digest
+
+    def _watch_the_clock(self) -> None:
+        """Follow the minute of the local day while the owner's hours count."""
+        if any(rule.hours is not None for rule in self.policy.hosts):
+            now = self.clock.wall()
+            local = time.localtime(now)
+            self.book.pool.set_minute(60 * local.tm_hour + local.tm_min)
+            self.pump.arm()
+            self._later("minute", 60.0 - now % 60.0 + 0.05, self._watch_the_clock)
+
+    def _later(self, name: str, seconds: float, what: Callable[[], None]) -> None:
+        """Call `what` later; a call of the same name that is still to come is dropped."""
+        if name in self._timers:
+            self._timers[name].cancel()
+        self._timers[name] = asyncio.get_running_loop().call_later(seconds, what)
+
     def set_estimates(self, estimates: Estimates) -> None:
         """Take what the head has learned."""
-        self.estimates = estimates
+        self.observer.told = estimates
+        self._learn()
+
+    @_loud
+    def _learn(self) -> None:
+        """Decide by all that is known by now."""
+        self._timers.pop("learn", None)
+        estimates = self.observer.fold()
+        self.journal.estimates(estimates)
         self.pump.set_estimates(estimates)
 
     # Tasks
@@ -126,24 +188,43 @@ class PlacementPlugin(SchedulerPlugin):
                 if start != finish and not record.settling:  # a move out of it that Dask refused shows as none
                     self.pump.wait(record)
             elif record.holder is not None and not (finish == "memory" and record.ts.actor):
-                self._left(record, finish)
+                self._left(record, finish, kwargs.get("startstops"))
             if finish == "forgotten":
                 record.gone = True
                 del self.records[key]
         except Exception:
             logger.exception("placement lost track of %s (%s to %s)", key, start, finish)
 
-    def _left(self, record: Record, finish: str) -> None:
+    def _left(self, record: Record, finish: str, startstops: Iterable[Mapping[str, Any]] | None = None) -> None:
         """Free the charge of a task that left its worker, or let it linger while the call may run on; hold the task again."""
-        self.pump.left(record)
+        seconds = run_seconds(startstops) if finish == "memory" else None
+        share = self.pump.left(record)
+        self.journal.left(str(record.key), self._ending(record, finish), record.devices, seconds, share)
         if finish == "memory":
             self.book.succeeded.update(record.devices)
+            if seconds is not None:
+                self._see(record, seconds, share)
         if finish in ("memory", "erred") or record.ts.actor:
             self.book.release(record)
         else:
             self._release_after_call(record)
         self.pump.hold(record)
         self.pump.arm()
+
+    def _see(self, record: Record, seconds: float, share: int) -> None:
+        demand = record.signature.demand
+        if demand.stage is not None:
+            self.observer.see(demand.stage, demand.model, self.book.pool.slot(record.devices[0]).device, seconds, share)
+            if "learn" not in self._timers:
+                self._later("learn", LEARN_S, self._learn)
+
+    def _ending(self, record: Record, finish: str) -> Ended:
+        if finish == "memory":
+            return "done"
+        if finish == "erred":
+            return "oom" if (record.ts.exception_text or "").startswith(_OUT_OF_MEMORY) else "failed"
+        here = all(self.book.worker_of.get(name) in self.scheduler.workers for name in record.devices)
+        return "cancelled" if here else "lost"
 
     def _release_after_call(self, record: Record) -> None:
         """Free the charge once its worker says that the call has ended; at once where the worker is gone."""
@@ -202,6 +283,7 @@ class PlacementPlugin(SchedulerPlugin):
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Take in the devices of a worker."""
         self.book.add_worker(scheduler.workers[worker])
+        self.journal.fleet_changed()
         self.pump.arm()
 
     @_loud
@@ -211,6 +293,7 @@ class PlacementPlugin(SchedulerPlugin):
             self._ended(holder)
         self.book.remove_worker(worker, for_good=worker in self._retired)
         self._retired.discard(worker)
+        self.journal.fleet_changed()
         self.pump.arm()
 
     @_loud
@@ -220,7 +303,8 @@ class PlacementPlugin(SchedulerPlugin):
         if action == "worker-status-change":
             ws = self.scheduler.workers.get(topic)
             if ws is not None:
-                self.book.set_status(ws)
+                for device, state in self.book.set_status(ws).items():
+                    self.journal.state(device, state)
                 self.pump.arm()
         elif action == "remove-worker" and topic == "all" and msg.get("expected"):
             self._retired.add(msg["worker"])
@@ -236,7 +320,10 @@ class PlacementPlugin(SchedulerPlugin):
             logger.error("worker %s reports on %s, which is not its own", msg["worker"], device)
             return
         if action == "foreign":
+            before = self.book.foreign_mib(device)
             self.book.set_foreign(device, **{name: msg[name] for name in ("used_mib", "ours_mib", "others_mib", "context_mib")})
+            if (now := self.book.foreign_mib(device)) != before:
+                self.journal.foreign(device, now)
         else:
             self.book.set_host(msg["host"], power=msg["power"], idle_s=msg["idle_s"])
         self.pump.arm()
@@ -280,6 +367,9 @@ class PlacementPlugin(SchedulerPlugin):
         """Stop asking."""
         for task in self._evicting.values():
             task.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
+        self.pump.close()
         self._evicting.clear()
 
 

@@ -124,7 +124,7 @@ def test_a_demand_that_cannot_be_read_is_an_error_of_its_own() -> None:
 def test_the_decision_log_is_bounded_and_counts_on() -> None:
     log = DecisionLog(most=3)
     for i in range(5):
-        log.add(str(i), "s", "d", i, i, None)
+        log.add(str(i), "s", "d", i, i, None, None, "batch", None)
     assert [(e["seq"], e["key"]) for e in log.since(0)] == [(3, "2"), (4, "3"), (5, "4")]
     assert [e["seq"] for e in log.since(4)] == [5]
     assert log.since(5) == log.since(99) == []
