@@ -40,6 +40,7 @@ class Policies:
         self.loaded_at = 0.0
         self._rest = Rest()
         self._told = asyncio.Event()
+        self._told.set()  # a scheduler that starts applies no policy, and none is in force
         self._proved: Stamp = ()
         self._turn = asyncio.Lock()
 
@@ -56,9 +57,10 @@ class Policies:
         self._swap(*read_sources(files))
 
     def _swap(self, sources: tuple[Source, ...], policy: Policy) -> None:
+        if sources != self.sources:
+            self._told.clear()
         self.sources, self.policy, self.error = sources, policy, None
         self.loaded_at = self.clock.wall()
-        self._told.clear()
         log.info("policy %s is in force, from %s", policy.digest, ", ".join(file for _, file, _ in sources) or "no file")
         for finding in lint(policy):
             log.warning("%s", finding)
@@ -81,8 +83,9 @@ class Policies:
         return self.status()
 
     def lost(self) -> None:
-        """Note that the scheduler has ended: its successor knows no policy."""
-        self._told.clear()
+        """Note that the scheduler has ended: its successor applies no policy until it is told."""
+        if self.sources:
+            self._told.clear()
 
     async def settled(self) -> None:
         """Wait until the scheduler's plugin applies the policies in force."""

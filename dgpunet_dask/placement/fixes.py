@@ -29,20 +29,20 @@ _NOBODY: Final = Selector(device="")
 
 @dataclass(frozen=True)
 class Fix:
-    """What to change, and what demand and policy are then. `now`: `device` would take the work at once."""
+    """What to change, and what demand and policy are then. `at_once`: `device` would take the work at once."""
 
     device: str
     changes: tuple[str, ...]
     demand: Demand
     policy: Policy
-    now: bool
+    at_once: bool
 
     def __str__(self) -> str:
-        return f"{'; '.join(self.changes)} would fit {self.device}{'' if self.now else ' once it is free'}"
+        return f"{'; '.join(self.changes)} would fit {self.device}{'' if self.at_once else ' once it is free'}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fix without the policy."""
-        return {"device": self.device, "changes": list(self.changes), "now": self.now, "text": str(self)}
+        return {"device": self.device, "changes": list(self.changes), "now": self.at_once, "text": str(self)}
 
 
 class _Case(NamedTuple):
@@ -90,7 +90,7 @@ def _for_device(
         verdicts = _verdicts(case)
         obstacle = next((v for v in verdicts if waits or v.never), None)
         if obstacle is None:
-            return cost, Fix(device.name, tuple(texts.values()), demand, policy, now=not verdicts)
+            return cost, Fix(device.name, tuple(texts.values()), demand, policy, at_once=not verdicts)
         step = LIFTS[obstacle.code](case) if obstacle.code in LIFTS else None
         if step is None or _on_trial(obstacle):
             return None
