@@ -11,8 +11,7 @@ from typing import Any, Final
 
 from dgpunet_dask.errors import StageOutOfMemory
 from dgpunet_dask.model.demand import Demand
-from dgpunet_dask.model.policy import OnOom
-from dgpunet_dask.placement.oom import Overrun, next_demands
+from dgpunet_dask.placement.oom import Overrun
 from dgpunet_dask.units import Mib
 
 #: How often one stage of a unit is tried again on cards that others fill, and how long after the first and each later time.
@@ -29,18 +28,17 @@ def asks_more(demand: Demand, overrun: Overrun) -> bool:
 
 @dataclass
 class Tries:
-    """How often one stage of one unit was tried, what is still open to ask for, and the fields of the last overrun's error."""
+    """How often one stage of one unit was tried, and the fields of the last overrun's error."""
 
     overruns: list[Overrun] = field(default_factory=list)
     foreign: int = 0
-    left: list[Demand] = field(default_factory=list)
     fields: Mapping[str, Any] = field(default_factory=dict)
 
-    def overran(self, fields: Mapping[str, Any], demand: Demand, on_oom: OnOom) -> None:
-        """Take in an overrun; `demand` is what the stage asks for now."""
+    def overran(self, fields: Mapping[str, Any]) -> Overrun:
+        """Take in an overrun and return it."""
         self.fields = fields
         self.overruns.append(Overrun.of(fields))
-        self.left = list(next_demands(demand, self.overruns[-1], on_oom))
+        return self.overruns[-1]
 
     @property
     def failures(self) -> int:
@@ -59,3 +57,15 @@ class Tries:
     def wait_s(self) -> float:
         """Return how long to wait after a card was found filled: twice as long each time."""
         return FOREIGN_WAIT_S * 2.0 ** (self.foreign - 1)
+
+
+@dataclass
+class Growth:
+    """How the demand of one stage of a job has grown: by whose tries, after which overrun, and what is still open to ask for.
+
+    It is the job's and not a unit's, so that each size is found too small, or more than any device has, but once.
+    """
+
+    tries: Tries
+    overrun: Overrun
+    left: list[Demand]

@@ -25,11 +25,12 @@ from dgpunet_dask.jobs.commit import commit_frames
 from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.plan import JobPlan, StagePlan
 from dgpunet_dask.jobs.record import JobRecord
-from dgpunet_dask.jobs.requeue import FOREIGN_RETRIES, Tries, asks_more
+from dgpunet_dask.jobs.requeue import FOREIGN_RETRIES, Growth, Tries, asks_more
 from dgpunet_dask.jobs.task import Parcel, StageRecord, run_stage
 from dgpunet_dask.jobs.threads import in_thread
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.policy import DEFAULT_ON_OOM, OnOom
+from dgpunet_dask.placement.oom import next_demands
 from dgpunet_dask.stagehost.client import AgentClient
 from dgpunet_dask.stagehost.spec import CallResult
 
@@ -88,6 +89,7 @@ class JobRunner:
         self.results = record.folder / "results"
         self.committed: dict[int, dict[str, Path]] = {}
         self.stages = {plan.spec.name: plan for plan in plan.units}  # as they are asked for now: demands may grow
+        self.grown: dict[str, Growth] = {}
         self.flying: set[Unit] = set()
 
     async def run(self) -> None:
@@ -216,8 +218,7 @@ class JobRunner:
         """
         if not isinstance(error, Unplaceable):
             return str(error.fields["stage"]) if error.fields.get("stage") in unit.futures else None
-        grown = (name for name, tries in unit.tries.items() if tries.overruns and unit.futures[name].status == "error")
-        return next(grown, None)
+        return next((name for name in self.grown if unit.futures[name].status == "error"), None)
 
     async def _again(self, unit: Unit, name: str, error: DgpunetError) -> None:
         """Submit stage `name` of a unit again, with all that comes after it.
@@ -227,14 +228,13 @@ class JobRunner:
         StageOutOfMemory, ForeignMemory
             If it was tried often enough, or there is nothing left to ask for.
         """
-        tries = unit.tries[name]
+        if not isinstance(error, Unplaceable):
+            self.record.units(attempts=self.record.counted.attempts + 1)
         if isinstance(error, ForeignMemory):
-            await self._wait_for_others(tries, error)
+            await self._wait_for_others(unit.tries[name], error)
         else:
             await self._grow(unit, name, error)
         unit.resubmitted += 1
-        if not isinstance(error, Unplaceable):
-            self.record.units(attempts=self.record.counted.attempts + 1)
         plan = self.stages[name]
         self.record.emit(
             "retry", stage=name, unit=unit.number, cause=error.code, device=error.fields.get("device"),
@@ -253,27 +253,26 @@ class JobRunner:
         demand, tries = self.stages[name].demand, unit.tries[name]
         assert demand is not None  # only stages on a card run out of its memory
         if isinstance(error, StageOutOfMemory):
-            on_oom = self.ports.on_oom(demand)
-            tries.overran(error.fields, demand, on_oom)
+            overrun, on_oom = tries.overran(error.fields), self.ports.on_oom(demand)
             if len(tries.overruns) > on_oom.retries:
-                raise self._held(unit, name) from error
-            if asks_more(demand, tries.overruns[-1]):
+                raise self._held(demand, name, tries) from error
+            if asks_more(demand, overrun):
                 return
+            self.grown[name] = Growth(tries, overrun, list(next_demands(demand, overrun, on_oom)))
         elif demand != unit.asked[name]:
             return
-        if not tries.left:
-            raise self._held(unit, name) from error
-        grown = tries.left.pop(0)
-        self.stages[name] = self.stages[name].asking(grown)
-        self.ports.learned.overrun(demand, tries.overruns[-1], grown)
+        growth = self.grown[name]
+        if not growth.left:
+            raise self._held(demand, name, growth.tries) from error
+        more = growth.left.pop(0)
+        self.stages[name] = self.stages[name].asking(more)
+        self.ports.learned.overrun(demand, growth.overrun, more)
         await self.ports.learned.now()
 
-    def _held(self, unit: Unit, name: str) -> StageOutOfMemory:
-        """Return the error that a unit is given up with."""
-        demand = unit.asked[name]
-        if demand is not None:
-            self.ports.learned.held(demand)
-        return unit.tries[name].held(name)
+    def _held(self, demand: Demand, name: str, tries: Tries) -> StageOutOfMemory:
+        """Return the error that a unit is given up with after `tries`."""
+        self.ports.learned.held(demand)
+        return tries.held(name)
 
     async def _let_go(self, futures: list[Future]) -> None:
         unfinished = [f for f in futures if not f.done()]
@@ -315,7 +314,7 @@ def job_of_key(key: str) -> str | None:
 def starts_of(error: Exception) -> int:
     """Return how many starts a unit's last failure stands for. Those that ended for want of memory were counted as they happened."""
     if isinstance(error, StageOutOfMemory | ForeignMemory):
-        return 1
+        return 0
     return int(error.fields.get("attempts", 1)) if isinstance(error, JobFailed) else 1
 
 

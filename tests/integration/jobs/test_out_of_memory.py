@@ -46,6 +46,9 @@ rules:
 - name: bounded
   match: {model: bounded}
   on_oom: {grow: 1.5, max: 5GiB, retries: 5}
+- name: patient
+  match: {model: patient}
+  on_oom: {grow: 1.5, retries: 9}
 """
 
 STAGES = '''
@@ -221,6 +224,14 @@ def test_what_never_fits_is_held_with_its_peak_after_the_retries(run: Run) -> No
     assert tried(events) == ["a8", "b12", "c24"], "what it asks for next is more than any has: then the whole of larger ones"
     assert "a8 (2GiB of 8GiB), b12 (12GiB of 12GiB), c24 (24GiB of 24GiB)" in status.error["message"]
     assert (status.units.attempts, status.units.failed) == (3, 1)
+
+
+def test_units_that_meet_a_grown_demand_which_no_device_has_go_on_with_the_next(run: Run) -> None:
+    status, results, events = run("Needy", needs=30, asks="4GiB", count=12, model="patient")
+    assert (status.state, status.units.failed) == ("done", 0), status.error
+    assert results == ["d32 32768!"] * 12, "half as much again is more than any has, and the whole of the largest is enough"
+    assert status.units.attempts == 12 + sum(e["kind"] == "retry" and e["cause"] == "out_of_memory" for e in events)
+    assert "unplaceable" in {e.get("cause") for e in events}
 
 
 def test_the_policy_says_how_much_more_to_ask_for(run: Run) -> None:

@@ -14,10 +14,10 @@ import pytest
 from dgpunet_dask.errors import DiskFull, NewerFormat
 from dgpunet_dask.jobs import learning
 from dgpunet_dask.jobs.learning import Learning
-from dgpunet_dask.jobs.requeue import Overrun
 from dgpunet_dask.jobs.task import Seen, StageRecord
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.placement.estimate import NO_ESTIMATES, Estimates
+from dgpunet_dask.placement.oom import Overrun
 
 EMBED = Demand(stage="embed", model="m")
 SEEN = Seen(device_class="RTX", speed=2.0, share=1, seconds=3.0, load_s=7.0, peak_mib=1000, charge_mib=24000)
