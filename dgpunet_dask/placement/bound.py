@@ -38,6 +38,7 @@ CUTS: Final = 8
 
 #: Seconds to load a stage, by device.
 Loads: TypeAlias = dict[tuple[str, str | None], float]
+Shares: TypeAlias = dict[str, frozenset[int]]
 
 
 class Kind(NamedTuple):
@@ -117,10 +118,11 @@ def lower_bound_s(
     start, moments = arrivals[0].at_s, sorted({a.at_s for a in arrivals})
     step = math.ceil(len(moments) / CUTS)
     loaded = dict.fromkeys(loads, 0.0)  # who comes later may find his stage loaded
+    shares = _shares(fleet, list(kinds.values()))
     best = 0.0
     for cut in moments[::step]:
         rest = [a for a in arrivals if a.at_s >= cut]
-        best = max(best, cut - start + _least_s(fleet, _groups(rest, kinds), loads if cut == start else loaded))
+        best = max(best, cut - start + _least_s(fleet, _groups(rest, kinds), loads if cut == start else loaded, shares))
     return max(best, *(a.at_s - start + min(_alone_s(a, kinds[a.demand], fleet)) for a in arrivals))
 
 
@@ -148,6 +150,15 @@ def _loads(fleet: Fleet, kinds: Iterable[Kind]) -> Loads:
                 key, seconds = (device.name, _stage(kind)), kind.request.load_s(device, fleet.charges_on(device.name))
                 found[key] = min(found.get(key, math.inf), seconds)  # models of one stage stand in for each other
     return found
+
+
+def _shares(fleet: Fleet, kinds: Sequence[Kind]) -> Shares:
+    """Return the numbers of units that may share each device, of those that share at all: of all work, whenever it comes."""
+    running = {c.share for c in fleet.charges if c.kind == "activation" and c.share is not None}
+    return {
+        d.name: frozenset({k.share for k in kinds if d.name in k.able} | running) - {1} if d.kind == "gpu" else frozenset()
+        for d in fleet.devices
+    }
 
 
 def _stage(kind: Kind) -> str | None:
@@ -195,9 +206,9 @@ def _group_of(members: Sequence[Arrival], kind: Kind) -> Group:
 # The program
 
 
-def _least_s(fleet: Fleet, groups: Sequence[Group], loads: Loads) -> float:
+def _least_s(fleet: Fleet, groups: Sequence[Group], loads: Loads, shares: Shares) -> float:
     """Return the least deadline for which the groups can be spread, by bisection."""
-    classes = _classes(fleet, groups, loads)
+    classes = _classes(fleet, groups, loads, shares)
     program = _Program(classes, groups, loads)
     low, high = 0.0, 1.0
     while not program.possible(high):
@@ -208,18 +219,15 @@ def _least_s(fleet: Fleet, groups: Sequence[Group], loads: Loads) -> float:
     return low
 
 
-def _classes(fleet: Fleet, groups: Sequence[Group], loads: Loads) -> list[Class]:
+def _classes(fleet: Fleet, groups: Sequence[Group], loads: Loads, shares: Shares) -> list[Class]:
     found: dict[Hashable, list[Device]] = defaultdict(list)
     kinds = list({id(g.kind): g.kind for g in groups}.values())
-    running = frozenset(c.share for c in fleet.charges if c.kind == "activation" and c.share is not None)
     for device in fleet.devices:
         host = fleet.host_by_name[device.host]
-        able = [k for k in kinds if device.name in k.able]
         seen = tuple((k.request.run_s(device), loads[device.name, _stage(k)]) if device.name in k.able else None for k in kinds)
-        shares = frozenset(k.share for k in able) | running if device.kind == "gpu" else frozenset[int]()
-        if able:
+        if any(row is not None for row in seen):
             cpu = (host.cpus, host.ram_mib) if device.kind == "cpu" else None
-            found[seen, device.speed, device.usable_mib, device.kind, cpu, shares - {1}].append(device)
+            found[seen, device.speed, device.usable_mib, device.kind, cpu, shares[device.name]].append(device)
     return [Class(m[0], fleet.host_by_name[m[0].host], len(m), key[-1]) for key, m in found.items()]  # type: ignore[index]  # a tuple
 
 
