@@ -50,6 +50,8 @@ class Learning:
     estimates: Estimates = NO_ESTIMATES
     _changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _kept: Estimates = field(default=NO_ESTIMATES, init=False)
+    _told: Estimates | None = field(default=NO_ESTIMATES, init=False)
+    _schedulers: int = field(default=0, init=False)
 
     def load(self) -> None:
         """Read the file, if there is one.
@@ -95,12 +97,17 @@ class Learning:
 
     def again(self) -> None:
         """Tell the plugin all of it again: it is a new one."""
+        self._told, self._schedulers = None, self._schedulers + 1
         self._changed.set()
 
     async def now(self) -> None:
         """Tell the plugin what has changed, at once; while the scheduler is away, later."""
+        now, scheduler = self.estimates, self._schedulers
+        if now is self._told:
+            return
         try:
-            await self.tell(self.estimates.to_json())
+            await self.tell(now.to_json())
+            self._told = now if scheduler == self._schedulers else None
         except (OSError, DgpunetError) as error:
             log.info("the scheduler cannot be told what was learned: %s", error)
             await asyncio.sleep(EVERY_S)

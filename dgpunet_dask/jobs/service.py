@@ -257,6 +257,7 @@ class JobService:
         plan = await self._planned(workload, record.status.params, record.status.job_id, record.folder / "scratch", agent)
         plan = of_user(plan, user)
         await self._check_placeable(plan)
+        await self.learned.now()  # the scheduler may be a new one
         in_flight = await self._in_flight()
         ports = Ports(self.ports.dask(), agent, in_flight, learned=self.learned, on_oom=self.ports.on_oom)
         runner = self._runners[record.status.job_id] = JobRunner(record, plan, ports)
