@@ -21,7 +21,7 @@ class StageContext:
     torch_device
         What to hand to torch: ``cuda:0`` (the stage sees only its own card) or ``cpu``.
     vram_mib
-        What the stage may take of its card, its charge; ``None`` on a CPU.
+        What the stage may take of its card, its charge, which may differ from call to call; ``None`` on a CPU.
     threads
         Compute threads that it should use on a CPU.
     job_id
