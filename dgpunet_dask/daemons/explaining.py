@@ -48,14 +48,14 @@ class Explaining:
         self,
         live: Callable[[], Awaitable[Fleet]],
         policy: Callable[[], Policy],
-        estimates: Callable[[], Estimates],
+        estimates: Callable[[], Awaitable[Estimates]],
         jobs: Callable[[], Jobs],
     ) -> None:
         self.live, self.policy, self.estimates, self.jobs = live, policy, estimates, jobs
 
     async def fleet(self) -> dict[str, Any]:
         """Return hosts, devices, charges and states, and under ``speeds`` what was measured by device class."""
-        fleet, estimates = await self.live(), self.estimates()
+        fleet, estimates = await self.live(), await self.estimates()
         measured = {device_class(d): estimates.speed(device_class(d)) for d in fleet.devices}
         return {
             **fleet_to_json(fleet),
@@ -69,18 +69,19 @@ class Explaining:
         """Return where ``{"demand": {...}}`` would go now, and why not elsewhere."""
         if not isinstance(request.get("demand"), Mapping):
             raise BadValue(what="request", value=sorted(request), why='send {"demand": {...}}')
-        return self._explained(await self.live(), Demand.parse(request["demand"]))
+        demand = Demand.parse(request["demand"])
+        return explanation(await self.live(), demand, self.policy(), await self.estimates())
 
     async def job(self, job_id: str) -> dict[str, Any]:
         """Return how a job stands: units that wait, grouped by what they ask for, each group with its explanation; units that run."""
         status = await self.jobs().show(job_id)
         tasks = await self.jobs().tasks(job_id)
-        fleet = await self.live()
+        fleet, policy, estimates = await self.live(), self.policy(), await self.estimates()
         running = [(str(c.stage or c.holder), c.device) for c in fleet.charges if c.kind == "activation" and _job(c.holder) == job_id]
         holders = {c.holder for c in fleet.charges}
         waiting = [(stage, demand) for stage, key, demand in tasks if demand is not None and key not in holders]
         groups = [
-            {"stage": stage, "units": n, **self._explained(fleet, demand)} for (stage, demand), n in _counted(waiting)
+            {"stage": stage, "units": n, **explanation(fleet, demand, policy, estimates)} for (stage, demand), n in _counted(waiting)
         ]
         return {
             "job_id": status.job_id,
@@ -91,11 +92,8 @@ class Explaining:
             "waiting": groups,
             "running": [{"stage": stage, "device": device, "units": n} for (stage, device), n in _counted(running)],
             "light": sum(demand is None for _, _, demand in tasks),
-            "policy": self.policy().digest,
+            "policy": policy.digest,
         }
-
-    def _explained(self, fleet: Fleet, demand: Demand) -> dict[str, Any]:
-        return explanation(fleet, demand, self.policy(), self.estimates())
 
 
 def _job(holder: str) -> str | None:

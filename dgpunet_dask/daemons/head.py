@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 from distributed import Client
 
+from dgpunet_dask.cluster.decisions import DecisionFiles
 from dgpunet_dask.cluster.fleets import charged_by_device, fleet_digest, fleet_to_json, live_fleet, worker_rows
 from dgpunet_dask.cluster.headfile import HeadFile, write_head_file, write_private
 from dgpunet_dask.cluster.policy_watch import Places
@@ -35,12 +36,14 @@ from dgpunet_dask.daemons.deriving import Deriving
 from dgpunet_dask.daemons.explaining import Explaining, at_time
 from dgpunet_dask.daemons.lifeline import watch
 from dgpunet_dask.daemons.policies import Policies
+from dgpunet_dask.daemons.recording import Recording
 from dgpunet_dask.daemons.register import Register, kill_descendants
 from dgpunet_dask.errors import DgpunetError, StartFailed
 from dgpunet_dask.hardware.cpu import usable_cpus
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.policy import OnOom
+from dgpunet_dask.placement.estimate import Estimates
 from dgpunet_dask.placement.policy_file import Source
 from dgpunet_dask.placement.resolve import resolve
 
@@ -55,6 +58,8 @@ START_S: Final = 120.0
 STOP_S: Final = 10.0
 #: How long a question to the scheduler may take; it answers within milliseconds unless it is gone or overloaded.
 ASK_S: Final = 10.0
+#: How long the last decisions may take to be written.
+LAST_S: Final = 2.0
 #: How long a job waits for workers that were here before the scheduler was started again.
 REJOIN_S: Final = 30.0
 _POLL_S: Final = 0.05
@@ -97,6 +102,7 @@ class Head:
         self.met: frozenset[str] = frozenset()
         self.deriving = Deriving(self.home, options.fleet)
         self.policies = Policies(Places(self.home, options.policy), self._tell_policies)
+        self.recording = Recording(DecisionFiles(self.home.decisions), lambda seen: self._ask("dgpunet_trace", since=seen))
         self.children = children.Children(self.home, fatal=self.stop, on_scheduler_lost=self._scheduler_lost)
 
     def stop(self, why: str) -> None:
@@ -140,8 +146,9 @@ class Head:
 
     @contextlib.asynccontextmanager
     async def _following(self) -> AsyncIterator[None]:
-        """Keep the generated policies equal to what the machines report, and the scheduler to the policies."""
-        followers = (self.deriving.run(functools.partial(self._ask, "dgpunet_fleet")), self.policies.run())
+        """Keep the generated policies equal to what the machines report, the scheduler to the policies, and the decision log."""
+        deriving = self.deriving.run(functools.partial(self._ask, "dgpunet_fleet"))
+        followers = (deriving, self.policies.run(), self.recording.run())
         tasks = [asyncio.create_task(follower) for follower in followers]
         try:
             yield
@@ -149,6 +156,8 @@ class Head:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.recording.drain(), LAST_S)
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[Client]:
@@ -205,7 +214,7 @@ class Head:
             service=self.service,
             status=self.status,
             placements=self.placements,
-            why=Explaining(self.live, lambda: self.policies.policy, lambda: jobs.learned.estimates, lambda: jobs),
+            why=Explaining(self.live, lambda: self.policies.policy, self.learned, lambda: jobs),
             policy=self.policies.status,
             reload=self.policies.reload,
             shutdown=self.stop,
@@ -269,6 +278,7 @@ class Head:
 
     async def _scheduler_lost(self, why: str) -> None:
         self.policies.lost()
+        self.recording.lost()
         if self.service is not None:
             await self.service.scheduler_lost(why)
 
@@ -288,6 +298,10 @@ class Head:
     async def live(self) -> Fleet:
         """Return the fleet as the scheduler's plugin sees it now."""
         return at_time(live_fleet(await self._ask("dgpunet_fleet")), self.policies.clock.wall())
+
+    async def learned(self) -> Estimates:
+        """Return the estimates that the scheduler's plugin decides by."""
+        return Estimates.from_json(await self._ask("dgpunet_learned"))
 
     async def settled(self) -> Fleet:
         """Return the live fleet with every device that has ever joined.
