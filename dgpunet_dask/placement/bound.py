@@ -6,8 +6,8 @@ is found by bisection. It is never less than the bound of Lawler and Labetoulle 
 
 A device that runs a stage must have loaded it: of T only T - load is left for that stage, so that a second of its units takes
 1 + load ÷ (T - load) seconds of the device. Where units share a card, each of n runs at speed ÷ n, so that a card still does one second
-of work in a second, and loads meanwhile in one of n slots; where their n differ that does not hold, and what bounds them is the number
-of slots and memory: Σ VRAM × time alone ≤ usable VRAM × T.
+of work in a second, and loads meanwhile in one of n slots; where their n differ that does not hold, and the number of slots bounds them.
+In both cases memory does too: Σ VRAM × time ≤ usable VRAM × T, where the time is that of the smallest n on the card.
 
 Devices that no unit can tell apart are one class, and units of like demands are one group, so that the size of the program hangs on kinds.
 Left out, so that the bound is valid and perhaps low: transfers, what is charged on the fleet already, and when devices join or leave.
@@ -90,7 +90,7 @@ class Class:
 class Row(NamedTuple):
     """One resource of a class: what a unit takes of it for each second of its time, and a load for each of its own, and how much there is."""
 
-    weight: Callable[[Demand], float]
+    weight: Callable[[Kind], float]
     room: float
     load_weight: float = 0.0
 
@@ -248,9 +248,9 @@ class _Program:
         self.rows: list[tuple[Any, Any, float]] = []
         for number, found in enumerate(classes):
             mine = np.flatnonzero(class_of == number)
-            demands = [groups[g].kind.request.demand for g in self.group_of[mine]]
-            for row in _rows(found):
-                weights = np.array([row.weight(d) for d in demands]) / (row.room * found.size)
+            here = [groups[g].kind for g in self.group_of[mine]]
+            for row in _rows(found) if len(mine) else ():
+                weights = np.array([row.weight(k) for k in here]) / (row.room * found.size)
                 self.rows.append((mine, weights, row.load_weight))
 
     def possible(self, deadline: float) -> bool:
@@ -292,13 +292,22 @@ def _rows(found: Class) -> Iterable[Row]:
     """Yield what is scarce on a class of devices."""
     cpus, ram = found.host.cpus, found.host.ram_mib
     if found.device.kind == "cpu" and cpus is not None:
-        yield Row(lambda d: d.cpus, cpus)
+        yield Row(lambda k: k.request.demand.cpus, cpus)
         if ram:
-            yield Row(lambda d: d.ram_mib, ram)
-    elif len(found.shares) < 2:
+            yield Row(lambda k: k.request.demand.ram_mib, ram)
+        return
+    if len(found.shares) < 2:
         yield Row(lambda _: 1.0, 1.0, 1.0 / min(found.shares, default=1))
     else:
         yield Row(lambda _: 1.0, max(found.shares))
-        usable = found.device.usable_mib
-        if usable:
-            yield Row(lambda d: (usable if d.vram_mib is None else d.vram_mib) - d.resident_mib, usable)
+    usable = found.device.usable_mib
+    if usable and found.shares:
+        yield Row(lambda k: _slowdown(found, k) * _memory_mib(k, usable), usable)
+
+
+def _memory_mib(kind: Kind, usable: int) -> float:
+    """Return what a unit takes of a card's memory at least: the part that stays is shared by as many of its stage as fit there."""
+    demand = kind.request.demand
+    peak, stays = usable if demand.vram_mib is None else demand.vram_mib, demand.resident_mib
+    fit = (usable - stays) // (peak - stays) if peak > stays else kind.share
+    return peak - stays + stays / max(1, min(kind.share, fit))
