@@ -140,9 +140,8 @@ class Pool:
             self._leave(old)
         kind = self._classes.get(key)
         if kind is None:
-            kind = self._classes[key] = DeviceClass(key, device, host)
-        slot = Slot(device, host, kind, state)
-        kind.size += 1
+            kind = self._classes[key] = DeviceClass(key, is_gpu=device.kind == "gpu")
+        slot = kind.slots[device.name] = Slot(device, host, kind, state)
         if old is not None:
             slot.charges, slot.ends, slot.version = old.charges, old.ends, old.version
             slot.activations, slot.charged_mib, slot.shares = old.activations, old.charged_mib, old.shares
@@ -164,8 +163,8 @@ class Pool:
         kind = slot.kind
         kind.leave(slot)
         kind.busy.pop(slot.name, None)
-        kind.size -= 1
-        if kind.size == 0:
+        del kind.slots[slot.name]
+        if not kind.slots:
             del self._classes[kind.key]
 
     def remove_device(self, name: str) -> None:

@@ -58,15 +58,29 @@ class Group:
 class DeviceClass:
     """Devices that filters and scores cannot tell apart but by their load. `device` and `host` are those of one of them."""
 
-    __slots__ = ("busy", "device", "groups", "host", "is_gpu", "key", "open", "size")
+    __slots__ = ("busy", "groups", "is_gpu", "key", "open", "slots")
 
-    def __init__(self, key: Hashable, device: Device, host: Host) -> None:
-        self.key, self.device, self.host = key, device, host
-        self.is_gpu = device.kind == "gpu"
-        self.size = 0
+    def __init__(self, key: Hashable, *, is_gpu: bool) -> None:
+        self.key, self.is_gpu = key, is_gpu
+        self.slots: dict[str, Slot] = {}
         self.groups: dict[Load, Group] = {}
         self.open: dict[Load, Group] = {}  # those with members
         self.busy: dict[str, Slot] = {}  # usable ones on which something may end
+
+    @property
+    def size(self) -> int:
+        """How many devices there are of this class."""
+        return len(self.slots)
+
+    @property
+    def device(self) -> Device:
+        """One of the devices. Its facts are of today: what is alike to the policy at one hour may not be so at another."""
+        return next(iter(self.slots.values())).device
+
+    @property
+    def host(self) -> Host:
+        """The host of `device`."""
+        return next(iter(self.slots.values())).host
 
     def enter(self, slot: Slot) -> None:
         """Put `slot`, which may be used now, into the group of its load."""
