@@ -103,7 +103,8 @@ def _told(found: dict[str, Any]) -> Iterator[str]:
     yield f"job {found['job_id']} ({found['workload']}) is {found['state']}{f': units {units}' if units else ''}"
     if found["job_error"] is not None:
         yield f"  {found['job_error']['message']}"
-        yield from (f"  {told_reason(reason)}" for reason in found["job_error"]["reasons"] if "device" in reason)
+        reasons = [reason for reason in found["job_error"]["reasons"] if "device" in reason]
+        yield from ("  " + "  ".join(f"{k}={v}" for k, v in reason.items() if v is not None) for reason in reasons)
     for row in found["running"]:
         yield f"{row['stage']}: {row['units']} running on {row['device']}"
     if found["light"]:
@@ -112,11 +113,6 @@ def _told(found: dict[str, Any]) -> Iterator[str]:
         yield from lines(group, f"{group['stage']}, {group['units']} waiting")
     if found["state"] in {"queued", "running"} and not (found["running"] or found["waiting"] or found["light"]):
         yield "no unit waits for a device: the job reads its input, or ends"
-
-
-def told_reason(reason: dict[str, Any]) -> str:
-    """Return a reason of an error as a line: its parts that are known."""
-    return "  ".join(f"{k}={v}" for k, v in reason.items() if v is not None)
 
 
 def event_line(event: dict[str, Any]) -> str:

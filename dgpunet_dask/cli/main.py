@@ -186,7 +186,7 @@ def report(error: DgpunetError, words: Sequence[str]) -> int:
     keep = "\n" if error.code == "malformed_file" else ""  # one line for each mistake
     click.echo(printable(f"{PROGRAM}: {error}", keep), err=True)
     for reason in error.reasons if error.code == "unplaceable" else ():
-        click.echo("  " + "  ".join(f"{k}={v}" for k, v in reason.items()), err=True)
+        click.echo(printable("  " + "  ".join(f"{k}={v}" for k, v in reason.items() if v is not None)), err=True)
     _print_json_error(error.to_json(), words)
     return error.exit_code
 

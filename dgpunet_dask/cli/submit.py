@@ -70,7 +70,7 @@ def show_result(status: Any, *, as_json: bool) -> None:
     if status.error is not None:
         click.echo(printable(f"job {status.job_id} {status.state}: {status.error['message']}"), err=True)
         for reason in status.error["reasons"] if status.error["code"] == "unplaceable" else ():  # others say all in the message
-            click.echo(printable("  " + "  ".join(f"{k}={v}" for k, v in reason.items())), err=True)
+            click.echo(printable("  " + "  ".join(f"{k}={v}" for k, v in reason.items() if v is not None)), err=True)
     if as_json:
         emit_json(status.to_json())
         return
@@ -87,8 +87,10 @@ def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         emit_json({**plan, "error": None})
         return
+    from dgpunet_dask.placement.explanation import refused_lines
+
     for stage in plan["stages"]:
         demand = ", ".join(f"{k} {v}" for k, v in (stage["demand"] or {}).items() if k != "stage") or "no card"
-        click.echo(f"{stage['stage']}: {demand} -> {stage['outcome']}: {', '.join(stage['ranking']) or '-'}")
-        for refusal in stage.get("refusals", []):
-            click.echo(f"    {refusal['device']}: {refusal['code']} (needs {refusal['need']}, has {refusal['have']})")
+        click.echo(printable(f"{stage['stage']}: {demand} -> {stage['outcome']}: {', '.join(stage['ranking']) or '-'}"))
+        for line in refused_lines(stage["verdicts"], stage["wakes"], stage["fix"]) if stage["demand"] is not None else ():
+            click.echo(printable(line))

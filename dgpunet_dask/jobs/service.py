@@ -376,7 +376,7 @@ def _stage_rows(plan: JobPlan, explained: Callable[[Demand], Mapping[str, Any]],
             row["ranking"] = ["any CPU worker" if stage.call.light else head]
         else:
             found = explained(stage.demand)
-            row |= {name: found[name] for name in ("demand", "outcome", "on", "waits_for", "wakes", "fix", "effective")}
-            row |= {"ranking": [scored["device"] for scored in found["ranking"]], "refusals": found["verdicts"]}
+            row |= {name: found[name] for name in ("demand", "outcome", "on", "waits_for", "verdicts", "wakes", "fix", "effective")}
+            row["ranking"] = [scored["device"] for scored in found["ranking"]]
         table.append(row)
     return table

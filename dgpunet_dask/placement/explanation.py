@@ -148,11 +148,23 @@ def _seconds(seconds: float) -> str:
 def lines(found: Mapping[str, Any], what: str = "work") -> list[str]:
     """Return an explanation as people read it: the outcome, the ranking, and what never, by rule and not now."""
     told = [_headline(found, what), *_asked(found["effective"]), *_ranking(found["ranking"])]
+    return [*told, *refused_lines(found["verdicts"], found["wakes"], found["fix"])]
+
+
+def refused_lines(
+    verdicts: Iterable[Mapping[str, Any]], wakes: Iterable[Mapping[str, Any]], fix: Mapping[str, Any] | None
+) -> list[str]:
+    """Return which devices will never do, which not by rule, which not now, what would wake the work, and the nearest fix."""
+    verdicts, told = list(verdicts), list[str]()
     for kind in KINDS:
-        devices = _alike(_by_device(found["verdicts"], kind))
-        told += [f"  {kind:<7}: {line}" if i == 0 else f"  {'':7}  {line}" for i, line in enumerate(devices)]
-    told += [f"  {'wakes' if i == 0 else '':<7}{':' if i == 0 else ' '} {wake['text']}" for i, wake in enumerate(found["wakes"])]
-    return [*told, f"  fix    : {found['fix']['text']}"] if found["fix"] else told
+        told += _under(kind, _alike(_by_device(verdicts, kind)))
+    told += _under("wakes", [wake["text"] for wake in wakes])
+    return told + _under("fix", [fix["text"]] if fix else [])
+
+
+def _under(title: str, found: Iterable[str]) -> list[str]:
+    """Return lines of which the first bears `title`."""
+    return [f"  {title:<7}: {line}" if i == 0 else f"  {'':7}  {line}" for i, line in enumerate(found)]
 
 
 def _headline(found: Mapping[str, Any], what: str) -> str:

@@ -1,7 +1,7 @@
 """The nearest fix of work that is refused: the smallest change of its demand or of the policy with which one device would take it.
 
 Each code that a change can lift has a function in `LIFTS`. For each device they are applied in turn until nothing stands in its way; of
-the devices where that succeeds, the one with the fewest and slightest changes is named. What cannot be changed by a word (the arches of
+the devices where that succeeds, the one with the fewest and slightest changes is named, a CPU only where no card is near. What cannot be changed by a word (the arches of
 an installed torch, memory that a card does not report, a peak that was learned) gives no fix.
 """
 
@@ -77,7 +77,12 @@ def nearest(fleet: Fleet, demand: Demand, policy: Policy, estimates: Estimates =
     for device in fleet.devices:
         fix = _for_device(fleet, device, demand, policy, estimates, waits=waits)
         found += [] if fix is None else [fix]
-    return min(found, key=lambda pair: (len(pair[1].changes), pair[0], pair[1].device), default=(0.0, None))[1]
+    return min(found, key=lambda pair: _order(fleet, *pair))[1] if found else None
+
+
+def _order(fleet: Fleet, cost: float, fix: Fix) -> tuple[bool, int, float, str]:
+    """Return the sort key: a CPU last, since who asks for a card seldom means one; then fewer, then slighter changes."""
+    return fleet.by_name[fix.device].kind == "cpu", len(fix.changes), cost, fix.device
 
 
 def _for_device(

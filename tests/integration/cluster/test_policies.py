@@ -190,7 +190,7 @@ def test_the_head_command_runs_until_it_is_stopped(site, two_cards, policy):
 
 def test_a_terminated_head_command_takes_all_along(site, two_cards):
     head = site.start("head", "--simulate", two_cards)
-    site.until(lambda: site.home.head_file.exists())
+    site.until(site.home.head_file.exists)
     head.terminate()
     assert head.wait(30) == 0
     assert site.left() == []
