@@ -43,8 +43,10 @@ IMPURE_MODULES = {
     "subprocess", "tempfile", "threading", "time", "uuid",
 }  # fmt: skip
 IMPURE_CALLS = {"open", "input", "print"}
+CLOCKS = {"now", "today", "utcnow"}  # of these classes; a value that is called `now` is given, not read
+CLOCK_OWNERS = {"datetime", "date"}
 IMPURE_ATTRIBUTES = {
-    "now", "today", "utcnow", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "iterdir", "environ", "getenv",
+    "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "iterdir", "environ", "getenv",
 }  # fmt: skip
 
 
@@ -95,7 +97,7 @@ def test_the_rule_of_direction_tells_good_from_bad(path, text, faulty):
     assert bool(direction_faults(made_up(path, text))) is faulty
 
 
-@pytest.mark.parametrize("text", ["import time", "def f():\n    from random import random", "open('x')", "Path('x').read_text()", "os.environ"])
+@pytest.mark.parametrize("text", ["import time", "def f():\n    from random import random", "open('x')", "Path('x').read_text()", "os.environ", "datetime.datetime.now()", "f(date.today)"])
 def test_the_rule_of_purity_sees_each_kind_of_impurity(text):
     assert impurities(made_up("dgpunet_dask/model/a.py", text))
 
@@ -180,12 +182,17 @@ def test_a_bare_interpreter_can_import(module):
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True, capture_output=True, timeout=60)
 
 
+def is_clock(node: ast.Attribute) -> bool:
+    owner = getattr(node.value, "attr", getattr(node.value, "id", ""))
+    return node.attr in CLOCKS and owner in CLOCK_OWNERS
+
+
 def impurities(source: Source) -> list[str]:
     found = [(i.line, f"imports {i.name}") for i in imports(source) if i.name.split(".")[0] in IMPURE_MODULES and not i.typing_only]
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in IMPURE_CALLS & set(dir(builtins)):
             found.append((node.lineno, f"calls {node.func.id}()"))
-        if isinstance(node, ast.Attribute) and node.attr in IMPURE_ATTRIBUTES:
+        if isinstance(node, ast.Attribute) and (node.attr in IMPURE_ATTRIBUTES or is_clock(node)):
             found.append((node.lineno, f"uses .{node.attr}"))
     return [f"{source.path}:{line} {what}" for line, what in sorted(found)]
 

@@ -17,7 +17,7 @@ DOCUMENTED_EXIT_CODES = {1, 2, 3, 100, 101, 102, 103, 104, 105, 130}
 
 #: Words that tell what to do; a message that ends in {why} or {detail} leaves that to the place that raises it.
 CURES = re.compile(
-    r"\b(last words|its parameters|add|check|choose|free|give|keep|lower|raise|remove|repeat|report|run|see|shows|start|submit|upgrade|use|wait|waits|write)\b|`",
+    r"\b(last words|its parameters|add|check|choose|free|give|keep|lower|name|raise|remove|repeat|report|run|see|shows|start|submit|upgrade|use|wait|waits|write)\b|`",
     re.IGNORECASE,
 )
 TOLD_BY_THE_CALLER = re.compile(r"\{(why|detail|text)[^}]*\}\.?$")
