@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--demand", "text", metavar="JSON|@FILE", help="The demand, such as '{\"stage\": \"embed\", \"vram\": \"4GiB\"}'.")
+@click.option(
+    "--demand", "texts", multiple=True, metavar="JSON|KEY=VALUE|FILE",
+    help="The demand, such as '{\"stage\": \"embed\", \"vram\": \"4GiB\"}', or a file that says so; repeatable.",
+)
 @click.option("--fleet", "fleet_file", type=click.Path(path_type=Path), metavar="FLEET.yaml", help="On these machines. Default: the running cluster.")
 @click.option("--policy", multiple=True, type=click.Path(path_type=Path), metavar="FILE", help="Under these policy files. Default: the cluster's.")
 @click.option("--running", multiple=True, metavar="JSON@DEVICE", help="Such a demand runs already on DEVICE; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @pass_context
 def explain(
-    context: CliContext, words: tuple[str, ...], text: str | None, fleet_file: Path | None, policy: tuple[Path, ...],
+    context: CliContext, words: tuple[str, ...], texts: tuple[str, ...], fleet_file: Path | None, policy: tuple[Path, ...],
     running: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Tell where work would go now, and why not elsewhere.
@@ -37,7 +40,7 @@ def explain(
     from dgpunet_dask.model.demand import Demand
     from dgpunet_dask.placement.explanation import explanation, lines
 
-    demand = Demand.parse(_demand(words, text))
+    demand = Demand.parse(_demand((*texts, *words)))
     if fleet_file is None and not policy and not running:
         found = context.reach().explain(demand.to_mapping())
     else:
@@ -49,17 +52,19 @@ def explain(
         click.echo(printable(line))
 
 
-def _demand(words: tuple[str, ...], text: str | None) -> dict[str, Any]:
-    """Return the demand of the command line: that of --demand, with each KEY=VALUE over it."""
-    found = {} if text is None else _mapping(Path(text[1:]), None) if text.startswith("@") else _mapping(None, text)
+def _demand(words: tuple[str, ...]) -> dict[str, Any]:
+    """Return the demand of the command line: each word is a mapping, a file with one (with or without ``@``), or KEY=VALUE; later ones win."""
+    found: dict[str, Any] = {}
     for word in words:
-        if word.startswith("@"):
-            found |= _mapping(Path(word[1:]), None)
-            continue
         key, equals, value = word.partition("=")
-        if not equals:
-            raise UsageError(detail=f"{word!r} is no KEY=VALUE: write stage=embed vram=4GiB, or --demand '{{\"stage\": \"embed\"}}'.")
-        found[key] = _value(key, value)
+        if word.lstrip().startswith("{"):
+            found |= _mapping(None, word)
+        elif word.startswith("@") or Path(word).is_file():
+            found |= _mapping(Path(word.removeprefix("@")), None)
+        elif not equals:
+            raise UsageError(detail=f"{word!r} is no KEY=VALUE and no file: write stage=embed vram=4GiB, or '{{\"stage\": \"embed\"}}'.")
+        else:
+            found[key] = _value(key, value)
     return found
 
 
