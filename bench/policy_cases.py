@@ -1,7 +1,7 @@
 """`policy test` as people call it: seconds from the shell's start to its end, for 200 cases on the shipped fleet and policy.
 
-Half of the cases ask about one unit among others that run, a tenth about a burst. What each wants is what the engine says, so that all
-pass. The properties run as well, as they do by default.
+Half of the cases ask about one unit among others that run, a tenth about a burst. What each wants is what the engine says, so that
+all pass. The properties run as well, as they do by default.
 
     python bench/policy_cases.py [--cases 200] [--repeats 5] [--out bench/results/policy_cases.json]
 """
@@ -42,9 +42,13 @@ def main() -> int:
         seconds = [timed(file) for _ in range(given.repeats)]
     result = {
         "what": "policy test, from the start of Python to its end",
-        "cases": given.cases, "seconds": [round(s, 3) for s in seconds], "median_s": round(statistics.median(seconds), 3), "limit_s": LIMIT_S,
-        "cpus": os.cpu_count(), "python": platform.python_version(),
-    }  # fmt: skip
+        "cases": given.cases,
+        "seconds": [round(s, 3) for s in seconds],
+        "median_s": round(statistics.median(seconds), 3),
+        "limit_s": LIMIT_S,
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+    }
     given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
     return int(result["median_s"] >= LIMIT_S)
@@ -53,7 +57,12 @@ def main() -> int:
 def cases(count: int, chance: Random) -> dict[str, Any]:
     policies = ROOT / "policies"
     found = [case(i, chance) for i in range(count)]
-    return {"version": 1, "fleet": str(policies / "fleets" / "home5.yaml"), "policies": [str(policies / "home5.yaml")], "cases": found}
+    return {
+        "version": 1,
+        "fleet": str(policies / "fleets" / "home5.yaml"),
+        "policies": [str(policies / "home5.yaml")],
+        "cases": found,
+    }
 
 
 def case(i: int, chance: Random) -> dict[str, Any]:
@@ -62,7 +71,11 @@ def case(i: int, chance: Random) -> dict[str, Any]:
     if model is not None:
         demand["model"] = model
     if i % 10 == 0:
-        return {"name": f"burst {i}", "submit_all": {"count": 20, "demand": demand | {"work": "10s"}}, "want": {"placed": {"5090": ">=0"}}}
+        return {
+            "name": f"burst {i}",
+            "submit_all": {"count": 20, "demand": demand | {"work": "10s"}},
+            "want": {"placed": {"5090": ">=0"}},
+        }
     running = [
         {"demand": {"stage": chance.choice(STAGES[:3]), "vram": "2GiB", "work": "30s"}, "on": name}
         for name in chance.sample(DEVICES, chance.randint(0, 3) if i % 2 else 0)

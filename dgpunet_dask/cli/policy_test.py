@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-k", "text", metavar="TEXT", help="Only cases whose name contains this.")
-@click.option("--properties/--no-properties", default=True, help="Also try on generated fleets what must hold of any policy. Default: yes.")
+@click.option(
+    "--properties/--no-properties", default=True, help="Also try on generated fleets what must hold of any policy. Default: yes."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Which generated fleets.")
 @click.option("--examples", type=click.IntRange(1), default=50, show_default=True, help="How many of them for each policy.")
-@click.option("--coverage", is_flag=True, help="Tell of each clause how often it was seen to hold and not to, of each preference to decide.")
+@click.option(
+    "--coverage", is_flag=True, help="Tell of each clause how often it was seen to hold and not to, of each preference to decide."
+)
 @click.option("--require-coverage", is_flag=True, help="The same, and exit code 3 where a clause was not seen both ways.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @pass_context
@@ -102,7 +106,9 @@ def _indented(lines: Iterable[str]) -> None:
         click.echo(printable(f"      {line}"))
 
 
-def _document(results: Sequence[Result], broken: Sequence[Failure], lines: Sequence[Line] | None, seed: int, examples: int) -> dict[str, Any]:
+def _document(
+    results: Sequence[Result], broken: Sequence[Failure], lines: Sequence[Line] | None, seed: int, examples: int
+) -> dict[str, Any]:
     """Return the same as data."""
     from dgpunet_dask.placement.cases.properties import told
 
@@ -119,7 +125,13 @@ def _document(results: Sequence[Result], broken: Sequence[Failure], lines: Seque
 
 
 def _row(result: Result) -> dict[str, Any]:
-    row = {"name": result.case.name, "file": result.file, "line": result.case.line, "passed": result.passed, "faults": list(result.faults)}
+    row = {
+        "name": result.case.name,
+        "file": result.file,
+        "line": result.case.line,
+        "passed": result.passed,
+        "faults": list(result.faults),
+    }
     if result.course is None:
         return row | _decision(result.decisions[0])
     left = {**result.course.waiting, **result.course.never, **result.course.held}

@@ -18,7 +18,7 @@ from dgpunet_dask.placement.policy_file import parse_policies
 
 
 def find_cases(paths: Iterable[Path]) -> list[Path]:
-    """Return the files that `paths` name, each once; of a folder the policy test files in it and below, in the order of their names.
+    """Return the files that `paths` name, each once; of a folder the policy test files in and below it, sorted.
 
     Raises
     ------

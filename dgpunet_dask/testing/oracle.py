@@ -10,11 +10,12 @@ from dgpunet_dask.model.fleet import runs_arch
 
 
 class Answer(NamedTuple):
-    """The first reason of each device that refuses, the others best first, and what comes of it: devices, ``wait`` or ``never``."""
+    """The first reason of each device that refuses, the others best first, what comes of it, and who leaves for it."""
 
     first: dict[str, str]
     ranking: list[str]
     outcome: tuple[str, ...] | str
+    leaving: tuple[str, ...] = ()
 
 
 class Oracle:
@@ -25,6 +26,7 @@ class Oracle:
         self.priority = demand.priority or self.top(policy, "priority") or "batch"
         self.rules = [r for r in policy.rules if r.match.holds(*self.subject)]
         self.allow, self.prefer, self.share = (self.top(policy, key) for key in ("allow", "prefer", "max_per_gpu"))
+        self.prefer = self.prefer or None  # an empty list takes a preference back
         self.alone = demand.exclusive or any(r.exclusive for r in self.rules)
         needs = [r.require for r in self.rules if r.require]
         self.vram = max((n for n in (demand.vram_mib, *(q.vram_mib for q in needs)) if n is not None), default=None)
@@ -118,7 +120,7 @@ class Oracle:
         return move + self.work / device.speed * (self.slots(charges) if device.kind == "gpu" else 1)
 
     def left(self, device: Any, charges: Any) -> Any:
-        """Return the VRAM left over once those have left that must: cheapest reload first, and none in vain."""
+        """Return the VRAM left over once those have left that must, cheapest reload first and none in vain, and who they are."""
         need, free, kept, idle = self.room(device, charges)
         idle.sort(key=lambda c: (c.vram_mib / 1024 if c.reload_s is None else c.reload_s, c.vram_mib, c.holder))
         missing: int = need + kept - free if need else 0
@@ -128,7 +130,14 @@ class Oracle:
         for c in [] if self.alone else gone[::-1]:
             if sum(g.vram_mib for g in gone) - c.vram_mib >= missing:
                 gone.remove(c)
-        return (free + sum(c.vram_mib for c in gone) - need) * (device.kind == "gpu")
+        if device.kind == "cpu":
+            return 0, [c.holder for c in gone] if self.alone else []
+        return free + sum(c.vram_mib for c in gone) - need, [c.holder for c in gone]
+
+    def again(self, device: Any, charges: Any) -> Any:
+        """Return the seconds to load again what must leave."""
+        gone = self.left(device, charges)[1]
+        return sum(c.vram_mib / 1024 if c.reload_s is None else c.reload_s for c in charges if c.holder in gone)
 
     def total(self, device: Any, finish: float, best: float) -> Any:
         """Return Σ weight × score."""
@@ -165,7 +174,9 @@ class Oracle:
                     charges = [replace(c, evictable=c.evictable or free) for c, free in zip(charges, idle, strict=True)]
                 if not self.not_now(device, charges):
                     start = self.end(gone, device) + self.fleet.booked.get(name, 0.0)
-                    later.append(start + self.seconds(device, [c for c in charges if c.kind == "resident"]))
+                    later.append(
+                        start + self.seconds(device, [c for c in charges if c.kind == "resident"]) + self.again(device, charges)
+                    )
                     break
         return min(later, default=ready[best]) < ready[best] - 1e-9
 
@@ -184,16 +195,18 @@ class Oracle:
         if self.d.gpus > 1:
             able = [n for n in refused if not refused[n]]
             refused |= {n: ["busy"] for group in self.grouped(able, lambda size: size < self.d.gpus) for n in group}
-        ready = {n: self.seconds(*devices[n]) for n in refused if not refused[n]}
+        ready = {n: self.seconds(*devices[n]) + self.again(*devices[n]) for n in refused if not refused[n]}
         totals = {n: self.total(devices[n][0], ready[n], min(ready.values())) for n in ready}
-        ranking = sorted(ready, key=lambda n: (-round(totals[n], 6), self.left(*devices[n]), n))
+        ranking = sorted(ready, key=lambda n: (-round(totals[n], 6), self.left(*devices[n])[0], n))
         first = {n: codes[0] for n, codes in refused.items() if codes}
         size = max(1, self.d.gpus)
         groups = [group[:size] for group in self.grouped(ranking, lambda n: n >= size)]
         if not groups:
             return Answer(first, ranking, "never" if first and all(never[n] for n in first) else "wait")
         chosen = max(groups, key=lambda g: sum(totals[n] for n in g))
-        return Answer(first, ranking, "wait" if self.waits_for(ready, refused) else tuple(chosen))
+        if self.waits_for(ready, refused):
+            return Answer(first, ranking, "wait")
+        return Answer(first, ranking, tuple(chosen), tuple(sorted({c for n in chosen for c in self.left(*devices[n])[1]})))
 
 
 def _usable(device: Any) -> Any:

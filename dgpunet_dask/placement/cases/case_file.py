@@ -114,6 +114,4 @@ def _bursts(entry: CaseEntry) -> Iterator[Burst]:
 def _want(want: WantEntry | str) -> Want:
     if not isinstance(want, WantEntry):
         return Want(outcome="wait" if want == "wait" else "never")
-    return Want(
-        on=tuple(want.on or ()), then=tuple(want.then or ()), placed=want.placed or {}, makespan_s=want.makespan_at_most
-    )
+    return Want(on=tuple(want.on or ()), then=tuple(want.then or ()), placed=want.placed or {}, makespan_s=want.makespan_at_most)

@@ -46,7 +46,9 @@ def repeated_names(document: Document) -> Iterator[Problem]:
     for at, case in entries(document):
         name = case.get("name")
         if isinstance(name, str) and name in first:
-            yield document.problem((*at, "name"), f"the name {name!r} is taken by the case in line {first[name]}; give each its own")
+            yield document.problem(
+                (*at, "name"), f"the name {name!r} is taken by the case in line {first[name]}; give each its own"
+            )
         elif isinstance(name, str):
             first[name] = document.position((*at, "name"))[0]
 
@@ -56,7 +58,9 @@ def one_submission(document: Document) -> Iterator[Problem]:
     for at, case in entries(document):
         given = [key for key in ("submit", "submit_all") if case.get(key) is not None]
         if len(given) != 1:
-            what = "give either `submit` or `submit_all`, not both" if given else "the case submits nothing; add `submit: {stage: …}`"
+            what = (
+                "give either `submit` or `submit_all`, not both" if given else "the case submits nothing; add `submit: {stage: …}`"
+            )
             yield document.problem(at, what)
             continue
         want, burst = case.get("want"), given == ["submit_all"]
@@ -73,7 +77,9 @@ def _wants(document: Document, at: Path, want: Mapping[str, Any], *, burst: bool
     other = ("on", "then") if burst else ("placed", "makespan_at_most")
     for key in other:
         if key in want:
-            yield document.key_problem((*at, key), f"`{key}` goes with {'`submit`' if burst else '`submit_all`'}; write {' or '.join(fitting)}")
+            yield document.key_problem(
+                (*at, key), f"`{key}` goes with {'`submit`' if burst else '`submit_all`'}; write {' or '.join(fitting)}"
+            )
     if not burst and "on" not in want and not set(other) & set(want):
         yield document.problem(at, "say where: {on: NAME}, or wait, or never")
     if burst and not want:

@@ -1,6 +1,6 @@
 """What cases have shown of a policy: each condition seen to hold and not to hold, each preference seen to decide.
 
-A clause is looked at where its rule matches the work, and where it is in force: one that a more specific rule replaces shows nothing.
+A clause is looked at where its rule matches the work and where it is in force: one that a more specific rule replaces is not seen.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ def _conditions(owner: HostRule) -> dict[str, HostRule]:
 
 
 def _capability(need: Require, device: Device, _: Host) -> bool:
-    return need.compute_capability is not None and device.capability is not None and need.compute_capability.accepts(device.capability)
+    return (
+        need.compute_capability is not None and device.capability is not None and need.compute_capability.accepts(device.capability)
+    )
 
 
 def _driver(need: Require, device: Device, _: Host) -> bool:
@@ -207,7 +209,11 @@ class _Moment:
         need = rule.require or Require()
         for key in _asked(need):
             for device in self.fleet.devices if key in _OF_HOSTS else self.fleet.gpus():
-                met = self._has_vram(need, device) if key == "vram" else _REQUIRES[key](need, device, self.fleet.host_by_name[device.host])
+                met = (
+                    self._has_vram(need, device)
+                    if key == "vram"
+                    else _REQUIRES[key](need, device, self.fleet.host_by_name[device.host])
+                )
                 yield _of(rule, f"require.{key}"), met
 
     def _has_vram(self, need: Require, device: Device) -> bool:
@@ -246,7 +252,9 @@ class _Moment:
         if first.parts.get(wishes[i].name) != second.parts.get(wishes[i].name):
             return True
         without = replace(rule, prefer=(*wishes[:i], *wishes[i + 1 :]))
-        other = place(self.fleet, self.demand, replace(self.policy, rules=tuple(without if r is rule else r for r in self.policy.rules)))
+        other = place(
+            self.fleet, self.demand, replace(self.policy, rules=tuple(without if r is rule else r for r in self.policy.rules))
+        )
         return other.ranking[:1] == () or other.ranking[0].device != first.device
 
     def reserve(self, reserve: Reserve) -> Iterator[Event]:
@@ -273,7 +281,11 @@ def told(lines: Iterable[Line]) -> Iterator[str]:
     found = list(lines)
     for line in found:
         clause, seen = line.clause, line.seen
-        counts = f"decided {seen.true} of {seen.true + seen.false}" if clause.name.startswith("prefer") else f"true {seen.true} false {seen.false}"
+        counts = (
+            f"decided {seen.true} of {seen.true + seen.false}"
+            if clause.name.startswith("prefer")
+            else f"true {seen.true} false {seen.false}"
+        )
         yield f"{clause.file}:{clause.line}  {clause.rule} {clause.name}  {counts}" + (f"  {line.gap.upper()}" if line.gap else "")
     whole = sum(line.gap is None for line in found)
     yield f"{whole} of {len(found)} clauses seen both ways, or to decide"

@@ -1,4 +1,4 @@
-"""Generated fleets and demands that a policy has something to say about. Chance is an argument: the same seed gives the same values."""
+"""Generated fleets and demands that a policy has something to say about. Chance is an argument: a seed gives the same values again."""
 
 from __future__ import annotations
 
@@ -41,11 +41,15 @@ class Generator:
         selected = {key: {g for s in policy.selectors if (g := getattr(s, key))} for key in SELECTOR_KEYS}
         required = {r.require.role for r in policy.rules if r.require is not None and r.require.role}
         matches: list[Match] = [*(r.match for r in policy.rules), *(r.match for r in policy.reserves)]
-        self._devices = _examples({g for g in selected["device"] if "/" not in g} | {r.device for r in policy.reserves if "/" not in r.device})
+        self._devices = _examples(
+            {g for g in selected["device"] if "/" not in g} | {r.device for r in policy.reserves if "/" not in r.device}
+        )
         self._hosts = _examples(selected["host"])
         self._roles = [*_examples(selected["role"] | required), "batch"]
         self._cards = [*_examples(selected["card"]), "NVIDIA GeForce RTX 3090"]
-        self._subjects = {key: [None, *_examples({g for m in matches if (g := m.globs.get(key))})] for key in ("stage", "model", "user")}
+        self._subjects = {
+            key: [None, *_examples({g for m in matches if (g := m.globs.get(key))})] for key in ("stage", "model", "user")
+        }
 
     def fleet(self, most_cards: int = 4) -> Fleet:
         """Draw a fleet at work. Nothing lies on a card that does not fit it."""
@@ -90,19 +94,31 @@ class Generator:
         pick = self.chance.choice
         roles = tuple(sorted({pick(self._roles) for _ in range(self.chance.randint(0, 2))}))
         return Host(
-            name=name, roles=roles, cpus=pick([1, 8, 32, None]), ram_mib=pick([8192, 65536, None]), link=pick([None, 1.25e8, 1.25e9]),
-            power=pick([None, "mains", "mains", "battery"]), idle_s=pick([None, 0.0, 1200.0, 90000.0]),
-        )  # fmt: skip
+            name=name,
+            roles=roles,
+            cpus=pick([1, 8, 32, None]),
+            ram_mib=pick([8192, 65536, None]),
+            link=pick([None, 1.25e8, 1.25e9]),
+            power=pick([None, "mains", "mains", "battery"]),
+            idle_s=pick([None, 0.0, 1200.0, 90000.0]),
+        )
 
     def _card(self, name: str, host: str) -> Device:
         pick = self.chance.choice
         capability = pick(CAPABILITIES)
         return Device(
-            name=name, host=host, model=pick([None, *self._cards]), vram_mib=None if self._seldom(20) else 1024 * pick(VRAM_GIB),
-            capability=capability, speed=pick([0.8, 1.0, 1.0, 1.6, 4.2]), reserve_mib=pick([0, 512]), driver=pick([None, (535, 1), (580,)]),
-            runtime_arches=pick([None, None, None, ("sm_80", "compute_90")]), features=features_of(capability or ()),
+            name=name,
+            host=host,
+            model=pick([None, *self._cards]),
+            vram_mib=None if self._seldom(20) else 1024 * pick(VRAM_GIB),
+            capability=capability,
+            speed=pick([0.8, 1.0, 1.0, 1.6, 4.2]),
+            reserve_mib=pick([0, 512]),
+            driver=pick([None, (535, 1), (580,)]),
+            runtime_arches=pick([None, None, None, ("sm_80", "compute_90")]),
+            features=features_of(capability or ()),
             cordoned=self._seldom(20),
-        )  # fmt: skip
+        )
 
     def _charged(self, fleet: Fleet, i: int) -> Fleet:
         """Return `fleet` with one charge more, where that fits."""

@@ -111,7 +111,9 @@ def _without(fleet: Fleet, name: str) -> Fleet:
 
 def started(trial: Trial, decision: Decision) -> Fleet:
     """Return the fleet once what was decided has been done: idle stages unloaded, and the unit charged."""
-    left = trial.fleet.with_charges(c for c in trial.fleet.charges if not (c.holder in decision.evict and c.device in decision.devices))
+    left = trial.fleet.with_charges(
+        c for c in trial.fleet.charges if not (c.holder in decision.evict and c.device in decision.devices)
+    )
     request = resolve(trial.demand, trial.policy)
     return left.with_charges((*left.charges, *charges_of(left, request, decision, "the unit")))
 
@@ -241,7 +243,9 @@ def _other_names(fleet: Fleet, policy: Policy) -> dict[str, str]:
 
 def _never_is_for_ever(trial: Trial, decision: Decision) -> str | None:
     """The owner's conditions apart, which `never` takes as they are, and which stay as they are here."""
-    idle = replace(trial.fleet, charges=(), states={}, booked={}, devices=tuple(replace(d, cordoned=False) for d in trial.fleet.devices))
+    idle = replace(
+        trial.fleet, charges=(), states={}, booked={}, devices=tuple(replace(d, cordoned=False) for d in trial.fleet.devices)
+    )
     empty = place(idle, trial.demand, trial.policy)
     if (decision.outcome == "never") != (empty.outcome == "never"):
         return f"the outcome is {_outcome(decision)}, but on the same fleet without work it is {_outcome(empty)}"
@@ -273,7 +277,13 @@ def told(failure: Failure) -> list[str]:
     fleet, demand, _ = failure.trial
     facts = [_shown(thing) for thing in (*fleet.hosts, *fleet.devices, *fleet.charges)]
     states = [f"{name} is {state}" for name, state in fleet.states.items()]
-    return [failure.fault, f"seed {failure.seed}, example {failure.example}, made smaller:", f"demand {demand.to_mapping()}", *facts, *states]
+    return [
+        failure.fault,
+        f"seed {failure.seed}, example {failure.example}, made smaller:",
+        f"demand {demand.to_mapping()}",
+        *facts,
+        *states,
+    ]
 
 
 def _shown(thing: object) -> str:

@@ -18,8 +18,8 @@ from dgpunet_dask.placement.simulate import simulate
 class Result:
     """What became of a case.
 
-    `faults`: each way in which it is not as wanted, none where it passed. `decisions`: upon the single work, or upon each kind of unit
-    before the burst. `course`: of a burst.
+    `faults`: each way in which it is not as wanted, none where it passed. `decisions`: upon the single work, or upon each kind of
+    unit before the burst. `course`: of a burst.
     """
 
     file: str
@@ -74,7 +74,7 @@ def _burst_faults(case: Case, course: Run) -> Iterator[str]:
 
 
 def _outcome_faults(case: Case, decision: Decision) -> Iterator[str]:
-    """Yield how outcome and ranking differ from what is wanted. Cards of a gang work together, so that their order means nothing."""
+    """Yield how outcome and ranking differ from what is wanted. Cards of a gang work together: their order means nothing."""
     want = case.want
     if decision.outcome != want.outcome:
         wanted = f"on {' + '.join(want.on)}" if want.outcome == "placed" else want.outcome

@@ -47,7 +47,6 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-
 Names = Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
 Counted = Annotated[Count, PlainValidator(_count)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]

@@ -76,7 +76,7 @@ def _running(fleet: Fleet, device: str, charges: list[Charge], request: Request,
 def _beyond(fleet: Fleet, device: str, charges: list[Charge], key: str, place: int | str) -> Iterator[Impossible]:
     """Yield a fault where the last of `charges` no longer fits its card.
 
-    Ours keep off the card's reserve, others need not. What a policy forbids may run all the same: it may have been started under another.
+    Ours keep off the card's reserve, others need not. What a policy forbids may run all the same, started under another.
     """
     card = fleet.by_name[device]
     if card.usable_mib is None or card.vram_mib is None:

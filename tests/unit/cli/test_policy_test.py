@@ -57,7 +57,9 @@ def test_quiet_leaves_out_what_passed(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 def test_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    burst = "- {name: burst, submit_all: {count: 3, demand: {vram: 6GiB, work: 1s}}, want: {placed: {big: 2}, makespan_at_most: 9s}}\n"
+    burst = (
+        "- {name: burst, submit_all: {count: 3, demand: {vram: 6GiB, work: 1s}}, want: {placed: {big: 2}, makespan_at_most: 9s}}\n"
+    )
     file = lay(tmp_path, GOOD + BAD + burst)
     assert run(["policy", "test", str(file), "--json", "--coverage", "--examples", "3", "--seed", "9"]) == 3
     told = json.loads(capfd.readouterr().out)
@@ -92,7 +94,9 @@ def test_coverage_names_the_gaps_and_fails_only_on_request(tmp_path: Path, capfd
     assert run(["policy", "test", str(file), "--require-coverage"]) == 0
 
 
-def test_a_broken_property_is_told_and_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_property_is_told_and_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(properties, "place", lambda *_: Decision("wait"))
     assert run(["policy", "test", str(lay(tmp_path, GOOD))]) == 3
     lines = capfd.readouterr().out.splitlines()
@@ -116,7 +120,9 @@ def test_where_there_is_nothing_to_test(tmp_path: Path, capfd: pytest.CaptureFix
 
 
 def test_mistakes_of_all_files_are_told_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    file = lay(tmp_path, "- {name: a, submit: {vram: 3}, want: wait}\n", policy="version: 1\nruls: []\n", fleet="version: 1\nhost: {}\n")
+    file = lay(
+        tmp_path, "- {name: a, submit: {vram: 3}, want: wait}\n", policy="version: 1\nruls: []\n", fleet="version: 1\nhost: {}\n"
+    )
     assert run(["policy", "test", str(file)]) == 2
     err = capfd.readouterr().err
     assert f"{file}:5:28: vram: 3 is not valid" in err

@@ -58,7 +58,9 @@ cases:
     assert one == Case(
         name="fp8 goes to the fastest allowed card",
         line=5,
-        fleet=HOME5.with_charges([Charge(holder="running 1", device="4090l", vram_mib=14336, cpus=1, kind="lease", stage="chat", priority="batch")]),
+        fleet=HOME5.with_charges(
+            [Charge(holder="running 1", device="4090l", vram_mib=14336, cpus=1, kind="lease", stage="chat", priority="batch")]
+        ),
         want=Want(on=("5090",), then=("4080l",)),
         submit=Demand(stage="embed", model="bge-fp8", vram="10GiB"),
         reasons={"3090": "compute_capability", "4070l": "vram_total", "4090l": "denied"},
@@ -88,7 +90,8 @@ def test_counts(text: str, count: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "units", "holds"), [(">=3", 3, True), (">=3", 2, False), ("<=1", 1, True), (">2", 2, False), ("<2", 1, True), ("==0", 0, True)]
+    ("count", "units", "holds"),
+    [(">=3", 3, True), (">=3", 2, False), ("<=1", 1, True), (">2", 2, False), ("<2", 1, True), ("==0", 0, True)],
 )
 def test_counts_compare(count: str, units: int, holds: bool) -> None:
     sign = count.rstrip("0123456789")
@@ -112,7 +115,16 @@ def test_the_moment_that_a_case_describes() -> None:
     assert case.fleet.states == {"4090l": "lost", "5090": "draining"}
     assert case.fleet.charges == (
         Charge(holder="other programs", device="4070l", vram_mib=3072, kind="foreign"),
-        Charge(holder="chat loaded", device="4080l", vram_mib=6144, kind="resident", stage="chat", model="m", evictable=True, reload_s=9),
+        Charge(
+            holder="chat loaded",
+            device="4080l",
+            vram_mib=6144,
+            kind="resident",
+            stage="chat",
+            model="m",
+            evictable=True,
+            reload_s=9,
+        ),
     )
 
 
@@ -130,7 +142,9 @@ def test_what_runs_alone_takes_its_slot() -> None:
 
 def test_what_runs_does_so_under_the_policy() -> None:
     policy = Policy((Rule(name="r", max_per_gpu=2, priority="idle"),))
-    first, second = only("  running: [{demand: {work: 8, vram: 1GiB}, on: 4070l}, {demand: {work: 8, vram: 1GiB}, on: 4070l}]\n", policy).fleet.charges
+    first, second = only(
+        "  running: [{demand: {work: 8, vram: 1GiB}, on: 4070l}, {demand: {work: 8, vram: 1GiB}, on: 4070l}]\n", policy
+    ).fleet.charges
     assert (first.share, first.priority, first.ends_s) == (2, "idle", 20.0)
     assert second.ends_s == 20.0
 
@@ -152,7 +166,10 @@ def test_files_that_are_named() -> None:
     named = references(text, "t.yaml")
     assert named.fleet is not None
     assert named.fleet[:3] == ("../f.yaml", 2, 8)
-    assert [(p.path, p.layer, p.line, p.col) for p in named.policies] == [("a.yaml", "human", 3, 12), ("b.yaml", "generated", 3, 20)]
+    assert [(p.path, p.layer, p.line, p.col) for p in named.policies] == [
+        ("a.yaml", "human", 3, 12),
+        ("b.yaml", "generated", 3, 20),
+    ]
 
 
 def test_nothing_is_named_in_a_file_of_another_shape() -> None:
@@ -280,8 +297,14 @@ def test_where_the_fleet_cannot_be_read_the_rest_is_looked_at() -> None:
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 9) | st.sampled_from(["4090l", "wait", "2GiB", "10s", "x", "lost", ">=3"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["stage", "vram", "on", "then", "demand", "count", "placed", "4090l", "idle", "inputs"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["stage", "vram", "on", "then", "demand", "count", "placed", "4090l", "idle", "inputs"]),
+            inner,
+            max_size=3,
+        )
+    ),
     max_leaves=6,
 )
 KEYS = st.sampled_from(

@@ -50,7 +50,12 @@ ANY, OTHER = "submit: {stage: s}", "submit: {stage: t}"
         ("exclusive: true", "exclusive", [ANY + '\n  running: [{demand: {vram: 1GiB}, on: "5090"}]'], (1, 1)),
         ("share: {max_per_gpu: 2}", "share", [ANY], (0, 0)),
         ("share: {max_per_gpu: 1}", "share", [ANY], (1, 0)),
-        ("share: {max_per_gpu: 2}", "share", ["submit: {stage: s, vram: 1GiB}\n  running: [{demand: {stage: s, vram: 1GiB, work: 1s}, on: 4070l}]"], (1, 0)),
+        (
+            "share: {max_per_gpu: 2}",
+            "share",
+            ["submit: {stage: s, vram: 1GiB}\n  running: [{demand: {stage: s, vram: 1GiB, work: 1s}, on: 4070l}]"],
+            (1, 0),
+        ),
         ("priority: idle", "priority", [ANY, "submit: {stage: s, priority: batch}"], (1, 1)),
         ("on_oom: {grow: 2}", "on_oom", [ANY, OTHER], (1, 0)),
         ("prefer: [{by: speed, weight: 1}]", "prefer.0", [ANY], (1, 0)),
@@ -65,7 +70,12 @@ def test_what_is_seen_of_a_rule(clauses: str, name: str, cases: list[str], seen:
 
 def test_a_clause_that_another_rule_replaces_shows_nothing() -> None:
     policy = "rules:\n- {name: a, allow: [{device: 4090l}]}\n- {name: b, match: {stage: s}, allow: [{device: 4080l}]}\n"
-    suite = parse_cases(f"version: 1\nfleet: f\ncases:\n- name: c\n  {ANY}\n{WANT}", "t.yaml", HOME5, parse_policy("version: 1\n" + policy, "p.yaml"))
+    suite = parse_cases(
+        f"version: 1\nfleet: f\ncases:\n- name: c\n  {ANY}\n{WANT}",
+        "t.yaml",
+        HOME5,
+        parse_policy("version: 1\n" + policy, "p.yaml"),
+    )
     seen = {line.clause.rule: line.seen for line in coverage([suite]) if line.clause.name == "allow.0"}
     assert seen == {"a": (0, 0), "b": (1, 9)}
 
@@ -74,7 +84,8 @@ RESERVE = "reserve: [{name: k, device: '5090', vram: 20GiB, for: {stage: s}}]\n"
 
 
 @pytest.mark.parametrize(
-    ("case", "seen"), [("submit: {stage: t, vram: 20GiB}", (1, 0)), ("submit: {stage: s, vram: 20GiB}", (0, 1)), ("submit: {vram: 40GiB}", (0, 0))]
+    ("case", "seen"),
+    [("submit: {stage: t, vram: 20GiB}", (1, 0)), ("submit: {stage: s, vram: 20GiB}", (0, 1)), ("submit: {vram: 40GiB}", (0, 0))],
 )
 def test_what_is_seen_of_a_reserve(case: str, seen: tuple[int, int]) -> None:
     assert lines(RESERVE, case)["reserve"].seen == seen
@@ -102,6 +113,6 @@ def test_lines_tell_place_clause_and_counts() -> None:
 
 
 def test_a_burst_shows_the_moment_before_it_starts() -> None:
-    text = "version: 1\nfleet: f\ncases:\n- name: c\n  submit_all: {count: 9, demand: {stage: s, vram: 1GiB}}\n  want: {placed: {4090l: 0}}\n"
+    text = "version: 1\nfleet: f\ncases:\n- name: c\n  submit_all: {count: 9, demand: {stage: s}}\n  want: {placed: {4090l: 0}}\n"
     suite = parse_cases(text, "t.yaml", HOME5, parse_policy("version: 1\n" + rule("deny: [{device: 4090l}]"), "p.yaml"))
     assert [line.seen for line in coverage([suite])] == [(1, 9), (1, 0)]

@@ -50,13 +50,21 @@ def forgetful(fleet: Fleet, demand: Demand, policy: Policy) -> Decision:
 def fickle(fleet: Fleet, demand: Demand, policy: Policy) -> Decision:
     """Look at the order in which hosts are written down."""
     found = place(fleet, demand, policy)
-    return found if [h.name for h in fleet.hosts] == sorted(h.name for h in fleet.hosts) else replace(found, ranking=(), devices=(), outcome="wait")
+    return (
+        found
+        if [h.name for h in fleet.hosts] == sorted(h.name for h in fleet.hosts)
+        else replace(found, ranking=(), devices=(), outcome="wait")
+    )
 
 
 def contrary(fleet: Fleet, demand: Demand, policy: Policy) -> Decision:
     """Take whatever was refused, where a rule asks for more."""
     found = place(fleet, demand, policy)
-    return replace(found, ranking=tuple(Scored(name, 0.0) for name in found.refusals)) if any(r.name == "~" for r in policy.rules) else found
+    return (
+        replace(found, ranking=tuple(Scored(name, 0.0) for name in found.refusals))
+        if any(r.name == "~" for r in policy.rules)
+        else found
+    )
 
 
 def nominal(fleet: Fleet, demand: Demand, policy: Policy) -> Decision:
@@ -82,7 +90,9 @@ def hasty(fleet: Fleet, demand: Demand, policy: Policy) -> Decision:
         (hasty, {"never is for ever"}),
     ],
 )
-def test_each_tells_when_the_engine_is_broken(monkeypatch: pytest.MonkeyPatch, broken: Callable[..., Decision], names: set[str]) -> None:
+def test_each_tells_when_the_engine_is_broken(
+    monkeypatch: pytest.MonkeyPatch, broken: Callable[..., Decision], names: set[str]
+) -> None:
     monkeypatch.setattr(properties, "place", broken)
     found = {failure.name: failure for failure in failures(DENY, 0, 200, Random)}
     assert names <= set(found)
