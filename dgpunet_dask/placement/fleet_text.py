@@ -14,18 +14,35 @@ from dgpunet_dask.units import Mib
 
 def fleet_text(fleet: Fleet) -> str:
     """Return the facts of `fleet` as a file. What passes (charges, states but for a cordon, idle time) has no place in it."""
-    hosts = {host.name: _host(fleet, host) for host in sorted(fleet.hosts, key=lambda h: h.name)}
-    return yaml.safe_dump({"version": FORMAT_VERSION, "hosts": hosts}, sort_keys=False, default_flow_style=None, width=1000)
+    hosts = {_name(host.name): _host(fleet, host) for host in sorted(fleet.hosts, key=lambda h: h.name)}
+    return yaml.dump({"version": FORMAT_VERSION, "hosts": hosts}, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=1000)
+
+
+class _Name(str):
+    """A name that YAML may take for a number: it is written in quotes."""
+
+    __slots__ = ()
+
+
+class _Dumper(yaml.SafeDumper):
+    """Knows `_Name`."""
+
+
+_Dumper.add_representer(_Name, lambda dumper, name: dumper.represent_scalar("tag:yaml.org,2002:str", str(name), style='"'))
+
+
+def _name(name: str) -> str:
+    return _Name(name) if name[:1].isdigit() else name
 
 
 def _host(fleet: Fleet, host: Host) -> dict[str, Any]:
     facts = {
-        "roles": list(host.roles) or None,
+        "roles": [_name(role) for role in host.roles] or None,
         "ram": None if host.ram_mib is None else str(Mib.of(host.ram_mib)),
         "cpus": host.cpus,
         "link": None if host.link is None else _rate(host.link),
         "power": host.power,
-        "gpus": {d.name: _card(fleet, d) for d in fleet.gpus() if d.host == host.name} or None,
+        "gpus": {_name(d.name): _card(fleet, d) for d in fleet.gpus() if d.host == host.name} or None,
     }
     return _stated(facts)
 
@@ -42,7 +59,7 @@ def _card(fleet: Fleet, device: Device) -> dict[str, Any]:
         "bandwidth": None if device.bandwidth is None else _rate(device.bandwidth),
         "driver": _dotted(device.driver),
         "runtime_arches": None if device.runtime_arches is None else list(device.runtime_arches),
-        "features": None if device.features == derived else sorted(device.features),
+        "features": None if device.features == derived else [_name(f) for f in sorted(device.features)],
         "cordoned": cordoned or None,
         "display": device.display,
     }
