@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from dgpunet_dask.model.fleet import runs_arch
+from dgpunet_dask.placement.estimate import NO_ESTIMATES, device_class
+from dgpunet_dask.units import Mib
 
 
 class Answer(NamedTuple):
@@ -21,7 +23,13 @@ class Answer(NamedTuple):
 class Oracle:
     """Asked once: `answer`."""
 
-    def __init__(self, fleet: Any, demand: Any, policy: Any) -> None:
+    def __init__(self, fleet: Any, demand: Any, policy: Any, estimates: Any = NO_ESTIMATES) -> None:
+        self.learned = estimates.of(demand.stage, demand.model)
+        peak = estimates.peak_mib(demand.stage, demand.model)
+        if demand.vram is None:
+            too_small = max(int(demand.larger_than or 0), self.learned.larger_than_mib)
+            vram = None if peak is None else Mib.of(max(peak, demand.resident_mib))
+            demand = replace(demand, vram=vram, larger_than=Mib.of(too_small) if too_small else None)
         self.fleet, self.d, self.priority = fleet, demand, demand.priority
         self.priority = demand.priority or self.top(policy, "priority") or "batch"
         self.rules = [r for r in policy.rules if r.match.holds(*self.subject)]
@@ -38,7 +46,7 @@ class Oracle:
         self.roles, self.denied = [q.role for q in needs if q.role], [s for r in self.rules for s in r.deny or ()]
         self.owners = [h for h in policy.hosts if self.priority not in h.otherwise]
         self.kept = [r for r in policy.reserves if not r.match.holds(*self.subject)]
-        self.known, self.work = demand.work is not None, 1.0 if demand.work is None else demand.work
+        self.known = demand.work is not None or self.learned.work_s.count > 0
 
     @property
     def subject(self) -> Any:
@@ -111,13 +119,28 @@ class Oracle:
     def slots(self, charges: Any) -> int:
         return min(self.share or 1, *(c.share or 1 for c in charges if c.kind == "activation"), 10**9)
 
+    def run(self, device: Any) -> Any:
+        """Return the seconds of one unit alone: stated, learned on such cards, learned on others, or one second at speed 1."""
+        seen = self.learned.run_s.get(device_class(device))
+        if self.d.work is None and seen is not None:
+            return seen.value
+        learned = self.learned.work_s.value if self.learned.work_s.count else 1.0
+        return (learned if self.d.work is None else self.d.work) / device.speed
+
+    def load(self, device: Any, charges: Any) -> Any:
+        seen = self.learned.load_s
+        if any(self.own(c) for c in charges) or not seen:
+            return 0.0
+        mean = sum(m.value for m in seen.values()) / len(seen)
+        return seen[device_class(device)].value if device_class(device) in seen else mean
+
     def seconds(self, device: Any, charges: Any) -> Any:
-        """Return transfer and run."""
+        """Return load, transfer and run."""
         links, places = {h.name: h.link for h in self.fleet.hosts}, {d.name: d.host for d in self.fleet.devices}
         ends = [(size, {device.host, places.get(at, at)}) for at, size in self.d.inputs.items()]
         rates = [(size, [links[h] for h in hosts if links.get(h)]) for size, hosts in ends if len(hosts) > 1]
         move = sum(size / min(rate) for size, rate in rates if rate)
-        return move + self.work / device.speed * (self.slots(charges) if device.kind == "gpu" else 1)
+        return self.load(device, charges) + move + self.run(device) * (self.slots(charges) if device.kind == "gpu" else 1)
 
     def left(self, device: Any, charges: Any) -> Any:
         """Return the VRAM left over once those have left that must, cheapest reload first and none in vain, and who they are."""

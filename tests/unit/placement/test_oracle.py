@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -16,14 +17,15 @@ from dgpunet_dask.model.fleet import Charge, Device, Fleet, Host
 from dgpunet_dask.model.policy import NO_POLICY, Match, Policy, Preference, Require, Reserve, Rule, Selector
 from dgpunet_dask.placement.cases.generate import Generator
 from dgpunet_dask.placement.cases.properties import Trial, shrunk
+from dgpunet_dask.placement.estimate import NO_ESTIMATES, Estimates
 from dgpunet_dask.placement.place import place
 from dgpunet_dask.testing.fleets import demands, fleets
 from dgpunet_dask.testing.oracle import Answer, Oracle
 from dgpunet_dask.testing.policies import owned, policies, worked
 
 
-def answer(fleet: Fleet, demand: Demand, policy: Policy) -> Answer:
-    decision = place(fleet, demand, policy)
+def answer(fleet: Fleet, demand: Demand, policy: Policy, estimates: Estimates = NO_ESTIMATES) -> Answer:
+    decision = place(fleet, demand, policy, estimates)
     first = {name: verdicts[0].code for name, verdicts in decision.refusals.items()}
     return Answer(first, [scored.device for scored in decision.ranking], decision.devices or decision.outcome, decision.evict)
 
@@ -120,6 +122,29 @@ def _rule(pick: Callable[[Sequence[Any]], Any], name: str) -> Rule:
         priority=seldom("batch", "interactive"),
         require=seldom(None, Require(vram_mib=pick([2048, 6144]))),
     )
+
+
+def taught(chance: Random) -> Estimates:
+    """Draw what was learned."""
+    pick, found = chance.choice, NO_ESTIMATES
+    for _ in range(pick([1, 2, 4])):
+        stage, model, kind = pick("abc"), pick([None, "m"]), pick(["g0", "g1", "g2", "cpu"])
+        found = found.with_run(stage, model, kind, pick([0.5, 1.0, 2.0]), speed=pick([1.0, 2.0]))
+        found = found.with_load(stage, model, kind, pick([0.5, 2.0])) if pick([True, False]) else found
+        found = found.with_peak(stage, model, pick([900, 3700])) if pick([True, False]) else found
+        if chance.random() < 0.2:
+            found = found.with_oom(stage, model, need_mib=pick([None, 6144]), too_small_mib=pick([None, 8192]))
+    return found
+
+
+@pytest.mark.parametrize("trials", [1_000, pytest.param(50_000, marks=pytest.mark.long)])
+def test_they_agree_on_what_was_learned(trials: int) -> None:
+    for i in range(trials):
+        chance = Random(f"learned/{i}")
+        (fleet, demand, policy), estimates = tight(chance), taught(chance)
+        demand = replace(demand, work=None)
+        theirs = Oracle(fleet, demand, policy, estimates).answer()
+        assert answer(fleet, demand, policy, estimates) == theirs, (i, fleet, demand, policy, estimates)
 
 
 def check_tight(seed: int, trials: int) -> None:
