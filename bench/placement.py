@@ -90,7 +90,9 @@ def burst(units: int, rng: random.Random) -> list[Arrival]:
 
 
 class FirstFree(Simulation):
-    """Order of arrival, and the first device by name that will do now."""
+    """Order of arrival, and the first device by name that will do now; nobody gives way."""
+
+    giving = False
 
     def key(self, line: Line) -> Standing:
         return Standing(0, False, 0.0, 0.0, line.units[0].number)

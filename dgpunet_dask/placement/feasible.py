@@ -186,9 +186,13 @@ def evictions(device: Device, charges: Sequence[Charge], request: Request) -> tu
 _RELOAD_S_PER_MIB: Final = 1 / 1024
 
 
+def reload_s(charge: Charge) -> float:
+    """Return the seconds to load a resident again, as far as can be said."""
+    return charge.vram_mib * _RELOAD_S_PER_MIB if charge.reload_s is None else charge.reload_s
+
+
 def _reload_order(charge: Charge) -> tuple[float, int, str]:
-    reload_s = charge.vram_mib * _RELOAD_S_PER_MIB if charge.reload_s is None else charge.reload_s
-    return reload_s, charge.vram_mib, charge.holder
+    return reload_s(charge), charge.vram_mib, charge.holder
 
 
 # The filters that see facts only

@@ -13,7 +13,7 @@ from dgpunet_dask.placement.place import activation
 from dgpunet_dask.placement.rank import Candidate, Field, candidate, duration_s, scored, terms_of
 from dgpunet_dask.placement.resolve import FINISH_WEIGHT, PRIOR_WORK_S, Request
 from dgpunet_dask.placement.slots import MEMO_MAX, DeviceClass, Group, Slot
-from dgpunet_dask.placement.waiting import after
+from dgpunet_dask.placement.waiting import after, later_s
 
 NEVER_S: Final = float("inf")
 
@@ -51,15 +51,17 @@ class Plan:
         self.classes = frozenset(self.able)
         self.final = bool(verdicts) and all(any(v.final for v in found) for found in verdicts.values())
         self.one_card = demand.gpus <= 1 and not demand.inputs
-        self.waits = request.known and request.prefer is None
+        self.work_s, self.known = request.work_s, request.known
+        self.waits = self.known and request.prefer is None
         self.may_wait = demand.gpus <= 1 and (self.waits or any(not kind.is_gpu for kind in self.able))
         self.terms = terms_of(request)
         self.field = Field(0.0, request)
         self._offers: dict[Group, Offer | None] = {}
-        self._charges: dict[DeviceClass, Charge] = {}
+        self._charges: dict[Group, Charge] = {}
         self._totals: dict[tuple[Group, float, float], float] = {}
         self._free: dict[Slot, Free] = {}
         self._runs: dict[DeviceClass, float] = {}
+        self.least_s = min(map(self.run_s, self.able), default=0.0)
 
 
     # Free devices
@@ -97,17 +99,19 @@ class Plan:
 
     def evict(self, slot: Slot) -> tuple[str, ...]:
         """Return the idle residents that must leave `slot`, which will do now, before the demand fits."""
-        if not slot.charges:
+        if not any([c.evictable for c in slot.charges.values()]):
             return ()
         return tuple(sorted(candidate(slot.device, slot.host, tuple(slot.charges.values()), self.field).evict))
 
     def charge(self, slot: Slot, holder: str) -> Charge:
         """Return what one unit takes of `slot` as it is now. Without inputs: they make the time hang on where they lie."""
-        if slot.charges:
+        if slot.group is None:
             return self._charge(slot, holder)
-        known = self._charges.get(slot.kind)
+        known = self._charges.get(slot.group)
         if known is None:
-            known = self._charges[slot.kind] = self._charge(slot, "")
+            if len(self._charges) >= MEMO_MAX:
+                self._charges.clear()
+            known = self._charges[slot.group] = self._charge(slot, "")
         copied = object.__new__(Charge)  # `replace` takes ten times as long
         copied.__dict__.update(known.__dict__, holder=holder, device=slot.name)
         return copied
@@ -115,7 +119,7 @@ class Plan:
     def _charge(self, slot: Slot, holder: str) -> Charge:
         charges = tuple(slot.charges.values())
         found = activation(slot.device, charges, self.request, holder)
-        return replace(found, ends_s=duration_s(slot.device, charges, self.field)) if self.request.known else found
+        return replace(found, ends_s=duration_s(slot.device, charges, self.field)) if self.known else found
 
     # Busy devices
 
@@ -145,14 +149,13 @@ class Plan:
         """Let the holders go one by one, as `waiting.free_in_s` does."""
         charges = list(slot.charges.values())
         until = NEVER_S
-        duration = duration_s(slot.device, [c for c in charges if c.kind == "resident"], self.field)
         for left_s, _, charge in sorted(self._ends(slot, now, guess=guess), key=lambda end: end[:2]):
             charges = after(charges, charge)
             end = slot.ends.get(charge.holder)
             until = min(until, end.overdue_s if end is not None else NEVER_S)
             if not not_now_verdicts(slot.device, slot.host, slot.state, charges, self.request):
-                return Free(slot.version, now + left_s, until, duration)
-        return Free(slot.version, NEVER_S, until, duration)
+                return Free(slot.version, now + left_s, until, later_s(slot.device, charges, self.field))
+        return Free(slot.version, NEVER_S, until, 0.0)
 
     def fits_emptied(self, slot: Slot) -> bool:
         """Whether the demand would fit on `slot` once all units there have ended."""

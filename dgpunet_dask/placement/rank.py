@@ -13,7 +13,7 @@ from typing import Final
 from dgpunet_dask.model.decision import Scored
 from dgpunet_dask.model.fleet import Charge, Device, Fleet, Host
 from dgpunet_dask.model.policy import Preference
-from dgpunet_dask.placement.feasible import evictions, free_mib, need_mib, slots
+from dgpunet_dask.placement.feasible import evictions, free_mib, need_mib, reload_s, slots
 from dgpunet_dask.placement.resolve import FINISH_WEIGHT, Request
 
 
@@ -26,7 +26,8 @@ class Candidate:
     left_mib
         The VRAM left over beside the demand once `evict` (holders) have gone.
     finish_s
-        Seconds from now until the work would be done there.
+        Seconds from now until the work would be done there, and those that it will take to load again what leaves for it. Without
+        these, two stages called in turn would drive each other off the fastest card for ever, with room for one of them elsewhere.
     """
 
     device: Device
@@ -129,7 +130,8 @@ def candidate(device: Device, host: Host, charges: Sequence[Charge], field: Fiel
     leaving = evictions(device, charges, request)
     room = free_mib(device, charges) + sum(c.vram_mib for c in leaving)
     left = 0 if device.kind == "cpu" else room - need_mib(device, charges, request.demand)
-    return Candidate(device, host, left, tuple(c.holder for c in leaving), duration_s(device, charges, field))
+    finish_s = duration_s(device, charges, field) + sum(map(reload_s, leaving))
+    return Candidate(device, host, left, tuple(c.holder for c in leaving), finish_s)
 
 
 def scored(candidate: Candidate, field: Field, terms: Sequence[Preference]) -> Scored:

@@ -92,7 +92,9 @@ class _Running:
 
 
 class Simulation:
-    """One simulation. `key` and `choose` are what another way of placing would replace."""
+    """One simulation. `key`, `choose` and `giving` (whether lines give way) are what another way of placing would replace."""
+
+    giving = True
 
     def __init__(self, fleet: Fleet, policy: Policy = NO_POLICY, estimates: Estimates = NO_ESTIMATES) -> None:
         self.pool = Pool(policy, estimates)
@@ -207,7 +209,7 @@ class Simulation:
             line.plan, line.booked = self.pool.current(line.plan), ()
             line.aged = is_aged(line.passed, sum(kind.size for kind in line.plan.able))
         barred: set[str] = set()
-        late = self._serve(list(self.lines.values()), barred, giving=True)
+        late = self._serve(list(self.lines.values()), barred, giving=self.giving)
         if late:
             self._serve(late, barred, giving=False)
         self._look_again()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from dgpunet_dask.model.decision import Verdict
 from dgpunet_dask.model.fleet import Charge, Device, Fleet
-from dgpunet_dask.placement.feasible import not_now_verdicts
+from dgpunet_dask.placement.feasible import evictions, not_now_verdicts, reload_s
 from dgpunet_dask.placement.rank import Candidate, Field, duration_s
 from dgpunet_dask.placement.resolve import PRIOR_WORK_S, Request
 
@@ -38,23 +38,35 @@ def soonest(fleet: Fleet, field: Field, refusals: Mapping[str, Sequence[Verdict]
         verdicts = refusals.get(device.name, ())
         if not verdicts or any(v.never for v in verdicts):
             continue
-        free_s = free_in_s(fleet, device, field.request, guess=guess)
-        if free_s is not None:
-            loaded = [c for c in fleet.charges_on(device.name) if c.kind == "resident"]
+        free = _free(fleet, device, field.request, guess=guess)
+        if free is not None:
+            free_s, left = free
             start_s = free_s + fleet.booked.get(device.name, 0.0)
-            found.append(Finish(start_s + duration_s(device, loaded, field), device.name))
+            found.append(Finish(start_s + later_s(device, left, field), device.name))
     return min(found, default=None)
 
 
 def free_in_s(fleet: Fleet, device: Device, request: Request, *, guess: bool = False) -> float | None:
     """Return the seconds until `device` could take the work as holders let go one by one, ``None`` where that is not known."""
+    free = _free(fleet, device, request, guess=guess)
+    return None if free is None else free[0]
+
+
+def later_s(device: Device, left: Sequence[Charge], field: Field) -> float:
+    """Return the seconds that the work will take on a device that is busy now, once only `left` is charged there; see `Candidate.finish_s`."""
+    loaded = [c for c in left if c.kind == "resident"]
+    return duration_s(device, loaded, field) + sum(map(reload_s, evictions(device, left, field.request)))
+
+
+def _free(fleet: Fleet, device: Device, request: Request, *, guess: bool) -> tuple[float, list[Charge]] | None:
+    """Return when `device` could take the work, and what will still be charged there then."""
     charges = list(fleet.charges_on(device.name))
     host, state = fleet.host_by_name[device.host], fleet.states.get(device.name, "running")
     ends = sorted((end, c.holder, c) for c in charges if (end := _end_s(c, device, guess=guess)) is not None)
     for end, _, charge in ends:
         charges = after(charges, charge)
         if not not_now_verdicts(device, host, state, charges, request):
-            return end
+            return end, charges
     return None
 
 
