@@ -81,8 +81,14 @@ CASES = [
     ),
     Case(
         "idle models make room, the smallest first",
-        {"vram": "10GiB", "features": ["fp8"]},
+        {"vram": "10GiB", "features": ["fp8"], "work": 100},
         on="5090", then=["4090l", "4080l"], evict=["asr", "pose"],
+        running=[loaded("5090", "chat", 20), loaded("5090", "pose", 2), loaded("5090", "asr", 4)],
+    ),
+    Case(
+        "what would be loaded again for long stays where another card does it sooner",
+        {"vram": "10GiB", "features": ["fp8"], "work": 1},
+        on="4090l", then=["4080l", "5090"],
         running=[loaded("5090", "chat", 20), loaded("5090", "pose", 2), loaded("5090", "asr", 4)],
     ),
     Case(
