@@ -88,12 +88,11 @@ def _coverage(suites: Sequence[Suite]) -> list[Line]:
 
 def _say(results: Iterable[Result], broken: Iterable[Failure], lines: Iterable[Line] | None, *, quiet: bool) -> None:
     from dgpunet_dask.placement.cases import coverage, properties
-    from dgpunet_dask.placement.cases.run import details
 
     for result in results:
         if not (quiet and result.passed):
             click.echo(printable(f"{'ok  ' if result.passed else 'FAIL'}  {result.case.name}  {result.file}:{result.case.line}"))
-        _indented(() if result.passed else [*result.faults, *details(result)])
+        _indented(() if result.passed else [*result.faults, *result.details])
     for failure in broken:
         click.echo(printable(f"FAIL  property: {failure.name}"))
         _indented(properties.told(failure))
@@ -125,6 +124,8 @@ def _document(
 
 
 def _row(result: Result) -> dict[str, Any]:
+    from dgpunet_dask.placement.run import Run
+
     row = {
         "name": result.case.name,
         "file": result.file,
@@ -132,10 +133,11 @@ def _row(result: Result) -> dict[str, Any]:
         "passed": result.passed,
         "faults": list(result.faults),
     }
-    if result.course is None:
-        return row | _decision(result.decisions[0])
-    left = {**result.course.waiting, **result.course.never, **result.course.held}
-    return row | {"counts": dict(result.course.counts), "makespan_s": result.course.makespan_s, "left": left}
+    if result.decision is not None:
+        return row | _decision(result.decision)
+    course = result.course or Run()
+    left = {**course.waiting, **course.never, **course.held}
+    return row | {"counts": dict(course.counts), "makespan_s": course.makespan_s, "left": left}
 
 
 def _decision(decision: Decision) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dgpunet_dask.model.decision import Decision
 from dgpunet_dask.model.policy import Policy
 from dgpunet_dask.placement.cases.values import Case, Suite
-from dgpunet_dask.placement.explain import explain
+from dgpunet_dask.placement.explanation import explanation, lines
 from dgpunet_dask.placement.place import place
 from dgpunet_dask.placement.run import Arrival, Run
 from dgpunet_dask.placement.simulate import simulate
@@ -18,14 +18,21 @@ from dgpunet_dask.placement.simulate import simulate
 class Result:
     """What became of a case.
 
-    `faults`: each way in which it is not as wanted, none where it passed. `decisions`: upon the single work, or upon each kind of
-    unit before the burst. `course`: of a burst.
+    Parameters
+    ----------
+    faults
+        Each way in which it is not as wanted, none where it passed.
+    details
+        What a failure needs to be understood, in lines.
+    decision, course
+        Upon a single unit, or of a burst.
     """
 
     file: str
     case: Case
     faults: tuple[str, ...] = ()
-    decisions: tuple[Decision, ...] = ()
+    details: tuple[str, ...] = ()
+    decision: Decision | None = None
     course: Run | None = None
 
     @property
@@ -46,15 +53,17 @@ def run_case(case: Case, policy: Policy, file: str = "") -> Result:
         return _burst(case, policy, file)
     decision = place(case.fleet, case.submit, policy)
     faults = (*_outcome_faults(case, decision), *_reason_faults(case, decision))
-    return Result(file=file, case=case, faults=faults, decisions=(decision,))
+    details = tuple(_details(case, policy)) if faults else ()
+    return Result(file=file, case=case, faults=faults, details=details, decision=decision)
 
 
 def _burst(case: Case, policy: Policy, file: str) -> Result:
     numbered = ((i, unit, burst.demand) for i, burst in enumerate(case.bursts) for unit in range(burst.count))
     arrivals = [Arrival(id=f"{i + 1}.{unit + 1}", demand=demand) for i, unit, demand in numbered]
     course = simulate(case.fleet, policy, arrivals)
-    decisions = tuple(place(case.fleet, burst.demand, policy) for burst in case.bursts)
-    return Result(file=file, case=case, faults=tuple(_burst_faults(case, course)), decisions=decisions, course=course)
+    faults = tuple(_burst_faults(case, course))
+    details = tuple(_details(case, policy, course)) if faults else ()
+    return Result(file=file, case=case, faults=faults, details=details, course=course)
 
 
 def _burst_faults(case: Case, course: Run) -> Iterator[str]:
@@ -109,14 +118,13 @@ def _reason_faults(case: Case, decision: Decision) -> Iterator[str]:
             yield f"wanted {device} refused as {code}, but its first reason is {verdicts[0].code}"
 
 
-def details(result: Result) -> list[str]:
-    """Return all that a failure needs to be understood, in lines: what a burst came to, each ranking, and each table of reasons."""
-    lines = []
-    if result.course is not None:
-        counts = [f"{device} {units}" for device, units in sorted(result.course.counts.items())]
-        left = len(result.course.waiting) + len(result.course.never) + len(result.course.held)
-        lines.append(f"units: {', '.join(counts) or 'none'}; {left} left; the last ended after {result.course.makespan_s:.3f} s")
-    for i, decision in enumerate(result.decisions, start=1):
-        what = result.case.name if result.course is None else f"units {i}.*, before the burst"
-        lines += explain(decision, what).splitlines()
-    return lines
+def _details(case: Case, policy: Policy, course: Run | None = None) -> Iterator[str]:
+    """Yield all that a failure needs to be understood: what a burst came to, and each ranking and table of reasons."""
+    if course is not None:
+        counts = [f"{device} {units}" for device, units in sorted(course.counts.items())]
+        left = len(course.waiting) + len(course.never) + len(course.held)
+        yield f"units: {', '.join(counts) or 'none'}; {left} left; the last ended after {course.makespan_s:.3f} s"
+    if case.submit is not None:
+        yield from lines(explanation(case.fleet, case.submit, policy), case.name)
+    for i, burst in enumerate(case.bursts, start=1):
+        yield from lines(explanation(case.fleet, burst.demand, policy), f"units {i}.*, before the burst")

@@ -47,7 +47,7 @@ def test_a_failure_is_code_3_with_the_whole_table(tmp_path: Path, capfd: pytest.
     assert run(["policy", "test", str(file), "--no-properties"]) == 3
     lines = capfd.readouterr().out.splitlines()
     assert lines[:3] == [f"ok    denied there  {file}:5", f"FAIL  wrong  {file}:6", "      wanted on big, but it goes on small"]
-    assert any("denied" in line and "not device big" in line for line in lines)
+    assert any("big  denied: needs not device big, has device big" in line and "policy.yaml:3 (r)" in line for line in lines)
     assert lines[-1] == "1 passed, 1 failed"
 
 

@@ -9,7 +9,7 @@ import pytest
 from dgpunet_dask.cluster.policy_tests import find_cases, load_suites
 from dgpunet_dask.placement.cases.coverage import coverage
 from dgpunet_dask.placement.cases.properties import failures, told
-from dgpunet_dask.placement.cases.run import Result, details, run_suite
+from dgpunet_dask.placement.cases.run import Result, run_suite
 from tests.helpers import ROOT
 
 FILES = find_cases([ROOT / "policies" / "tests"])
@@ -19,7 +19,7 @@ RESULTS = [result for suite in SUITES for result in run_suite(suite)]
 
 @pytest.mark.parametrize("result", RESULTS, ids=lambda result: result.case.name)
 def test_a_shipped_case(result: Result) -> None:
-    assert result.passed, "\n".join([*result.faults, *details(result)])
+    assert result.passed, "\n".join([*result.faults, *result.details])
 
 
 def test_there_are_cases_for_each_rule() -> None:

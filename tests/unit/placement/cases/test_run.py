@@ -6,7 +6,7 @@ import pytest
 
 from dgpunet_dask.model.policy import NO_POLICY, Policy
 from dgpunet_dask.placement.cases.case_file import parse_cases
-from dgpunet_dask.placement.cases.run import Result, details, run_suite
+from dgpunet_dask.placement.cases.run import Result, run_suite
 from dgpunet_dask.placement.fleet_file import parse_fleet
 from dgpunet_dask.placement.policy_file import parse_policy
 from tests.helpers import ROOT
@@ -96,15 +96,16 @@ def test_what_is_otherwise_fails_and_says_how(body: str, fault: str) -> None:
     assert not result.passed
 
 
-def test_a_failure_is_told_with_ranking_and_table() -> None:
-    told = "\n".join(details(run('submit: {stage: embed, model: bge-fp8}\n  want: {on: "3090"}', FP8)))
+def test_a_failure_is_told_with_ranking_reasons_and_policy_lines() -> None:
+    told = "\n".join(run('submit: {stage: embed, model: bge-fp8}\n  want: {on: "3090"}', FP8).details)
     assert "5090  100.0 = finish 100.0" in told
-    assert "compute_capability" in told
-    assert "not role chat-llm" in told
+    assert "compute_capability: needs >=8.9, has 8.6 [p.yaml:5 (embed-fp8)]" in told
+    assert "denied: needs not role chat-llm" in told
+    assert run('submit: {stage: embed, model: bge-fp8}\n  want: {on: "5090"}', FP8).details == ()
 
 
 def test_a_burst_that_fails_is_told_with_its_counts() -> None:
-    first, second, *table = details(run('submit_all: {count: 2, demand: {vram: 30GiB, work: 42s}}\n  want: {placed: {"5090": 1}}'))
+    first, second, *table = run('submit_all: {count: 2, demand: {vram: 30GiB, work: 42s}}\n  want: {placed: {"5090": 1}}').details
     assert first == "units: 5090 2; 0 left; the last ended after 20.000 s"
     assert second.startswith("units 1.*, before the burst: ")
     assert any("vram_total" in line for line in table)
