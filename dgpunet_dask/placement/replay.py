@@ -8,7 +8,7 @@ failed, were lost or ran out of memory are no units of their own: the simulation
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -80,9 +80,10 @@ def scenario_of(records: Sequence[Record], fleet: Fleet | None = None) -> Scenar
     devices = {d.name: d for r in records if isinstance(r, FleetRecord) for d in r.devices} or dict(recorded.by_name)
     lives, notes = _lives(records)
     ends = {r.id: r.t - start for r in records if isinstance(r, EndRecord)}
+    known = {r.id for r in records if isinstance(r, SubmitRecord)}
     ended = [life.end for life in lives if life.end is not None and life.end.outcome == "done"]
     return Scenario(
-        fleet=_at_start(recorded, ends, notes) if fleet is None else fleet,
+        fleet=_at_start(recorded, known, ends, notes) if fleet is None else fleet,
         arrivals=tuple(_arrival(life, devices, start) for life in lives),
         changes=tuple(_changes(records, start, None if fleet is None else frozenset(fleet.by_name))),
         estimates=_estimates(records, lives, devices),
@@ -133,10 +134,15 @@ def _work_s(end: EndRecord | None, devices: Mapping[str, Device]) -> float | Non
     return end.seconds * min(devices[name].speed for name in end.devices) / max(1, end.share)
 
 
-def _at_start(fleet: Fleet, ends: Mapping[str, float], notes: list[str]) -> Fleet:
-    """Return `fleet` with what ran there at the start until it ended; what is not known to have ended is left out."""
+def _at_start(fleet: Fleet, known: Collection[str], ends: Mapping[str, float], notes: list[str]) -> Fleet:
+    """Return `fleet` with what ran there at the start until it ended.
+
+    Units that the log knows (`known`) come as arrivals; what is not known to have ended is left out.
+    """
     charges, endless = [], 0
     for charge in fleet.charges:
+        if charge.kind == "activation" and charge.holder.partition(" #")[0] in known:
+            continue
         if charge.kind == "activation" and charge.ends_s is None and charge.holder not in ends:
             endless += 1
         else:
@@ -178,10 +184,7 @@ def _between(old: Fleet, new: Fleet, at_s: float) -> Iterable[Change]:
 
 
 def _estimates(records: Iterable[Record], lives: Iterable[_Life], devices: Mapping[str, Device]) -> Estimates:
-    """Return what had been learned when the log began; where it does not tell, what its own units teach."""
-    found = next((r for r in records if isinstance(r, EstimatesRecord)), None)
-    if found is not None:
-        return found.estimates
+    """Return what had been learned when the log began; of stages that it does not tell of, what its own units teach."""
     learned = NO_ESTIMATES
     for life in lives:
         work_s, end = _work_s(life.end, devices), life.end
@@ -192,7 +195,8 @@ def _estimates(records: Iterable[Record], lives: Iterable[_Life], devices: Mappi
             learned = learned.with_run(stage, model, device_class(device), end.seconds, speed=device.speed, share=end.share)
         if end.load_s:
             learned = learned.with_load(stage, model, device_class(device), end.load_s)
-    return learned
+    found = next((r for r in records if isinstance(r, EstimatesRecord)), None)
+    return learned if found is None else found.estimates.joined(learned)
 
 
 # What comes of it

@@ -110,7 +110,7 @@ CASES = [
     ),
     Case(
         "alone on the card sends idle models away",
-        {"vram": "1GiB", "exclusive": True},
+        {"vram": "1GiB", "exclusive": True, "work": 10},
         on="5090", evict=["chat"], running=[loaded("5090", "chat", 1)],
     ),
     Case(
