@@ -34,7 +34,7 @@ class Demand:
     gpus, same_host
         Number of cards, and whether they must share a host. ``gpus=0``: no card at all, a host's CPU (`cpu_ok` is then implied).
     cpu_ok
-        Whether a host's CPU will do where no card of the fleet can ever hold the work.
+        Whether a host's CPU will do as well, where it would be done there before any card.
     exclusive
         Alone on its device.
     priority
