@@ -111,8 +111,17 @@ def _told(found: dict[str, Any]) -> Iterator[str]:
         yield f"{found['light']} light tasks run on CPU workers, or are about to"
     for group in found["waiting"]:
         yield from lines(group, f"{group['stage']}, {group['units']} waiting")
+        yield from _turn(group)
     if found["state"] in {"queued", "running"} and not (found["running"] or found["waiting"] or found["light"]):
         yield "no unit waits for a device: the job reads its input, or ends"
+
+
+def _turn(group: dict[str, Any]) -> Iterator[str]:
+    """Yield what the order of waiting work means for a group."""
+    if group["queue"]["kept"]:
+        yield f"  queue  : {', '.join(group['queue']['kept'])} is kept free for it, since {group['queue']['passed']} others went before it"
+    elif group["outcome"] == "placed":
+        yield "  queue  : other work has its turn first: by priority, by age, or by the share that its user has had"
 
 
 def event_line(event: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ def device_row(fleet: Fleet, device: Device, speeds: Mapping[str, float]) -> dic
         "speed": device.speed,
         "measured_speed": speeds.get(device_class(device)),
         "running": sorted(c.holder for c in charges if c.kind in {"activation", "lease"}),
-        "residents": sorted(c.holder for c in charges if c.kind == "resident"),
+        "residents": sorted(c.stage or c.holder for c in charges if c.kind == "resident"),
     }
 
 

@@ -42,6 +42,8 @@ class Explaining:
         Give what is in force and what has been learned.
     jobs
         Gives the jobs.
+    queue
+        Gives what the scheduler's plugin says of one task.
     """
 
     def __init__(
@@ -50,8 +52,9 @@ class Explaining:
         policy: Callable[[], Policy],
         estimates: Callable[[], Awaitable[Estimates]],
         jobs: Callable[[], Jobs],
+        queue: Callable[[str], Awaitable[Mapping[str, Any]]],
     ) -> None:
-        self.live, self.policy, self.estimates, self.jobs = live, policy, estimates, jobs
+        self.live, self.policy, self.estimates, self.jobs, self.queue = live, policy, estimates, jobs, queue
 
     async def fleet(self) -> dict[str, Any]:
         """Return hosts, devices, charges and states, and under ``speeds`` what was measured by device class."""
@@ -79,9 +82,11 @@ class Explaining:
         fleet, policy, estimates = await self.live(), self.policy(), await self.estimates()
         running = [(str(c.stage or c.holder), c.device) for c in fleet.charges if c.kind == "activation" and _job(c.holder) == job_id]
         holders = {c.holder for c in fleet.charges}
-        waiting = [(stage, demand) for stage, key, demand in tasks if demand is not None and key not in holders]
+        waiting = {key: (stage, demand) for stage, key, demand in tasks if demand is not None and key not in holders}
+        first = {asked: key for key, asked in reversed(waiting.items())}
         groups = [
-            {"stage": stage, "units": n, **explanation(fleet, demand, policy, estimates)} for (stage, demand), n in _counted(waiting)
+            {"stage": asked[0], "units": n, "queue": await self._turn(first[asked]), **explanation(fleet, asked[1], policy, estimates)}
+            for asked, n in _counted(waiting.values())
         ]
         return {
             "job_id": status.job_id,
@@ -94,6 +99,11 @@ class Explaining:
             "light": sum(demand is None for _, _, demand in tasks),
             "policy": policy.digest,
         }
+
+    async def _turn(self, key: str) -> dict[str, Any]:
+        """Return how often others went before a waiting task on devices that it could use, and which devices are kept free for it."""
+        found = await self.queue(key)
+        return {"passed": found.get("passed", 0), "kept": found.get("kept", [])}
 
 
 def _job(holder: str) -> str | None:

@@ -214,7 +214,7 @@ class Head:
             service=self.service,
             status=self.status,
             placements=self.placements,
-            why=Explaining(self.live, lambda: self.policies.policy, self.learned, lambda: jobs),
+            why=Explaining(self.live, lambda: self.policies.policy, self.learned, lambda: jobs, self._queue),
             policy=self.policies.status,
             reload=self.policies.reload,
             shutdown=self.stop,
@@ -298,6 +298,9 @@ class Head:
     async def live(self) -> Fleet:
         """Return the fleet as the scheduler's plugin sees it now."""
         return at_time(live_fleet(await self._ask("dgpunet_fleet")), self.policies.clock.wall())
+
+    async def _queue(self, key: str) -> dict[str, Any]:
+        return dict(await self._ask("dgpunet_explain", key=key))
 
     async def learned(self) -> Estimates:
         """Return the estimates that the scheduler's plugin decides by."""
