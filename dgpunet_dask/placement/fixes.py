@@ -74,10 +74,20 @@ def nearest(fleet: Fleet, demand: Demand, policy: Policy, estimates: Estimates =
         return None
     waits = any(not verdicts[0].never for verdicts in refused.values())
     found = []
-    for device in fleet.devices:
+    for device in fleet.devices if waits or demand.gpus > 1 else _kinds(fleet, policy):
         fix = _for_device(fleet, device, demand, policy, estimates, waits=waits)
         found += [] if fix is None else [fix]
     return min(found, key=lambda pair: _order(fleet, *pair))[1] if found else None
+
+
+def _kinds(fleet: Fleet, policy: Policy) -> list[Device]:
+    """Return the first of all devices that differ in no fact and that no selector of the policy tells apart."""
+    kinds: dict[Any, Device] = {}
+    for device in fleet.devices:
+        host = fleet.host_by_name[device.host]
+        picked = tuple(selector.picks(device, host) for selector in policy.selectors)
+        kinds.setdefault((replace(device, name="", host="", uuid=None), replace(host, name=""), picked), device)
+    return list(kinds.values())
 
 
 def _order(fleet: Fleet, cost: float, fix: Fix) -> tuple[bool, int, float, str]:
