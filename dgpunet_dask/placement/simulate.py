@@ -16,6 +16,7 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Literal
 
 from dgpunet_dask.model.decision import Decision
@@ -124,9 +125,9 @@ class Simulation:
         started = self.now
         self._enter_fleet()
         for number, arrival in enumerate(arrivals):
-            self._at(arrival.at_s, _ARRIVES, lambda a=arrival, n=number: self._arrive(a, n))  # type: ignore[misc]
+            self._at(arrival.at_s, _ARRIVES, partial(self._arrive, arrival, number))
         for change in changes:
-            self._at(change.at_s, _CHANGES, lambda c=change: self._change(c))  # type: ignore[misc]
+            self._at(change.at_s, _CHANGES, partial(self._change, change))
         while self._events:
             self.now = max(self.now, self._events[0][0])
             while self._events and self._events[0][0] <= self.now:
@@ -149,8 +150,7 @@ class Simulation:
         for charge in fleet.charges:
             self._charge(charge)
             if charge.ends_s is not None:
-                gone = lambda c=charge: self._let_go(c.holder, (c.device,), c.stage)  # noqa: E731
-                self._at(self.now + charge.ends_s, _ENDS, gone)
+                self._at(self.now + charge.ends_s, _ENDS, partial(self._let_go, charge.holder, (charge.device,), charge.stage))
 
     def _charge(self, charge: Charge) -> None:
         self.pool.charge(charge)
@@ -317,7 +317,7 @@ class Simulation:
         expected = request.work_s * len(charges)
         self.shares.add(request.demand.user, expected)
         self._running[holder] = _Running(unit, plan, decision.devices, self.now, load_s, evicted, share, work_s - expected, overran)
-        self._at(self.now + ends_s, _ENDS, lambda r=self._running[holder]: self._end_if(holder, r))  # type: ignore[misc]
+        self._at(self.now + ends_s, _ENDS, partial(self._end_if, holder, self._running[holder]))
         self._pass_others(line, unit, decision.devices)
 
     def _evict(self, decision: Decision) -> Iterator[str]:
