@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from dgpunet_dask.placement.fleet_file import parse_fleet
+from dgpunet_dask.placement.policy_file import parse_policies
 from dgpunet_dask.placement.trace import PlaceRecord, PolicyRecord, parse_trace
 from tests.helpers import until
 
@@ -193,4 +196,35 @@ def test_a_terminated_head_command_takes_all_along(site, two_cards):
     site.until(site.home.head_file.exists)
     head.terminate()
     assert head.wait(30) == 0
+    assert site.left() == []
+
+
+@pytest.mark.long
+def test_a_scheduler_that_starts_again_applies_the_same_policy(site, two_cards, gated, policy, tmp_path):
+    site.up("--simulate", two_cards, "--policy", policy)
+    (old,) = site.pids("dask_scheduler")
+    os.kill(old, signal.SIGKILL)
+    (tmp_path / "gate").touch()
+    code, out, err = site.run("submit", gated, "--set", f"gate={tmp_path / 'gate'}", "--json")
+    assert code == 0, err
+    placed = [e for e in _events(site, json.loads(out)["job_id"]) if e["kind"] == "placement"]
+    assert {e["device"] for e in placed} == {"a"}
+
+
+def _events(site, job):
+    code, out, err = site.run("jobs", "logs", job, "--json")
+    assert code == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_a_command_without_a_head_follows_the_policies_of_its_home(site, gated, tmp_path):
+    human = site.home.policy / "human"
+    human.mkdir(parents=True)
+    (human / "p.yaml").write_text("version: 1\nrules:\n- {name: none, match: {stage: work}, allow: [], require: {vrm: 1GiB}}\n")
+    code, _, err = site.run("submit", gated, "--set", "gate=x")
+    assert code == 2
+    assert f"{human / 'p.yaml'}:3:" in err
+    (human / "p.yaml").write_text("version: 1\nrules:\n- {name: none, match: {stage: numbers}, deny: [{device: '*'}]}\n")
+    plan = told(site, "submit", gated, "--set", "gate=x", "--dry-run")
+    assert plan["policy"] == parse_policies([((human / "p.yaml").read_text(), "p", "human")]).digest
     assert site.left() == []
