@@ -99,7 +99,7 @@ class Plan:
 
     def evict(self, slot: Slot) -> tuple[str, ...]:
         """Return the idle residents that must leave `slot`, which will do now, before the demand fits."""
-        if not any([c.evictable for c in slot.charges.values()]):
+        if not any(c.evictable for c in slot.charges.values()):
             return ()
         return tuple(sorted(candidate(slot.device, slot.host, tuple(slot.charges.values()), self.field).evict))
 

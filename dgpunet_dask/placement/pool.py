@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from dgpunet_dask.model.decision import Decision
 from dgpunet_dask.model.demand import Demand
@@ -29,19 +29,17 @@ from dgpunet_dask.placement.slots import MEMO_MAX, OVERDUE, DeviceClass, End, Gr
 _SAME_S: Final = 1e-9
 
 
-class Chance(NamedTuple):
-    """A device that will do now, the lowest name of its group."""
-
-    offer: Offer
-    name: str
-    group: Group
+#: A device that will do now, the lowest name of its group.
+Chance: TypeAlias = tuple[Offer, str, Group]
+#: Devices that units wait for by choice, and the seconds that each keeps them.
+Ahead: TypeAlias = tuple[tuple[str, float], ...]
 
 
 class Choice(NamedTuple):
     """What a unit gets: a slot or nothing. `ahead`: devices that units before it wait for by choice, and the seconds that each keeps it."""
 
     slot: Slot | None
-    ahead: tuple[tuple[str, float], ...] = ()
+    ahead: Ahead = ()
 
 
 _NOTHING: Final = Choice(None)
@@ -144,7 +142,7 @@ class Pool:
         slot = kind.slots[device.name] = Slot(device, host, kind, state)
         if old is not None:
             slot.charges, slot.ends, slot.version = old.charges, old.ends, old.version
-            slot.activations, slot.charged_mib, slot.shares = old.activations, old.charged_mib, old.shares
+            slot.activations, slot.charged_mib, slot.shares, slot.limit = old.activations, old.charged_mib, old.shares, old.limit
         self._slots[device.name] = slot
         self._regroup(slot)
         self._epoch += 1
@@ -198,6 +196,11 @@ class Pool:
         """Return the device's slot, to be read only."""
         return self._slots[name]
 
+    def slots_of(self, names: Iterable[str]) -> list[Slot]:
+        """Return the slots of several devices, to be read only."""
+        slots = self._slots
+        return [slots[name] for name in names]
+
     # Charges
 
     def charge(self, charge: Charge) -> None:
@@ -231,7 +234,8 @@ class Pool:
         for name in names:
             slot = self._slots[name]
             slot.take(holder)
-            slot.ends.pop(holder, None)
+            if slot.ends:
+                slot.ends.pop(holder, None)
             self._regroup(slot)
         return names
 
@@ -242,22 +246,25 @@ class Pool:
             self._held.pop(holder, None)
 
     def _regroup(self, slot: Slot) -> None:
+        """Put `slot` where its load belongs. Runs twice for each unit, hence the plain way in which it is written."""
         self._fleet = None
         slot.version += 1
-        kind, full = slot.kind, slot.full
-        shares = slot.is_gpu and slot.activations > (1 if full else 0)
+        kind, units = slot.kind, slot.activations
+        full = slot.is_gpu and slot.limit <= units
+        shares = slot.is_gpu and units > (1 if full else 0)
         if shares != slot.shares:
             slot.shares = shares
             self._shared += 1 if shares else -1
         if slot.group is not None:
             kind.leave(slot)
-        if slot.state == "running" and not slot.device.cordoned:
+        if slot.usable:
             if not full:
                 kind.enter(slot)
-            if slot.activations or slot.ends:
+            if units or slot.ends:
                 kind.busy[slot.name] = slot
                 return
-        kind.busy.pop(slot.name, None)
+        if slot.name in kind.busy:
+            del kind.busy[slot.name]
 
     # Deciding
 
@@ -280,26 +287,30 @@ class Pool:
         chances = self._chances(plan, barred)
         if not chances:
             return _NOTHING
-        best_s = chances[0].offer.finish_s if len(chances) == 1 else min(c.offer.finish_s for c in chances)
-        ahead = self._ahead(plan, best_s, chances, barred, waiting) if plan.may_wait else ()
+        alone = len(chances) == 1
+        best_s = chances[0][0].finish_s if alone else min([offer.finish_s for offer, _, _ in chances])
+        ahead: Ahead = ()
+        if plan.may_wait and plan.least_s < best_s - _SAME_S:
+            ahead = self._ahead(plan, best_s, chances, barred, waiting)
         if len(ahead) >= waiting:
             return Choice(None, ahead)
-        best = chances[0] if len(chances) == 1 else self._best(plan, best_s, chances, barred)
-        return Choice(self._slots[best.name], ahead)
+        best = chances[0] if alone else self._best(plan, best_s, chances, barred)
+        return Choice(self._slots[best[1]], ahead)
 
     def _chances(self, plan: Plan, barred: Collection[str]) -> list[Chance]:
         found = []
         for kind in plan.able:
-            for group in kind.open.values():
-                offer = plan.offer(group)
-                name = group.first(barred) if offer is not None else None
-                if name is not None:
-                    found.append(Chance(offer, name, group))  # type: ignore[arg-type]  # a name needs an offer
+            if kind.open:
+                for group in kind.open.values():
+                    offer = plan.offer(group)
+                    name = group.first(barred) if offer is not None else None
+                    if offer is not None and name is not None:
+                        found.append((offer, name, group))
         return found
 
     def _best(self, plan: Plan, best_s: float, chances: Iterable[Chance], barred: Collection[str]) -> Chance:
         fastest = self._fastest(barred) if plan.request.prefer is not None else 0.0
-        return min(chances, key=lambda c: (-plan.total(c.group, c.offer, best_s, fastest), c.offer.left_mib, c.name))
+        return min(chances, key=lambda c: (-plan.total(c[2], c[0], best_s, fastest), c[0].left_mib, c[1]))
 
     def _fastest(self, barred: Collection[str]) -> float:
         """Return the greatest speed in the fleet without `barred`."""
@@ -308,23 +319,23 @@ class Pool:
 
     def _ahead(
         self, plan: Plan, best_s: float, chances: Iterable[Chance], barred: Collection[str], waiting: int
-    ) -> tuple[tuple[str, float], ...]:
+    ) -> Ahead:
         """Return, for those of `waiting` units that busy devices finish before `best_s`, which device and how long it is kept.
 
         Where more wait than busy devices could finish by then, one of them takes what is free in any case, so none is looked at.
         """
         if not plan.waits:  # then it is only the CPU that is kept off
-            best = min(chances, key=lambda c: (c.offer.finish_s, c.name))
-            if best.group.kind.is_gpu:
+            best = min(chances, key=lambda c: (c[0].finish_s, c[1]))
+            if best[2].kind.is_gpu:
                 return ()
-        guess, limit = not plan.request.known, best_s - _SAME_S
+        guess, limit = not plan.known, best_s - _SAME_S
         kinds = [k for k in plan.able if k.busy and (k.is_gpu or not guess) and plan.run_s(k) < limit]
         if not kinds or (waiting > 1 and waiting > sum(k.size * _rounds(limit, plan.request.run_s(k.device)) for k in kinds)):
             return ()
         return self._booking(plan, [slot for k in kinds for slot in k.busy.values() if slot.name not in barred], limit, waiting)
 
-    def _booking(self, plan: Plan, slots: Iterable[Slot], limit: float, waiting: int) -> tuple[tuple[str, float], ...]:
-        guess = not plan.request.known
+    def _booking(self, plan: Plan, slots: Iterable[Slot], limit: float, waiting: int) -> Ahead:
+        guess = not plan.known
         heap: list[tuple[float, str]] = []
         for slot in slots:
             if slot.group is None or plan.offer(slot.group) is None:
@@ -346,7 +357,7 @@ class Pool:
 
     def doubted_s(self, plan: Plan, names: Iterable[str]) -> float:
         """Return the moment from which some of the busy devices `names` are not believed to come free any more, infinite if never."""
-        return min((plan.free(self._slots[name], self.now, guess=not plan.request.known).until_s for name in names), default=NEVER_S)
+        return min((plan.free(self._slots[name], self.now, guess=not plan.known).until_s for name in names), default=NEVER_S)
 
     def place(
         self, demand: Demand, *, verdicts: bool = False, barred: Collection[str] = (), among: Collection[str] | None = None

@@ -112,7 +112,7 @@ class Slot:
     """
 
     __slots__ = (
-        "activations", "charged_mib", "charges", "device", "ends", "group", "host", "is_gpu", "kind", "name", "shares", "state",
+        "activations", "charged_mib", "charges", "device", "ends", "group", "host", "is_gpu", "kind", "limit", "name", "shares", "state",
         "usable_mib", "version",
     )  # fmt: skip
 
@@ -120,6 +120,7 @@ class Slot:
         self.charges: dict[str, Charge] = {}
         self.ends: dict[str, End] = {}
         self.activations = 0
+        self.limit = 1  # of the units that run here, the smallest number that may share it
         self.charged_mib = 0
         self.group: Group | None = None
         self.version = 0
@@ -135,13 +136,19 @@ class Slot:
         """Note `charge`, whose holder has none here."""
         self.charges[charge.holder] = charge
         self.charged_mib += charge.vram_mib
-        self.activations += charge.kind == "activation"
+        if charge.kind == "activation":
+            self.activations += 1
+            limit = charge.share or 1
+            self.limit = limit if self.activations == 1 else min(limit, self.limit)
 
     def take(self, holder: str) -> None:
         """Drop the charge of `holder`."""
         charge = self.charges.pop(holder)
         self.charged_mib -= charge.vram_mib
-        self.activations -= charge.kind == "activation"
+        if charge.kind == "activation":
+            self.activations -= 1
+            if self.activations:
+                self.limit = min(c.share or 1 for c in self.charges.values() if c.kind == "activation")
 
     @property
     def usable(self) -> bool:
@@ -151,9 +158,7 @@ class Slot:
     @property
     def full(self) -> bool:
         """Whether no unit at all may join those that run here."""
-        if not self.is_gpu or not self.activations:
-            return False
-        return self.activations >= min(c.share or 1 for c in self.charges.values() if c.kind == "activation")
+        return self.is_gpu and self.activations > 0 and self.activations >= self.limit
 
     def remaining_s(self, holder: str, now: float) -> float | None:
         """Return the seconds until `holder` lets go, ``None`` where that is not known or not believed any more."""

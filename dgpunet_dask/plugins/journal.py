@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from dgpunet_dask.model.decision import Decision
 from dgpunet_dask.model.demand import Demand
@@ -31,6 +31,8 @@ from dgpunet_dask.placement.trace import (
 )
 
 if TYPE_CHECKING:
+    from dask.typing import Key
+
     from dgpunet_dask.placement.trace import Record
 
 #: Events that are kept.
@@ -41,47 +43,19 @@ ESTIMATES_EVERY_S: Final = 60.0
 Sources = Iterable[tuple[str, str, Layer]]
 
 
-class Placed(NamedTuple):
-    """A unit was placed. `fleet` is told apart by its count until somebody asks."""
-
-    t: float
-    id: str
-    devices: tuple[str, ...]
-    policy: str
-
-    def record(self, fleet: str) -> PlaceRecord:
-        """Return what stands in the log."""
-        return PlaceRecord(self.t, self.id, "placed", self.devices, fleet=fleet, policy=self.policy)
+#: What comes with every unit is kept as (kind, t, id, …) until somebody asks.
+Short: TypeAlias = tuple[Any, ...]
 
 
-class Submitted(NamedTuple):
-    """A unit began to wait."""
-
-    t: float
-    id: str
-    demand: Demand
-
-    def record(self, fleet: str) -> SubmitRecord:
-        """Return what stands in the log."""
-        return SubmitRecord(self.t, self.id, self.demand)
-
-
-class Left(NamedTuple):
-    """A unit left its devices."""
-
-    t: float
-    id: str
-    outcome: Ended
-    devices: tuple[str, ...]
-    seconds: float | None
-    share: int
-
-    def record(self, fleet: str) -> EndRecord:
-        """Return what stands in the log."""
-        return EndRecord(self.t, self.id, self.outcome, self.devices, self.seconds, self.share)
-
-
-_LATER: Final = (Submitted, Placed, Left)
+def _record(event: Short, fleet: str) -> Record:
+    """Return what a short event stands for in the log."""
+    kind, t, key, *rest = event
+    if kind == "submit":
+        return SubmitRecord(t, str(key), *rest)
+    if kind == "end":
+        return EndRecord(t, str(key), *rest)
+    devices, policy = rest
+    return PlaceRecord(t, str(key), "placed", devices, fleet=fleet, policy=policy)
 
 
 class Journal:
@@ -96,29 +70,32 @@ class Journal:
         self._estimates: Estimates = NO_ESTIMATES
         self._estimates_told: tuple[Estimates, float] = (NO_ESTIMATES, 0.0)
 
-    def _add(self, event: Submitted | Placed | Left | Record) -> None:
+    def _add(self, event: Short | Record) -> None:
         self.seq += 1
         self._events.append(event)
 
     # Noted by the pump and the plugin
 
-    def submitted(self, key: str, demand: Demand) -> None:
+    def submitted(self, key: Key, demand: Demand) -> None:
         """Note that a unit begins to wait."""
-        self._add(Submitted(self.wall(), key, demand))
+        self.seq += 1
+        self._events.append(("submit", self.wall(), key, demand))
 
-    def placed(self, key: str, devices: tuple[str, ...], policy: str) -> None:
+    def placed(self, key: Key, devices: tuple[str, ...], policy: str) -> None:
         """Note where a unit went."""
         if not self._fleet_known:
             self._note_fleet()
-        self._add(Placed(self.wall(), key, devices, policy))
+        self.seq += 1
+        self._events.append(("place", self.wall(), key, devices, policy))
 
     def decided(self, key: str, decision: Decision) -> None:
         """Note a full decision, with the reasons of each device."""
         self._add(PlaceRecord.of(self.wall(), key, decision, self._note_fleet()))
 
-    def left(self, key: str, outcome: Ended, devices: tuple[str, ...], seconds: float | None, share: int) -> None:
+    def left(self, key: Key, outcome: Ended, devices: tuple[str, ...], seconds: float | None, share: int) -> None:
         """Note how a unit ended, and what its call took if that is known."""
-        self._add(Left(self.wall(), key, outcome, devices, seconds, share))
+        self.seq += 1
+        self._events.append(("end", self.wall(), key, outcome, devices, seconds, share))
 
     def policy(self, digest: str, sources: Sources) -> None:
         """Note the policy in force from now on."""
@@ -166,5 +143,5 @@ class Journal:
         first = self.seq - len(self._events)  # of the one before the oldest that is kept
         start = max(seq, first) if seq <= self.seq else first  # a greater one is of an earlier scheduler
         events = itertools.islice(self._events, start - first, start - first + most)
-        lines = [to_line(event.record(self._fleet_id or "") if isinstance(event, _LATER) else event) for event in events]
+        lines = [to_line(_record(event, self._fleet_id or "") if isinstance(event, tuple) else event) for event in events]
         return {"lines": lines, "seq": start + len(lines), "dropped": max(0, first - seq) if seq <= self.seq else 0}

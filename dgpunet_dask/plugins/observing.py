@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 from dgpunet_dask.model.fleet import Device
 from dgpunet_dask.placement.estimate import NO_ESTIMATES, Estimates, device_class
@@ -17,12 +17,8 @@ from dgpunet_dask.placement.estimate import NO_ESTIMATES, Estimates, device_clas
 KEPT: Final = 32
 
 
-class Sample(NamedTuple):
-    """One unit: the seconds that it ran on a device of `speed` as one of `share`."""
-
-    seconds: float
-    speed: float
-    share: int
+#: The seconds that a unit ran, on a device of which speed, as one of how many.
+Sample: TypeAlias = tuple[float, float, int]
 
 
 class Observer:
@@ -39,7 +35,7 @@ class Observer:
         samples = self._seen.get(key)
         if samples is None:
             samples = self._seen[key] = deque(maxlen=KEPT)
-        samples.append(Sample(seconds, device.speed, share))
+        samples.append((seconds, device.speed, share))
 
     @property
     def news(self) -> bool:
@@ -49,8 +45,8 @@ class Observer:
     def fold(self) -> Estimates:
         """Return all that is known, with what was seen since the last time."""
         for (stage, model, kind), samples in self._seen.items():
-            for sample in samples:
-                self.own = self.own.with_run(stage, model, kind, sample.seconds, speed=sample.speed, share=sample.share)
+            for seconds, speed, share in samples:
+                self.own = self.own.with_run(stage, model, kind, seconds, speed=speed, share=share)
         self._seen.clear()
         return self.estimates
 
@@ -62,5 +58,5 @@ class Observer:
 
 def run_seconds(startstops: Iterable[Mapping[str, Any]] | None) -> float | None:
     """Return the seconds that a task computed, as Dask reports them; ``None`` where it does not."""
-    spans = [(s["start"], s["stop"]) for s in startstops or () if s.get("action") == "compute"]
-    return sum(stop - start for start, stop in spans) if spans else None
+    spans = [s["stop"] - s["start"] for s in startstops or () if s.get("action") == "compute"]
+    return sum(spans) if spans else None

@@ -21,6 +21,7 @@ from dgpunet_dask.model.decision import Decision
 from dgpunet_dask.model.policy import Policy
 from dgpunet_dask.placement.estimate import Estimates
 from dgpunet_dask.placement.feasible import whole_mib
+from dgpunet_dask.placement.fixes import nearest
 from dgpunet_dask.placement.order import Standing, Turns, gives_way
 from dgpunet_dask.placement.plans import NEVER_S, Plan
 from dgpunet_dask.placement.slots import Slot
@@ -118,7 +119,7 @@ class Pump:
         """Let a parked task wait for a device."""
         self.queues.push(record, self._plan_of)
         if record.signature.error is None:
-            self.journal.submitted(str(record.key), record.signature.demand)
+            self.journal.submitted(record.key, record.signature.demand)
         self.arm()
 
     def _plan_of(self, signature: Signature) -> Plan | None:
@@ -329,9 +330,10 @@ class Pump:
 
     def left(self, record: Record) -> int:
         """Count what a task has used that is about to leave its devices; return one of how many units it was there."""
-        slots = [self.book.pool.slot(name) for name in record.devices]
+        slots = self.book.pool.slots_of(record.devices)
         self.usage.stop(record, slots, self.clock())
-        return max((slot.activations for slot in slots if slot.is_gpu), default=1)
+        slot = slots[0]
+        return slot.activations if slot.is_gpu else 1
 
     def _undo_unless_moved(self, record: Record) -> None:
         """Take back a placement that Dask did not accept."""
@@ -388,7 +390,10 @@ class Pump:
         decision = self.decide(signature, verdicts=True)
         verdicts = [v.to_json() for v in decision.first_verdicts]
         self.journal.decided(signature.name, decision)
-        return Unplaceable(what=f"a demand of {signature.name}", summary=decision.summary(), verdicts=verdicts)
+        pool = self.book.pool
+        fix = nearest(pool.fleet(), signature.demand, pool.policy, pool.estimates)
+        what = f"a demand of {signature.name}"
+        return Unplaceable(what=what, summary=decision.summary(), verdicts=verdicts, fix=None if fix is None else str(fix))
 
     def _fail(self, record: Record, error: DgpunetError) -> None:
         """Let the task err with `error`."""

@@ -95,11 +95,11 @@ class Queue:
         """Return the sort key among queues. Only for a queue that is not empty."""
         entry = self.first()
         assert entry is not None
-        request = None if self.plan is None else self.plan.request
-        if request is None:
+        if self.plan is None:
             return standing(priority=None, aged=self.aged, share=0.0, work_s=0.0, arrival=entry[:2])
-        share, priority = share_of(request.demand.user), request.demand.priority
-        return standing(priority=priority, aged=self.aged, share=share, work_s=request.work_s, arrival=entry[:2])
+        demand = self.plan.request.demand
+        share, work_s = share_of(demand.user), self.plan.work_s
+        return standing(priority=demand.priority, aged=self.aged, share=share, work_s=work_s, arrival=entry[:2])
 
     def __len__(self) -> int:
         return len(self._line) + len(self._late)

@@ -199,9 +199,11 @@ class PlacementPlugin(SchedulerPlugin):
         """Free the charge of a task that left its worker, or let it linger while the call may run on; hold the task again."""
         seconds = run_seconds(startstops) if finish == "memory" else None
         share = self.pump.left(record)
-        self.journal.left(str(record.key), self._ending(record, finish), record.devices, seconds, share)
+        outcome: Ended = "done" if finish == "memory" else self._ending(record, finish)
+        self.journal.left(record.key, outcome, record.devices, seconds, share)
         if finish == "memory":
-            self.book.succeeded.update(record.devices)
+            for name in record.devices:
+                self.book.succeeded[name] += 1
             if seconds is not None:
                 self._see(record, seconds, share)
         if finish in ("memory", "erred") or record.ts.actor:
@@ -219,8 +221,6 @@ class PlacementPlugin(SchedulerPlugin):
                 self._later("learn", LEARN_S, self._learn)
 
     def _ending(self, record: Record, finish: str) -> Ended:
-        if finish == "memory":
-            return "done"
         if finish == "erred":
             return "oom" if (record.ts.exception_text or "").startswith(_OUT_OF_MEMORY) else "failed"
         here = all(self.book.worker_of.get(name) in self.scheduler.workers for name in record.devices)

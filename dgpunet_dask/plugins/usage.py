@@ -36,19 +36,17 @@ class Usage:
 
     def start(self, record: Record, plan: Plan, slots: Sequence[Slot], now: float) -> None:
         """Count ahead what a unit is expected to take."""
-        request = plan.request
-        user, cost_s = request.demand.user, len(slots) * request.work_s
+        user, cost_s = plan.request.demand.user, len(slots) * plan.work_s
         record.user, record.cost_s, record.since_s = user, cost_s, now
         self._running[user] += 1
-        self._count(user, cost_s)
+        self._shares.add(user, cost_s)
 
     def stop(self, record: Record, slots: Sequence[Slot], now: float) -> None:
         """Put right what was counted ahead for a unit that is about to leave `slots`: those who share a device halve its seconds."""
-        took_s = max(0.0, now - record.since_s)
-        cost_s = sum(took_s * s.device.speed / max(1, s.activations if s.is_gpu else 1) for s in slots)
-        self._running[record.user] -= 1
-        self._count(record.user, cost_s - record.cost_s)
-
-    def _count(self, user: str | None, cost_s: float) -> None:
-        self._shares.add(user, cost_s)
+        took_s, user, cost_s = now - record.since_s, record.user, 0.0
+        for slot in slots:
+            together = slot.activations if slot.is_gpu else 1
+            cost_s += took_s * slot.device.speed / together if together > 1 else took_s * slot.device.speed
+        self._running[user] -= 1
+        self._shares.add(user, cost_s - record.cost_s)
         self.had[user] = self.had.get(user, 0.0) + cost_s
