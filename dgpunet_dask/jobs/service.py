@@ -206,10 +206,10 @@ class JobService:
         await in_thread(lambda: add_workload(self.home.workloads, digest, stream.read()))
 
     async def scheduler_lost(self, why: str) -> None:
-        """Fail what runs: the scheduler is gone, and with it every task it knew."""
+        """Fail what has begun to run: the scheduler is gone, and with it every task it knew. What is only planned waits for the next one."""
         self._placements_seen = 0  # the next one counts from the beginning
         self.learned.again()
-        await asyncio.gather(*(self._end(job_id, JobFailed(why=why)) for job_id in list(self._tasks)))
+        await asyncio.gather(*(self._end(job_id, JobFailed(why=why)) for job_id in list(self._runners)))
 
     async def close(self) -> None:
         """Cancel what runs and wait for its end."""
