@@ -29,6 +29,7 @@ from dgpunet_dask.placement.trace import (
     fleet_id,
     to_line,
 )
+from dgpunet_dask.plugins.observing import StartStops, run_seconds
 
 if TYPE_CHECKING:
     from dask.typing import Key
@@ -53,7 +54,8 @@ def _record(event: Short, fleet: str) -> Record:
     if kind == "submit":
         return SubmitRecord(t, str(key), *rest)
     if kind == "end":
-        return EndRecord(t, str(key), *rest)
+        outcome, devices, startstops, share = rest
+        return EndRecord(t, str(key), outcome, devices, run_seconds(startstops) if outcome == "done" else None, share)
     devices, policy = rest
     return PlaceRecord(t, str(key), "placed", devices, fleet=fleet, policy=policy)
 
@@ -92,10 +94,10 @@ class Journal:
         """Note a full decision, with the reasons of each device."""
         self._add(PlaceRecord.of(self.wall(), key, decision, self._note_fleet()))
 
-    def left(self, key: Key, outcome: Ended, devices: tuple[str, ...], seconds: float | None, share: int) -> None:
-        """Note how a unit ended, and what its call took if that is known."""
+    def left(self, key: Key, outcome: Ended, devices: tuple[str, ...], startstops: StartStops, share: int) -> None:
+        """Note how a unit ended, and what Dask reports of its call."""
         self.seq += 1
-        self._events.append(("end", self.wall(), key, outcome, devices, seconds, share))
+        self._events.append(("end", self.wall(), key, outcome, devices, startstops, share))
 
     def policy(self, digest: str, sources: Sources) -> None:
         """Note the policy in force from now on."""

@@ -17,6 +17,8 @@ from dgpunet_dask.placement.estimate import NO_ESTIMATES, Estimates, device_clas
 KEPT: Final = 32
 
 
+#: What Dask reports of a finished task.
+StartStops: TypeAlias = Iterable[Mapping[str, Any]] | None
 #: The seconds that a unit ran, on a device of which speed, as one of how many.
 Sample: TypeAlias = tuple[float, float, int]
 
@@ -56,7 +58,7 @@ class Observer:
         return self.told.joined(self.own) if self.own.learned else self.told
 
 
-def run_seconds(startstops: Iterable[Mapping[str, Any]] | None) -> float | None:
+def run_seconds(startstops: StartStops) -> float | None:
     """Return the seconds that a task computed, as Dask reports them; ``None`` where it does not."""
     spans = [s["stop"] - s["start"] for s in startstops or () if s.get("action") == "compute"]
     return sum(spans) if spans else None

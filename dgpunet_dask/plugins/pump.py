@@ -155,7 +155,7 @@ class Pump:
                 queue.set_plan(pool.current(queue.plan))
         shared = self.usage.begin(q.plan.request.demand.user for q in queues if q.plan is not None)
         if len(queues) > 1:
-            self._take_turns(Turns(queues, self._standing), at, 1 if shared else None)
+            self._take_turns(Turns(queues, self._standing if shared else _alone), at, 1 if shared else None)
         elif queues:
             self._try(queues[0], at, None)
         for queue, decision in at.yielded:  # those who were let go first have not come
@@ -404,6 +404,15 @@ class Pump:
             record.key, "erred", stimulus_id=stimulus, cause=record.key, exception=dumps(error), exception_text=repr(error)
         )
         self.scheduler.transitions(more, stimulus)
+
+
+def _alone(queue: Queue) -> Standing:
+    """Return the sort key where all work is of one user."""
+    return queue.standing(_no_share)
+
+
+def _no_share(_: str | None) -> float:
+    return 0.0
 
 
 #: A timer may fire a little early; then nothing would be overdue yet.

@@ -47,14 +47,16 @@ class Pins(NamedTuple):
 class Signature:
     """Tasks that ask for the same thing: one demand, one set of pins. They wait in one queue and share every verdict.
 
-    `error` is what a demand that cannot be read fails with; its tasks fail once they are ready.
+    `error` is what a demand that cannot be read fails with; its tasks fail once they are ready. `seen` counts units from which the
+    scheduler has learned lately.
     """
 
-    __slots__ = ("demand", "error", "pins", "plain", "resources")
+    __slots__ = ("demand", "error", "pins", "plain", "resources", "seen")
 
     def __init__(self, demand: Demand, pins: Pins | None = None, error: DgpunetError | None = None) -> None:
         self.demand, self.pins, self.error = demand, pins, error
         self.plain = demand.to_mapping()
+        self.seen = 0
         self.resources = dict(pins.resources) if pins is not None else {}
 
     @property

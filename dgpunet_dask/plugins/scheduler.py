@@ -32,7 +32,7 @@ from dgpunet_dask.placement.trace import Ended
 from dgpunet_dask.plugins import rpc
 from dgpunet_dask.plugins.book import Book
 from dgpunet_dask.plugins.journal import Journal
-from dgpunet_dask.plugins.observing import Observer, run_seconds
+from dgpunet_dask.plugins.observing import KEPT, Observer, StartStops, run_seconds
 from dgpunet_dask.plugins.pump import Pump
 from dgpunet_dask.plugins.records import ANNOTATION, DEVICE, HOLD, Pins, Record, Signature, Signatures
 
@@ -80,6 +80,7 @@ class PlacementPlugin(SchedulerPlugin):
         self.observer = Observer()
         self.sources: tuple[tuple[str, str, Layer], ...] = ()
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._seen: list[Signature] = []
 
     async def start(self, scheduler: Scheduler) -> None:
         """Take in what is there already: a plugin may join a scheduler that has workers and tasks."""
@@ -144,6 +145,8 @@ class PlacementPlugin(SchedulerPlugin):
     def _learn(self) -> None:
         """Decide by all that is known by now."""
         self._timers.pop("learn", None)
+        while self._seen:
+            self._seen.pop().seen = 0
         estimates = self.observer.fold()
         self.journal.estimates(estimates)
         self.pump.set_estimates(estimates)
@@ -195,17 +198,16 @@ class PlacementPlugin(SchedulerPlugin):
         except Exception:
             logger.exception("placement lost track of %s (%s to %s)", key, start, finish)
 
-    def _left(self, record: Record, finish: str, startstops: Iterable[Mapping[str, Any]] | None = None) -> None:
+    def _left(self, record: Record, finish: str, startstops: StartStops = None) -> None:
         """Free the charge of a task that left its worker, or let it linger while the call may run on; hold the task again."""
-        seconds = run_seconds(startstops) if finish == "memory" else None
         share = self.pump.left(record)
         outcome: Ended = "done" if finish == "memory" else self._ending(record, finish)
-        self.journal.left(record.key, outcome, record.devices, seconds, share)
+        self.journal.left(record.key, outcome, record.devices, startstops, share)
         if finish == "memory":
             for name in record.devices:
                 self.book.succeeded[name] += 1
-            if seconds is not None:
-                self._see(record, seconds, share)
+            if record.signature.demand.stage is not None and record.signature.seen < KEPT:
+                self._see(record, startstops, share)
         if finish in ("memory", "erred") or record.ts.actor:
             self.book.release(record)
         else:
@@ -213,12 +215,17 @@ class PlacementPlugin(SchedulerPlugin):
         self.pump.hold(record)
         self.pump.arm()
 
-    def _see(self, record: Record, seconds: float, share: int) -> None:
-        demand = record.signature.demand
-        if demand.stage is not None:
-            self.observer.see(demand.stage, demand.model, self.book.pool.slot(record.devices[0]).device, seconds, share)
-            if "learn" not in self._timers:
-                self._later("learn", LEARN_S, self._learn)
+    def _see(self, record: Record, startstops: StartStops, share: int) -> None:
+        """Learn from a unit, up to `KEPT` of one kind before what was seen is folded in: more would hardly count."""
+        demand, seconds = record.signature.demand, run_seconds(startstops)
+        if demand.stage is None or seconds is None:
+            return
+        if not record.signature.seen:
+            self._seen.append(record.signature)
+        record.signature.seen += 1
+        self.observer.see(demand.stage, demand.model, self.book.pool.slot(record.devices[0]).device, seconds, share)
+        if "learn" not in self._timers:
+            self._later("learn", LEARN_S, self._learn)
 
     def _ending(self, record: Record, finish: str) -> Ended:
         if finish == "erred":
