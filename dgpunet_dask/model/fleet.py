@@ -156,6 +156,12 @@ class Charge:
     ends_s: float | None = None
     reload_s: float | None = None
 
+    def holds(self, stage: str | None, model: str | None) -> bool:
+        """Whether this is `stage`, loaded with `model`; where one side does not say with which model, the stage alone tells."""
+        if self.kind != "resident" or stage is None or self.stage != stage:
+            return False
+        return self.model is None or model is None or self.model == model
+
 
 @dataclass(frozen=True)
 class Fleet:

@@ -140,7 +140,7 @@ def _outstanding(reserve: Reserve, charges: Iterable[Charge]) -> int:
 
 def is_own_resident(charge: Charge, demand: Demand) -> bool:
     """Whether `charge` is the demand's own stage, loaded."""
-    return charge.kind == "resident" and charge.stage is not None and charge.stage == demand.stage
+    return charge.holds(demand.stage, demand.model)
 
 
 def must_leave(charge: Charge, demand: Demand) -> bool:

@@ -25,7 +25,8 @@ import itertools
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from dgpunet_dask.model.demand import PRIORITIES
+from dgpunet_dask.model.demand import PRIORITIES, Demand
+from dgpunet_dask.model.fleet import Charge
 
 #: Placements, for each device that could hold it, that may pass the head of a line before devices are kept free for it.
 PATIENCE: Final = 16
@@ -79,7 +80,7 @@ def passes(by: int, waiting: int) -> bool:
     return by >= waiting
 
 
-def gives_way(urgency: int, *, aged: bool, leaving: Collection[str | None], others: Iterable[tuple[int, str | None]]) -> bool:
+def gives_way(urgency: int, *, aged: bool, leaving: Collection[Charge], others: Iterable[tuple[int, Demand]]) -> bool:
     """Whether a head that would send away the stages `leaving` lets the heads of other lines go first.
 
     It is served at the end of the pass if none of them took the device.
@@ -89,11 +90,13 @@ def gives_way(urgency: int, *, aged: bool, leaving: Collection[str | None], othe
     urgency, aged
         Of the head.
     leaving
-        The stages of the residents that would have to go.
+        The residents that would have to go.
     others
-        Urgency and stage of each other line that has a waiting head.
+        Urgency and demand of each other line that has a waiting head.
     """
-    return bool(leaving) and not aged and any(u <= urgency and stage is not None and stage in leaving for u, stage in others)
+    if not leaving or aged:
+        return False
+    return any(u <= urgency and any(c.holds(d.stage, d.model) for c in leaving) for u, d in others)
 
 
 class Shares:

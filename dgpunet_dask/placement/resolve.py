@@ -99,7 +99,7 @@ class Request:
     def load_s(self, device: Device, charges: Iterable[Charge]) -> float:
         """Return the expected seconds until the stage is loaded on `device`: none where it is, or where nothing was learned."""
         stage, model = self.demand.stage, self.demand.model
-        if any(c.kind == "resident" and stage is not None and c.stage == stage for c in charges):
+        if any(c.holds(stage, model) for c in charges):
             return 0.0
         return self.estimates.load_s(stage, model, device_class(device)) or 0.0
 

@@ -106,13 +106,13 @@ class Simulation:
         self._events: list[tuple[float, int, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._running: dict[str, _Running] = {}
-        self._uses: Counter[tuple[str, str | None]] = Counter()  # running units by device and stage
+        self._uses: Counter[tuple[str, str | None, str | None]] = Counter()  # running units by device, stage and model
         self._users: Counter[str | None] = Counter()  # waiting and running units by user
         self._placements: list[Placement] = []
         self._never: dict[str, str] = {}
         self._held: dict[str, str] = {}
         self._high: dict[str, int] = {}
-        self._loading: dict[tuple[str, str | None], float] = {}  # when the last load of a stage ends
+        self._loading: dict[tuple[str, str | None, str | None], float] = {}  # when the last load of a stage and model ends
         self._loads = self._evictions = 0
         self._starved_s = 0.0
 
@@ -150,12 +150,12 @@ class Simulation:
         for charge in fleet.charges:
             self._charge(charge)
             if charge.ends_s is not None:
-                self._at(self.now + charge.ends_s, _ENDS, partial(self._let_go, charge.holder, (charge.device,), charge.stage))
+                self._at(self.now + charge.ends_s, _ENDS, partial(self._let_go, charge.holder, (charge.device,)))
 
     def _charge(self, charge: Charge) -> None:
         self.pool.charge(charge)
         if charge.kind in {"activation", "lease"}:
-            self._uses[charge.device, charge.stage] += 1
+            self._uses[charge.device, charge.stage, charge.model] += 1
         self._high[charge.device] = max(self._high.get(charge.device, 0), self.pool.slot(charge.device).charged_mib)
 
     def _arrive(self, arrival: Arrival, number: int) -> None:
@@ -260,8 +260,8 @@ class Simulation:
         return Decision("wait" if plan.able or not len(pool) else "never"), choice.ahead
 
     def _gives_way(self, line: Line, decision: Decision) -> bool:
-        leaving = {c.stage for name in decision.devices for h, c in self.pool.slot(name).charges.items() if h in decision.evict}
-        others = ((o.urgency, o.demand.stage) for o in self.lines.values() if o is not line and o.units)
+        leaving = [c for name in decision.devices for h, c in self.pool.slot(name).charges.items() if h in decision.evict]
+        others = ((o.urgency, o.demand) for o in self.lines.values() if o is not line and o.units)
         return gives_way(line.urgency, aged=line.aged, leaving=leaving, others=others)
 
     def _keep_free(self, line: Line, barred: set[str]) -> None:
@@ -308,7 +308,7 @@ class Simulation:
             slot = self.pool.slot(charge.device)
             here = tuple(slot.charges.values())
             share = slots(here, request) if slot.is_gpu else 1
-            load_s = max(request.load_s(slot.device, here), self._loading.get((charge.device, charge.stage), 0.0) - self.now)
+            load_s = max(request.load_s(slot.device, here), self._loading.get((charge.device, charge.stage, charge.model), 0.0) - self.now)
             alone_s = request.run_s(slot.device) * arrival.noise if arrival.work_s is None else arrival.work_s / slot.device.speed
             ends_s = max(ends_s, load_s + transfer_s(slot.device.host, inputs) + share * alone_s)
             work_s += alone_s * slot.device.speed
@@ -330,13 +330,13 @@ class Simulation:
     def _put(self, charge: Charge, demand: Demand, load_s: float) -> None:
         """Charge a unit; where its stage is not loaded yet, the part that stays is charged apart."""
         device, stage = charge.device, charge.stage
-        loaded = self._residents(device, stage)
+        loaded = self._residents(device, stage, charge.model)
         if stage is not None and not loaded and (load_s or demand.resident_mib):
             self._loads += 1
-            self._loading[device, stage] = self.now + load_s
+            self._loading[device, stage, charge.model] = self.now + load_s
             gpu = self.pool.slot(device).is_gpu
             mib = min(demand.resident_mib, charge.vram_mib) if gpu else 0
-            holder = f"{stage} on {device}"
+            holder = " ".join(filter(None, (stage, demand.model, "on", device)))
             stays = Charge(
                 holder=holder, device=device, vram_mib=mib, kind="resident", stage=stage, model=demand.model, user=demand.user,
                 priority=demand.priority, reload_s=load_s or None,
@@ -348,9 +348,8 @@ class Simulation:
                 self.pool.charge(replace(resident, evictable=False))
         self._charge(charge)
 
-    def _residents(self, device: str, stage: str | None) -> list[Charge]:
-        charges = self.pool.slot(device).charges.values()
-        return [c for c in charges if c.kind == "resident" and stage is not None and c.stage == stage]
+    def _residents(self, device: str, stage: str | None, model: str | None) -> list[Charge]:
+        return [c for c in self.pool.slot(device).charges.values() if c.holds(stage, model)]
 
     def _given_mib(self, charge: Charge, demand: Demand) -> int:
         """Return what a unit may take of its card: its charge as it was decided upon, with what its stage holds there."""
@@ -364,7 +363,7 @@ class Simulation:
     def _end(self, holder: str, outcome: Ending) -> None:
         running = self._running.pop(holder)
         unit, request = running.unit, running.plan.request
-        self._let_go(holder, running.devices, request.demand.stage)
+        self._let_go(holder, running.devices)
         self.shares.add(request.demand.user, running.work_s)
         found = Placement(
             unit.arrival.id, running.devices, running.start_s, self.now, running.start_s - unit.since_s, running.load_s,
@@ -379,14 +378,16 @@ class Simulation:
                 again.since_s = self.now
                 self._wait(again)
 
-    def _let_go(self, holder: str, devices: Iterable[str], stage: str | None) -> None:
+    def _let_go(self, holder: str, devices: Iterable[str]) -> None:
         for device in devices:
-            if device not in self.pool or holder not in self.pool.slot(device).charges:
+            charge = self.pool.slot(device).charges.get(holder) if device in self.pool else None
+            if charge is None:
                 continue
             self.pool.release(holder, device)
-            self._uses[device, stage] -= 1
-            if not self._uses[device, stage]:
-                for resident in self._residents(device, stage):
+            used = (device, charge.stage, charge.model)
+            self._uses[used] -= 1
+            if not self._uses[used]:
+                for resident in self._residents(*used):
                     self.pool.charge(replace(resident, evictable=True))
 
     def _grown(self, unit: Unit, running: _Running) -> Unit | None:

@@ -73,9 +73,11 @@ def _free(fleet: Fleet, device: Device, request: Request, *, guess: bool) -> tup
 def after(charges: Iterable[Charge], leaving: Charge) -> list[Charge]:
     """Return `charges` once `leaving` has let go: the stage that it used stays loaded, idle where nothing else there uses it."""
     left = [c for c in charges if c is not leaving]
-    if any(c.stage == leaving.stage and c.kind in {"activation", "lease"} for c in left):
-        return left
-    return [replace(c, evictable=True) if c.kind == "resident" and c.stage == leaving.stage else c for c in left]
+    users = [c for c in left if c.kind in {"activation", "lease"}]
+    return [
+        replace(c, evictable=True) if c.holds(leaving.stage, leaving.model) and not any(c.holds(u.stage, u.model) for u in users) else c
+        for c in left
+    ]
 
 
 def _end_s(charge: Charge, device: Device, *, guess: bool) -> float | None:

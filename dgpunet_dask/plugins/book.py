@@ -187,7 +187,8 @@ class Book:
             stage, idle = str(raw["stage"]), not raw.get("busy", False)
             holder = str(raw.get("id") or stage)
             found = Charge(
-                holder=holder, device=device, vram_mib=mib, kind="resident", stage=stage, evictable=idle, reload_s=raw.get("load_s")
+                holder=holder, device=device, vram_mib=mib, kind="resident", stage=stage, model=raw.get("model"), evictable=idle,
+                reload_s=raw.get("load_s"),
             )
             self.pool.charge(found)
         self._recharge(slot.device)

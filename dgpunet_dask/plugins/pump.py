@@ -355,8 +355,8 @@ class Pump:
 
     def _gives_way(self, queue: Queue, decision: Decision) -> bool:
         charges = [self.book.pool.slot(name).charges for name in decision.devices]
-        leaving = {held[holder].stage for held in charges for holder in decision.evict if holder in held}
-        others = ((q.urgency, q.plan.request.demand.stage) for q in self.queues if q is not queue and q.plan is not None and len(q))
+        leaving = [held[holder] for held in charges for holder in decision.evict if holder in held]
+        others = ((q.urgency, q.plan.request.demand) for q in self.queues if q is not queue and q.plan is not None and len(q))
         return gives_way(queue.urgency, aged=queue.aged, leaving=leaving, others=others)
 
     def _keep_free(self, queue: Queue, decision: Decision, barred: set[str]) -> None:

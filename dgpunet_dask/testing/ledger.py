@@ -212,7 +212,7 @@ class LedgerPlay:
     def _pin(self, name: str, demand: Demand, *, idle: bool) -> None:
         """A loaded stage is idle while no unit on its device uses it."""
         charges = tuple(self.pool.slot(name).charges.values())
-        used = any(c.kind == "activation" and c.stage == demand.stage for c in charges)
+        used = any(c.kind == "activation" and (c.stage, c.model) == (demand.stage, demand.model) for c in charges)
         for charge in charges:
             if is_own_resident(charge, demand):
                 self.pool.charge(replace(charge, evictable=idle and not used))
@@ -224,12 +224,14 @@ class LedgerPlay:
             return
         if any(c.exclusive for c in charges) or need_mib(slot.device, charges, demand) == 0:
             return
-        busy = any(c.kind == "activation" and c.stage == demand.stage for c in charges)
+        busy = any(c.kind == "activation" and (c.stage, c.model) == (demand.stage, demand.model) for c in charges)
         if not busy and sum(c.vram_mib for c in charges if c.kind != "foreign") + demand.resident_mib <= (slot.usable_mib or 0):
-            self.residents.add((name, demand.stage))
+            holder = " ".join(filter(None, (demand.stage, demand.model)))
+            self.residents.add((name, holder))
             resident = Charge(
-                holder=demand.stage, device=name, vram_mib=demand.resident_mib, kind="resident", stage=demand.stage, evictable=True
-            )
+                holder=holder, device=name, vram_mib=demand.resident_mib, kind="resident", stage=demand.stage, model=demand.model,
+                evictable=True,
+            )  # fmt: skip
             self.pool.charge(resident)
 
     def _unload(self, name: str, holder: str) -> None:

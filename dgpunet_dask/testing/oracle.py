@@ -59,7 +59,7 @@ class Oracle:
         return getattr(found[0], key) if found else None
 
     def own(self, charge: Any) -> bool:
-        return charge.kind == "resident" and charge.stage is not None and charge.stage == self.d.stage
+        return _copy(charge, self.d)
 
     def room(self, device: Any, charges: Any) -> Any:
         """Return what would be charged, what is free, what is kept for other work, and the idle residents that may leave."""
@@ -192,9 +192,9 @@ class Oracle:
             ending = [c for c in charges if self.end(c, device) is not None]
             for gone in sorted(ending, key=lambda c: (self.end(c, device), c.holder)):
                 charges = [c for c in charges if c.holder != gone.holder]
-                if gone.stage not in {c.stage for c in charges if c.kind in {"activation", "lease"}}:
-                    idle = [c.kind == "resident" and c.stage == gone.stage for c in charges]
-                    charges = [replace(c, evictable=c.evictable or free) for c, free in zip(charges, idle, strict=True)]
+                used = [c for c in charges if c.kind in {"activation", "lease"}]
+                idle = [_copy(c, gone) and not any(_copy(c, user) for user in used) for c in charges]
+                charges = [replace(c, evictable=c.evictable or free) for c, free in zip(charges, idle, strict=True)]
                 if not self.not_now(device, charges):
                     start = self.end(gone, device) + self.fleet.booked.get(name, 0.0)
                     later.append(
@@ -234,3 +234,9 @@ class Oracle:
 
 def _usable(device: Any) -> Any:
     return max(0, (device.vram_mib or 0) - device.reserve_mib)
+
+
+def _copy(charge: Any, of: Any) -> bool:
+    """Return whether a resident is the stage of a demand or charge, with the same model where both say which."""
+    same = charge.kind == "resident" and charge.stage is not None and charge.stage == of.stage
+    return same and (charge.model == of.model or None in (charge.model, of.model))

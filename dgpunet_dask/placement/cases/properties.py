@@ -153,7 +153,7 @@ def _exclusive_is_alone(trial: Trial, decision: Decision) -> str | None:
 
 
 def _own_stage(charge: Charge, demand: Demand) -> bool:
-    return charge.kind == "resident" and charge.stage is not None and charge.stage == demand.stage
+    return charge.holds(demand.stage, demand.model)
 
 
 def _every_device_is_told(trial: Trial, decision: Decision) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dgpunet_dask.model.demand import Demand
+from dgpunet_dask.model.fleet import Charge
 from dgpunet_dask.placement.order import PATIENCE, Shares, Turns, gives_way, is_aged, passes, standing
 
 
@@ -34,11 +36,14 @@ def test_more_urgent_work_passes_nobody() -> None:
 
 
 def test_who_sends_a_stage_away_lets_those_go_first_who_wait_for_it() -> None:
-    assert gives_way(1, aged=False, leaving={"a"}, others=[(1, "a")])
-    assert not gives_way(1, aged=True, leaving={"a"}, others=[(1, "a")])
-    assert not gives_way(1, aged=False, leaving={"a"}, others=[(2, "a"), (1, "b"), (1, None)])
-    assert not gives_way(1, aged=False, leaving=set(), others=[(1, "a")])
-    assert not gives_way(0, aged=False, leaving={"a"}, others=[(1, "a")]), "interactive work lets no batch work go first"
+    a, b, other = Demand(stage="a", model="m"), Demand(stage="b"), Demand(stage="a", model="n")
+    loaded = [Charge(holder="x", device="c", kind="resident", stage="a", model="m")]
+    assert gives_way(1, aged=False, leaving=loaded, others=[(1, a)])
+    assert gives_way(1, aged=False, leaving=loaded, others=[(1, Demand(stage="a"))]), "which model is not said"
+    assert not gives_way(1, aged=True, leaving=loaded, others=[(1, a)])
+    assert not gives_way(1, aged=False, leaving=loaded, others=[(2, a), (1, b), (1, Demand()), (1, other)])
+    assert not gives_way(1, aged=False, leaving=[], others=[(1, a)])
+    assert not gives_way(0, aged=False, leaving=loaded, others=[(1, a)]), "interactive work lets no batch work go first"
 
 
 def shares(**weights: float) -> Shares:
