@@ -167,8 +167,10 @@ class StageHosts:
         return self.home.run / "import"
 
     def residents(self) -> dict[str, list[dict[str, Any]]]:
-        """Return what is loaded on each card: the stage's name, the parameter `model` of its load, the process's id (`host_key`), its MiB, whether a call uses it, and how
-        many seconds its load took (``None`` until it has ended).
+        """Return what is loaded on each card.
+
+        Told are the stage's name, the parameter `model` of its load, the process's id (`host_key`), its MiB, whether a call uses it, and
+        how many seconds its load took (``None`` until it has ended).
 
         The MiB are those stated, or those that torch held after the load if that is more. A process counts from before it starts until it is seen gone.
         """
@@ -176,8 +178,8 @@ class StageHosts:
         for host in sorted((h for h in self._hosts if h.spec.on_card), key=lambda h: (h.spec.device, h.spec.stage)):
             mib = max(host.spec.resident_mib, host.held_mib)
             model = host.spec.load.get("model")
-            entry: dict[str, Any] = {"stage": host.spec.stage, "model": None if model is None else str(model), "id": host.spec.host_key, "mib": mib}
-            entry |= {"busy": not host.idle, "load_s": host.load_s}
+            entry: dict[str, Any] = {"stage": host.spec.stage, "model": None if model is None else str(model)}
+            entry |= {"id": host.spec.host_key, "mib": mib, "busy": not host.idle, "load_s": host.load_s}
             found.setdefault(host.spec.device, []).append(entry)
         return found
 

@@ -183,7 +183,7 @@ def test_calls_at_once_on_a_card_share_one_process(agent, tmp_path):
     until(lambda: Path(done + ".began").exists() or any(found for found, _ in calls), "the first call runs")
     (resident,) = agent.now(agent.hosts.residents)["4090l"]
     assert resident.pop("load_s") > 0
-    assert resident == {"stage": "waits", "id": on_card.host_key, "mib": 10, "busy": True}
+    assert resident == {"stage": "waits", "model": None, "id": on_card.host_key, "mib": 10, "busy": True}
     assert not agent.client.evict("4090l", "waits")
     Path(done).touch()
     for _, thread in calls:
