@@ -57,6 +57,7 @@ class DecisionFiles:
         self.folder, self.file_bytes, self.files = folder, file_bytes, files
         self._file: Path | None = None
         self._standing: dict[str, str] = {}
+        self._torn = False  # lines are missing, and what stands may be among them
 
     def append(self, lines: Sequence[str]) -> None:
         """Add `lines`, given without their newlines; all of them or none.
@@ -64,17 +65,30 @@ class DecisionFiles:
         Raises
         ------
         OSError
-            If they cannot be written, as on a full disk. What is there already stays whole.
+            If they cannot be written, as on a full disk. What is there already stays whole, and what stands of the missing lines comes
+            before the next ones.
         """
         if not lines:
             return
-        file = self._file = self._file or self._take_up()
-        if file.exists() and file.stat().st_size >= self.file_bytes:
-            file, lines = self._next(file), [*self._header(lines[0]), *lines]
-        _add(file, "".join(f"{line}\n" for line in lines))
-        self._file = file
-        self._standing |= {kind: line for line in lines for kind in _kinds(line)}
+        try:
+            self._write(lines)
+        except OSError:
+            self._torn = True
+            raise
+        finally:
+            self._standing |= {kind: line for line in lines for kind in _kinds(line)}
         self._prune()
+
+    def _write(self, lines: Sequence[str]) -> None:
+        file = self._file or self._take_up()
+        full = file.exists() and file.stat().st_size >= self.file_bytes
+        if full:
+            file = self._next(file)
+        if full or self._torn or not file.exists():
+            lines = [*self._header(lines[0]), *lines]
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have cleared it away
+        _add(file, "".join(f"{line}\n" for line in lines))
+        self._file, self._torn = file, False
 
     def _take_up(self) -> Path:
         """Return the file to go on with: the newest one, without a last line that was cut off."""

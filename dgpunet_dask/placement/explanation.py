@@ -21,6 +21,8 @@ from dgpunet_dask.placement.waiting import free_in_s
 from dgpunet_dask.units import Mib
 
 OUTCOMES: Final[Mapping[str, str]] = {"placed": "goes on", "wait": "waits", "never": "can never run here"}
+#: Refused by what ends by itself: the owner's conditions come to hold, a trial ends. The work stays and is not failed.
+NOT_YET: Final = "may not run yet, and waits"
 
 
 def explanation(fleet: Fleet, demand: Demand, policy: Policy = NO_POLICY, estimates: Estimates = NO_ESTIMATES) -> dict[str, Any]:
@@ -29,8 +31,8 @@ def explanation(fleet: Fleet, demand: Demand, policy: Policy = NO_POLICY, estima
     Returns
     -------
     dict
-        ``demand`` as stated, ``effective`` (see `effective`), ``outcome``, ``on``, ``waits_for``, ``summary``, ``policy`` (its digest),
-        ``ranking`` (device, total, finish_s, parts), ``verdicts`` (device, kind, code, need, have, rule), ``wakes`` (event, text and
+        ``demand`` as stated, ``effective`` (see `effective`), ``outcome``, ``final`` (no waiting can help), ``on``, ``waits_for``,
+        ``summary``, ``policy`` (its digest), ``ranking`` (device, total, finish_s, parts), ``verdicts`` (device, kind, code, need, have, rule), ``wakes`` (event, text and
         for a release device and in_s), ``fix`` (see `fixes.Fix.to_json`; ``None`` where work is placed or nothing helps).
     """
     request = resolve(demand, policy, estimates)
@@ -41,6 +43,7 @@ def explanation(fleet: Fleet, demand: Demand, policy: Policy = NO_POLICY, estima
         "demand": demand.to_mapping(),
         "effective": effective(request, policy),
         "outcome": decision.outcome,
+        "final": decision.final,
         "on": list(decision.devices),
         "evict": list(decision.evict),
         "waits_for": decision.waits_for,
@@ -168,7 +171,7 @@ def _under(title: str, found: Iterable[str]) -> list[str]:
 
 
 def _headline(found: Mapping[str, Any], what: str) -> str:
-    told = OUTCOMES[found["outcome"]]
+    told = NOT_YET if found["outcome"] == "never" and not found["final"] else OUTCOMES[found["outcome"]]
     if found["outcome"] == "placed":
         told += f" {' + '.join(found['on'])}" + (f", once {', '.join(found['evict'])} has been unloaded" if found["evict"] else "")
     elif found["waits_for"] is not None:

@@ -83,3 +83,30 @@ def test_no_log_is_told(tmp_path: Path) -> None:
         read_log(tmp_path)
     DecisionFiles(tmp_path / "d").append([])
     assert not (tmp_path / "d").exists()
+
+
+def test_what_stands_is_not_lost_with_the_lines_of_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = DecisionFiles(tmp_path)
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "no space left on the device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="no space"):
+            files.append([FLEET, POLICY, unit(1)])
+    files.append([unit(2)])
+    files.append([unit(3)])
+    found = parse_trace(read_log(tmp_path), "log")
+    assert [r.kind for r in found.records] == ["fleet", "policy", "submit", "submit"]
+    assert [r.t for r in found.records] == [12.0, 12.0, 12.0, 13.0]
+
+
+def test_a_log_that_was_cleared_away_begins_anew_with_what_stands(tmp_path: Path) -> None:
+    files = DecisionFiles(tmp_path / "d")
+    files.append([FLEET, POLICY, unit(1)])
+    for file in log_files(tmp_path / "d"):
+        file.unlink()
+    (tmp_path / "d").rmdir()
+    files.append([unit(2)])
+    assert [r.kind for r in parse_trace(read_log(tmp_path / "d"), "log").records] == ["fleet", "policy", "submit"]

@@ -67,6 +67,8 @@ def test_what_ends_by_itself_is_no_change_of_policy() -> None:
     (first, *_) = explanation(big, Demand(vram="1GiB"), trial)["wakes"]
     assert (first["event"], first["text"]) == ("trial", "end of the trial of big")
     assert explanation(big, Demand(vram="1GiB"), trial)["fix"] is None
+    assert lines(explanation(chat, Demand(vram="1GiB"), owner))[0].startswith("work: may not run yet, and waits")
+    assert lines(explanation(chat, Demand(vram="99GiB"), owner))[0].startswith("work: can never run here")
 
 
 def test_states_wake_by_their_end() -> None:
