@@ -70,10 +70,17 @@ class Learning:
                 raise NewerFormat(path=self.path, found=found, known=FORMAT_VERSION)
             self.estimates = self._kept = Estimates.from_json(raw)
         except (OSError, ValueError, BadValue) as error:
-            aside = self.path.with_name(f"{self.path.name}.damaged")
-            self.path.replace(aside)
-            log.warning("%s cannot be read (%s); it is now %s, and what it held is learned again", self.path, error, aside)
+            self._set_aside(self.path, error)
         self.again()
+
+    def _set_aside(self, path: Path, why: Exception) -> None:
+        aside = path.with_name(f"{path.name}.damaged")
+        try:
+            path.replace(aside)
+        except OSError as error:
+            log.warning("%s cannot be read (%s) nor set aside (%s); nothing that is learned now will be kept", path, why, error)
+        else:
+            log.warning("%s cannot be read (%s); it is now %s, and what it held is learned again", path, why, aside)
 
     def unit(self, demand: Demand | None, record: StageRecord) -> None:
         """Take in what one unit took at one stage."""

@@ -118,6 +118,15 @@ def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path, text: str, capl
     assert "learned.json.damaged" in caplog.text
 
 
+def test_what_can_neither_be_read_nor_set_aside_costs_only_what_is_learned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "learned.json"
+    path.mkdir()
+    (tmp_path / "learned.json.damaged").write_text("an earlier one")
+    with caplog.at_level(logging.WARNING):
+        Learning(path).load()
+    assert "nor set aside" in caplog.text
+
+
 def test_a_file_of_a_newer_release_is_refused_and_left(tmp_path: Path) -> None:
     path = tmp_path / "learned.json"
     path.write_text(json.dumps({"version": 99, "stages": []}))
