@@ -9,20 +9,21 @@ from typing import Final, Self
 
 from dgpunet_dask.errors import BadValue
 
-_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)\s*", re.IGNORECASE)
+#: The digits of a number are bounded, so that each has a finite value.
+_SIZE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]i?B|B)\s*", re.IGNORECASE)
 _SIZE_BYTES: Final = {
     "b": 1,
     "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
 }  # fmt: skip
-_RATE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)(bit|B)/s\s*")
+_RATE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]?)(bit|B)/s\s*")
 _RATE_FACTOR: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-_DURATION: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*")
+_DURATION: Final = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*(ms|s|m|h|d)\s*")
 _DURATION_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _COMPARE: Final[dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]]] = {
     ">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt,
 }  # fmt: skip
-_CLAUSE: Final = re.compile(r"\s*(>=|<=|==|>|<)?\s*(\d+(?:\.\d+)*)\s*")
+_CLAUSE: Final = re.compile(r"\s*(>=|<=|==|>|<)?\s*(\d{1,18}(?:\.\d{1,18})*)\s*")
 
 
 def parse_bytes(text: str) -> int:
@@ -88,7 +89,7 @@ def parse_duration(text: str | float) -> float:
 
 def parse_version(text: str) -> tuple[int, ...]:
     """Return ``(8, 9)`` for ``"8.9"``. Versions are integer tuples: as text 12.0 sorts before 8.9, as a float 8.10 is 8.1."""
-    if not isinstance(text, str) or not re.fullmatch(r"\d+(\.\d+)*", text):
+    if not isinstance(text, str) or not re.fullmatch(r"\d{1,18}(\.\d{1,18})*", text):
         raise BadValue(what="version", value=text, why='write it quoted, as "8.9"')
     return tuple(map(int, text.split(".")))
 

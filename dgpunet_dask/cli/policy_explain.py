@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def _demand(words: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if word.lstrip().startswith("{"):
             found |= _mapping(None, word)
-        elif word.startswith("@") or Path(word).is_file():
+        elif word.startswith("@") or os.path.isfile(word):  # unlike `Path.is_file`, also of a word too long for a name
             found |= _mapping(Path(word.removeprefix("@")), None)
         elif not equals:
             raise UsageError(detail=f"{word!r} is no KEY=VALUE and no file: write stage=embed vram=4GiB, or '{{\"stage\": \"embed\"}}'.")
@@ -68,19 +69,14 @@ def _demand(words: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _mapping(file: Path | None, text: str | None) -> dict[str, Any]:
-    import yaml
+def _mapping(file: Path | None, text: str | None, what: str = "--demand") -> dict[str, Any]:
+    """Return the mapping that a file or a word holds, read as all files are: nothing twice, no bare number for a name."""
+    from dgpunet_dask.config.yamlfile import load, read_text
 
-    from dgpunet_dask.config.yamlfile import read_text
-
-    what = "--demand" if file is None else str(file)
-    try:
-        found = yaml.safe_load(read_text(file) if file is not None else str(text))
-    except yaml.YAMLError as error:
-        raise UsageError(detail=f"{what} cannot be read: {' '.join(str(error).split())}. Write a mapping such as {{vram: 4GiB}}.") from None
+    found = load(read_text(file) if file is not None else str(text), what if file is None else str(file)).check().data
     if not isinstance(found, dict):
-        raise UsageError(detail=f"{what} is no mapping. Write one such as {{vram: 4GiB}}.")
-    return {str(key): value for key, value in found.items()}
+        raise UsageError(detail=f"{what if file is None else file} is no mapping. Write one such as {{vram: 4GiB}}.")
+    return found
 
 
 #: Keys of a demand that are no text.
@@ -91,7 +87,7 @@ def _value(key: str, value: str) -> Any:
     """Return a value of KEY=VALUE as the type that the key takes; what does not fit is left for the demand to refuse."""
     if key in _LISTS:
         return [part for part in value.split(",") if part]
-    if key in _NUMBERS and value.isdecimal():
+    if key in _NUMBERS and value.isdecimal() and len(value) <= 18:
         return int(value)
     if key in _TRUTHS and value.lower() in {"true", "false"}:
         return value.lower() == "true"
@@ -127,7 +123,7 @@ def _with_running(fleet: Fleet, running: tuple[str, ...]) -> Fleet:
         text, at, device = word.rpartition("@")
         if not at or device not in fleet.by_name:
             raise UsageError(detail=f"--running {word!r} names no device. Write JSON@DEVICE; devices: {', '.join(fleet.by_name)}.")
-        fleet = _with_unit(fleet, Demand.parse(_mapping(None, text)), device, f"running-{number}")
+        fleet = _with_unit(fleet, Demand.parse(_mapping(None, text, "--running")), device, f"running-{number}")
     return fleet
 
 

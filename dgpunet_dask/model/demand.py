@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -77,15 +78,21 @@ class Demand:
         for name in ("compute_capability", "driver"):
             self._set(name, _named(name, _spec, getattr(self, name)))
         self._set("features", _feature_names(self.features))
-        self._set("inputs", {k: v if isinstance(v, int) else parse_bytes(v) for k, v in dict(self.inputs).items()})
-        self._set("work", _named("work", parse_duration, self.work))
-        self._set("cpu_ok", self.cpu_ok or self.gpus == 0)
+        self._set("inputs", _sizes(self.inputs))
+        self._set("work", _named("work", _seconds, self.work))
         self._check()
+        self._set("cpu_ok", self.cpu_ok or self.gpus == 0)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
     def _check(self) -> None:
+        for name in ("stage", "model", "user"):
+            if not isinstance(getattr(self, name), str | None):
+                raise BadValue(what=name, value=getattr(self, name), why='write a text, as "embed"')
+        for name in ("same_host", "cpu_ok", "exclusive"):
+            if not isinstance(getattr(self, name), bool):
+                raise BadValue(what=name, value=getattr(self, name), why="write true or false")
         if self.priority is not None and self.priority not in PRIORITIES:
             raise BadValue(what="priority", value=self.priority, why=f"choose one of {', '.join(PRIORITIES)}")
         for name in ("gpus", "cpus"):
@@ -172,8 +179,30 @@ def _named(name: str, parse: Any, value: Any) -> Any:
         raise BadValue(what=name, value=value, why=error.fields["why"]) from None
 
 
+def _seconds(value: float | str) -> float:
+    try:
+        found = parse_duration(value)
+    except OverflowError:
+        found = math.inf
+    if not 0 <= found < math.inf:
+        raise BadValue(what="duration", value=value, why="write 0 s or more, as 10s, 15m or 2h")
+    return found
+
+
+def _sizes(inputs: Mapping[str, int | str]) -> dict[str, int]:
+    """Return the bytes of each input; a bare number is bytes."""
+    if not isinstance(inputs, Mapping):
+        raise BadValue(what="inputs", value=inputs, why='write a mapping such as {"5090": "2GiB"}')
+    found = {}
+    for place, size in inputs.items():
+        if not isinstance(place, str) or isinstance(size, bool) or not isinstance(size, int | str) or (isinstance(size, int) and size < 0):
+            raise BadValue(what="inputs", value=inputs, why='write names of devices or hosts and sizes, as {"5090": "2GiB"}')
+        found[place] = parse_bytes(size) if isinstance(size, str) else size
+    return found
+
+
 def _feature_names(features: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(features, str) or not all(isinstance(f, str) for f in features):
+    if not isinstance(features, Iterable) or isinstance(features, str | Mapping) or not all(isinstance(f, str) for f in features):
         raise BadValue(what="features", value=features, why='write a list, as ["bf16"]')
     return tuple(sorted(set(features)))
 

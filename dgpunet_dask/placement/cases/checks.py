@@ -114,15 +114,12 @@ def _demand_key(document: Document, path: Path, value: Any) -> Iterator[Problem]
 def _told(document: Document, path: Path, demand: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what `Demand` itself says of a key, or of a whole demand."""
     try:
-        seconds = Demand(**demand).work
+        Demand(**demand)
     except BadValue as error:
         told = error.fields
         yield document.problem(path, f"{told['what']}: {told['value']!r} is not valid: {told['why']}")
     except (TypeError, ValueError, OverflowError):
         yield document.problem(path, f"{path[-1]}: no value of this kind; see the keys of a demand")
-    else:
-        if isinstance(seconds, float) and seconds < 0:
-            yield document.problem(path, "work: write 0 s or more")
 
 
 def _inputs(document: Document, path: Path, value: Any) -> Iterator[Problem]:

@@ -96,16 +96,38 @@ def test_the_policies_of_the_home_count_where_none_are_named(at, run):
         (("vram=4",), "unit"),
         (("cpus=two",), "whole number"),
         (("--demand", "[1]"), "no KEY=VALUE"),
-        (("--demand", "{"), "cannot be read"),
+        (("--demand", "{"), "--demand:1:2: not valid YAML"),
+        (("--demand", "{stage: a, stage: b}"), "--demand:1:12: 'stage' is given twice"),
+        (("--demand", "[" * 5000), "no KEY=VALUE"),
+        (("--demand", '{"a": ' + "[" * 5000), "nested deeper"),
+        (("@deep.yaml",), "deep.yaml:1:51: not valid YAML: nested deeper"),
+        (("vram=" + "9" * 5000 + "GiB",), "write a number with its unit"),
+        (("driver=" + "9" * 5000,), "write it quoted"),
+        (("cpus=" + "9" * 5000,), "whole number"),
+        (("exclusive=maybe",), "true or false"),
+        (("vram=1GiB", "--running", "[]@l"), "--running is no mapping"),
+        (("vram=1GiB", "--policy", "loop.yaml"), "loop.yaml: cannot be read"),
         (("@none.yaml",), "no such file"),
         (("vram=1GiB", "--running", "{vram: 1GiB}@5090"), "names no device"),
         (("vram=1GiB", "--policy", "fleet.yaml"), "fleet.yaml:2:1"),
     ],
 )
-def test_mistakes_are_usage_errors(run, words, told):
+def test_mistakes_are_usage_errors(at, run, words, told):
+    (at / "deep.yaml").write_text("[" * 5000)
+    (at / "loop.yaml").symlink_to("loop.yaml")
     code, out, err = run("policy", "explain", "--fleet", "fleet.yaml", *words)
     assert (code, out) == (2, "")
     assert told in err
+
+
+def test_a_word_may_be_longer_than_a_file_name(run):
+    inputs = ",".join(f"tower{n}:1GiB" for n in range(100))
+    assert len(explained(run, "vram=1GiB", f"inputs={inputs}")["demand"]["inputs"]) == 100
+
+
+def test_a_fleet_file_that_is_no_text_is_told_by_its_place(at, run):
+    (at / "fleet.yaml").write_bytes(b"version: 1\nhosts: {h\xff: {}}\n")
+    assert run("fleet", "show", "--fleet", "fleet.yaml") == (2, "", "dgpunet-dask: fleet.yaml:2:10: not valid UTF-8; save the file as UTF-8\n")
 
 
 def test_without_a_head_a_fleet_must_be_named(run):
