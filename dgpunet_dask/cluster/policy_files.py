@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def policy_paths(given: Iterable[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in given:
         for file in _in_folder(path) if path.is_dir() else (path,):
-            found.setdefault(file.resolve(), file)
+            found.setdefault(Path(os.path.realpath(file)), file)
     return list(found.values())
 
 
@@ -39,7 +40,7 @@ def _in_folder(folder: Path) -> Iterator[Path]:
 
 def layer_of(path: Path) -> Layer:
     """Return the layer of a file by the folder that it lies in: `generated`, else people have written it."""
-    return "generated" if path.resolve().parent.name == "generated" else "human"
+    return "generated" if Path(os.path.realpath(path)).parent.name == "generated" else "human"
 
 
 def read_policies(paths: Iterable[Path]) -> Policy:

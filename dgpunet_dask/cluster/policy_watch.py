@@ -48,19 +48,19 @@ class Places:
 
     def cases(self, files: Iterable[Path]) -> list[Path]:
         """Return the test files that name one of `files`; others in those folders are none of ours."""
-        known = {file.resolve() for file in files}
+        known = {os.path.realpath(file) for file in files}
         return [path for folder in self.folders() if folder.is_dir() for path in find_cases([folder]) if known & set(_named_by(path))]
 
 
-def _named_by(path: Path) -> Iterator[Path]:
-    """Yield the policy files that a test file names."""
+def _named_by(path: Path) -> Iterator[str]:
+    """Yield the policy files that a test file names, as real paths: unlike `resolve`, those of a loop of links too."""
     try:
         found = references(read_text(path), str(path))
     except DgpunetError as error:
         log.info("%s holds no cases that can be read: %s", path, error)
         return
     for reference in found.policies:
-        yield (path.parent / reference.path).resolve()
+        yield os.path.realpath(path.parent / reference.path)
 
 
 def stamp(paths: Iterable[Path]) -> Stamp:

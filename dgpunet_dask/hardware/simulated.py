@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dgpunet_dask.errors import MissingPath, UnreadablePath
+from dgpunet_dask.config.yamlfile import read_text
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.placement.fleet_file import parse_fleet
 
@@ -19,10 +19,4 @@ def simulated_fleet(file: Path) -> Fleet:
     MissingPath, UnreadablePath
         If it cannot be read.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MissingPath(path=file) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnreadablePath(path=file, why=getattr(error, "strerror", None) or str(error)) from error
-    return parse_fleet(text, str(file))
+    return parse_fleet(read_text(file), str(file))

@@ -62,12 +62,13 @@ def test_a_file_that_is_named_twice_counts_once(capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["nowhere.yaml"], ["."], [str(HOME5), "--fleet", "nowhere.yaml"], [str(HOME5), "--fleet", str(HOME5)]]
+    "words", [[], ["nowhere.yaml"], ["."], ["loop"], [str(HOME5), "--fleet", "nowhere.yaml"], [str(HOME5), "--fleet", str(HOME5)]]
 )
 def test_what_cannot_be_read_is_code_2(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
     assert run(["policy", "lint", *words]) == 2
     out, err = capfd.readouterr()
     assert out == ""
