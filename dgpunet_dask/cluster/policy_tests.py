@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from dgpunet_dask.cluster.policy_files import layer_of
 from dgpunet_dask.errors import MalformedFile, MissingPath, Problem, UnreadablePath
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.policy import Policy
@@ -123,7 +124,7 @@ class _Loader:
 
     def _policy(self, file: Path, named: Iterable[Reference]) -> Policy | None:
         found = [(self._named(file, reference), reference.layer) for reference in named]
-        sources = [(text, str(path), layer) for (path, text), layer in ((pair, layer) for pair, layer in found if pair is not None)]
+        sources = [(pair[1], str(pair[0]), layer or layer_of(pair[0])) for pair, layer in found if pair is not None]
         if len(sources) < len(found):
             return None
         key = tuple((Path(path), layer) for _, path, layer in sources)

@@ -21,12 +21,12 @@ from dgpunet_dask.placement.cases.values import Burst, Case, Suite, Want
 
 
 class Reference(NamedTuple):
-    """A file that a test file names, relative to its own folder, and where it does so."""
+    """A file that a test file names, relative to its own folder, and where it does so; its layer is ``None`` where its folder says it."""
 
     path: str
     line: int
     col: int
-    layer: Layer = "human"
+    layer: Layer | None = None
 
 
 class References(NamedTuple):
@@ -56,8 +56,8 @@ def _policy(document: Document, i: int, item: Any) -> Reference | None:
     place = document.position(("policies", i))
     if isinstance(item, str):
         return Reference(item, *place)
-    if isinstance(item, Mapping) and isinstance(item.get("file"), str) and item.get("layer", "human") in LAYERS:
-        return Reference(item["file"], *place, item.get("layer", "human"))
+    if isinstance(item, Mapping) and isinstance(item.get("file"), str) and item.get("layer") in (None, *LAYERS):
+        return Reference(item["file"], *place, item.get("layer"))
     return None
 
 

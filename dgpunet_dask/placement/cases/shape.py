@@ -100,10 +100,10 @@ class WantEntry(YamlModel):
 
 
 class PolicyEntry(YamlModel):
-    """A policy file, and the layer that it is tested as."""
+    """A policy file, and the layer that it is tested as; left out, its folder says it, as for a head."""
 
     file: str
-    layer: Literal["built-in", "generated", "human"] = "human"
+    layer: Literal["built-in", "generated", "human"] | None = None
 
 
 class CaseEntry(YamlModel):

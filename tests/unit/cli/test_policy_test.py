@@ -51,6 +51,20 @@ def test_a_failure_is_code_3_with_the_whole_table(tmp_path: Path, capfd: pytest.
     assert lines[-1] == "1 passed, 1 failed"
 
 
+def test_a_file_counts_as_of_the_layer_that_its_folder_says(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "generated").mkdir()
+    written = "version: 1\nrules:\n- {name: r, match: {stage: s, model: m}, prefer: [{device: small, weight: 900}]}\n"
+    (tmp_path / "generated" / "a.yaml").write_text(written, encoding="utf-8")
+    human = written.replace("small", "big").replace(", model: m", "")
+    cases = "- {name: people win, submit: {stage: s, model: m, vram: 1GiB}, want: {on: big}}\n"
+    file = lay(tmp_path, cases, human)
+    text = file.read_text(encoding="utf-8").replace("[../policy.yaml]", "[../generated/a.yaml, ../policy.yaml]")
+    file.write_text(text, encoding="utf-8")
+    assert run(["policy", "test", str(file)]) == 0, capfd.readouterr().out
+    file.write_text(text.replace("../generated/a.yaml", "{file: ../generated/a.yaml, layer: human}"), encoding="utf-8")
+    assert run(["policy", "test", str(file)]) in {2, 3}, capfd.readouterr().out
+
+
 def test_quiet_leaves_out_what_passed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["-q", "policy", "test", str(lay(tmp_path, GOOD))]) == 0
     assert capfd.readouterr().out == "1 passed, 0 failed\n"

@@ -167,7 +167,7 @@ def test_files_that_are_named() -> None:
     assert named.fleet is not None
     assert named.fleet[:3] == ("../f.yaml", 2, 8)
     assert [(p.path, p.layer, p.line, p.col) for p in named.policies] == [
-        ("a.yaml", "human", 3, 12),
+        ("a.yaml", None, 3, 12),
         ("b.yaml", "generated", 3, 20),
     ]
 
