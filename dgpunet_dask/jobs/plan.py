@@ -116,7 +116,7 @@ def _demand(spec: StageSpec, facts: StageFacts, params: Mapping[str, Any], *, on
     if on_head or facts.light:
         return None
     demand = (facts.demand or DEFAULT_DEMAND).named(spec.name)
-    return demand.of_model(params.get("model"))
+    return demand.of_model(params.get("model") or None)  # a parameter that is left empty names no model
 
 
 def _call(
