@@ -69,6 +69,11 @@ class Home:
         return self.root / "learned.json"
 
     @property
+    def learned_tasks(self) -> Path:
+        """What tasks of plain Dask clients have taught the scheduler."""
+        return self.root / "learned-tasks.json"
+
+    @property
     def head_file(self) -> Path:
         """Address, pid and key of the running head."""
         return self.run / "head.json"
@@ -109,7 +114,7 @@ class Home:
     def _is_ours_alone(self) -> bool:
         """Whether nothing but our own folders lies in the root."""
         known = {"run", "indexes", "workloads", "envs", "jobs", "policy", "cache", "locks", "clusters", "decisions"}
-        known |= {self.learned.name, f"{self.learned.name}.damaged"}
+        known |= {name for path in (self.learned, self.learned_tasks) for name in (path.name, f"{path.name}.damaged")}
         return {entry.name for entry in self.root.iterdir()} <= known
 
 

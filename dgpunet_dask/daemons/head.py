@@ -38,8 +38,10 @@ from dgpunet_dask.daemons.lifeline import watch
 from dgpunet_dask.daemons.policies import Policies
 from dgpunet_dask.daemons.recording import Recording
 from dgpunet_dask.daemons.register import Register, kill_descendants
+from dgpunet_dask.daemons.tasklearning import TaskLearning
 from dgpunet_dask.errors import DgpunetError, StartFailed
 from dgpunet_dask.hardware.cpu import usable_cpus
+from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.policy import OnOom
@@ -148,7 +150,7 @@ class Head:
     async def _following(self) -> AsyncIterator[None]:
         """Keep the generated policies equal to what the machines report, the scheduler to the policies, and the decision log."""
         deriving = self.deriving.run(functools.partial(self._ask, "dgpunet_fleet"))
-        followers = (deriving, self.policies.run(), self.recording.run())
+        followers = (deriving, self.policies.run(), self.recording.run(), self._task_learning().run())
         tasks = [asyncio.create_task(follower) for follower in followers]
         try:
             yield
@@ -158,6 +160,11 @@ class Head:
             await asyncio.gather(*tasks, return_exceptions=True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.recording.drain(), LAST_S)
+
+    def _task_learning(self) -> TaskLearning:
+        kept = Learning(self.home.learned_tasks)
+        kept.load()
+        return TaskLearning(kept, lambda estimates: self._ask("dgpunet_own", estimates=estimates))
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[Client]:

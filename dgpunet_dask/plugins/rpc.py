@@ -8,6 +8,7 @@
 ``dgpunet_set_policy``     takes the policy files in force (text, name and layer of each); answers with the policy's digest
 ``dgpunet_policy``         the digest of the policy in force, and its files
 ``dgpunet_trace``          lines of the decision log (`placement.trace`) after a sequence number
+``dgpunet_own``            takes what an earlier scheduler had learned by itself, and gives what this one knows so
 ``dgpunet_learned``        what is known by now, as JSON: the head's estimates and beside them what the scheduler has seen itself
 ``dgpunet_usage``          seconds at speed 1 that each user has had
 =========================  ==============================================================================================
@@ -55,11 +56,15 @@ def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
     def dgpunet_learned() -> dict[str, Any]:
         return plugin.observer.fold().to_json()
 
+    def dgpunet_own(estimates: Mapping[str, Any]) -> dict[str, Any]:
+        plugin.recall(Estimates.from_json(estimates))
+        return plugin.observer.own.to_json()
+
     def dgpunet_usage() -> dict[str, float]:
         return {user or "": had for user, had in plugin.pump.usage.had.items()}
 
     asked = (dgpunet_fleet, dgpunet_placements, dgpunet_explain, dgpunet_policy, dgpunet_trace, dgpunet_learned, dgpunet_usage)
-    return {f.__name__: f for f in (*asked, dgpunet_estimates, dgpunet_set_policy)}
+    return {f.__name__: f for f in (*asked, dgpunet_estimates, dgpunet_own, dgpunet_set_policy)}
 
 
 def fleet(plugin: PlacementPlugin) -> dict[str, Any]:

@@ -141,6 +141,14 @@ class PlacementPlugin(SchedulerPlugin):
         self.observer.told = estimates
         self._learn()
 
+    def recall(self, estimates: Estimates) -> None:
+        """Know what an earlier scheduler had learned by itself, of stages and models that this one has not met yet."""
+        self.observer.fold()
+        known = self.observer.own.joined(estimates)
+        if known != self.observer.own:
+            self.observer.own = known
+            self._learn()
+
     @_loud
     def _learn(self) -> None:
         """Decide by all that is known by now."""

@@ -15,7 +15,7 @@ from distributed import Future, wait
 from dgpunet_dask.errors import MalformedFile, Unplaceable
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Device, Host
-from dgpunet_dask.placement.estimate import NO_ESTIMATES
+from dgpunet_dask.placement.estimate import NO_ESTIMATES, Estimates
 from dgpunet_dask.placement.order import PATIENCE
 from dgpunet_dask.placement.run import Arrival
 from dgpunet_dask.placement.simulate import simulate
@@ -270,6 +270,10 @@ async def test_run_seconds_are_learned_from_plain_tasks() -> None:
         assert 0.05 <= seconds < 0.5
         assert learned.work_s("embed", None) == pytest.approx(2 * seconds)
         assert (await cluster.client.scheduler.dgpunet_learned())["stages"][0]["stage"] == "embed"
+        earlier = NO_ESTIMATES.with_run("render", None, "RTX", 7.0, speed=2.0, share=1).with_run("embed", None, "RTX", 99.0, speed=2.0, share=1)
+        known = Estimates.from_json(await cluster.client.scheduler.dgpunet_own(estimates=earlier.to_json()))
+        assert known.run_s("render", None, "RTX") == 7.0 == cluster.plugin.book.pool.estimates.run_s("render", None, "RTX")
+        assert known.run_s("embed", None, "RTX") == pytest.approx(seconds), "what was seen here counts before what an earlier one saw"
 
 
 async def test_the_decision_log_can_be_read_as_a_trace() -> None:
