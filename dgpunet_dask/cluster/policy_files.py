@@ -17,7 +17,7 @@ FOLDERS = ("generated", "human")
 def policy_paths(given: Iterable[Path]) -> list[Path]:
     """Return the files among `given`, and of each folder all its ``*.yaml``: in it, then in its ``generated`` and ``human``.
 
-    A file that is named twice counts once.
+    A file that is named twice counts once. Hidden files of a folder are left out, as a shell does: they are those of editors and copiers.
 
     Raises
     ------
@@ -32,10 +32,15 @@ def policy_paths(given: Iterable[Path]) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> Iterator[Path]:
-    files = [file for part in ("", *FOLDERS) for file in sorted((folder / part).glob("*.yaml")) if file.is_file()]
+    files = [file for part in ("", *FOLDERS) for file in yaml_files(folder / part)]
     if not files:
         raise MissingPath(path=folder / "*.yaml")
     yield from files
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """Return the policy files that lie in `folder` itself, by name."""
+    return [file for file in sorted(folder.glob("*.yaml")) if file.is_file() and not file.name.startswith(".")]
 
 
 def layer_of(path: Path) -> Layer:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgpunet_dask.cluster.policy_files import FOLDERS, policy_paths
+from dgpunet_dask.cluster.policy_files import FOLDERS, policy_paths, yaml_files
 from dgpunet_dask.cluster.policy_tests import find_cases, load_suites
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.config.yamlfile import read_text
@@ -39,8 +39,7 @@ class Places:
         """
         if self.given:
             return policy_paths(self.given)
-        folders = (self.home.policy / part for part in FOLDERS)
-        return [file for folder in folders for file in sorted(folder.glob("*.yaml")) if file.is_file()]
+        return [file for part in FOLDERS for file in yaml_files(self.home.policy / part)]
 
     def folders(self) -> list[Path]:
         """Return where cases may lie: the folder ``tests`` beside the files."""

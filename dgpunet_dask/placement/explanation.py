@@ -85,12 +85,12 @@ def wakes(fleet: Fleet, request: Request, decision: Decision) -> Iterator[dict[s
     """Yield each event after which the decision may be another: releases, the owner, trials that end, joins, another policy."""
     for name in sorted(decision.refusals, key=lambda name: _release_order(fleet, request, name)):
         verdicts = decision.refusals[name]
-        if not any(v.never for v in verdicts):
+        if not any(v.never for v in verdicts) and (verdicts[0].code != "reserved" or fleet.charges_on(name)):
             yield _release(fleet, fleet.by_name[name], request, verdicts)
     for name, verdicts in sorted(decision.refusals.items()):
         yield from _by_themselves(name, [v for v in verdicts if v.never])
     yield {"event": "join", "text": f"join of {wanted(request)}"}
-    lines = dict.fromkeys(v.rule for v in decision.first_verdicts if v.rule is not None and v.never)
+    lines = dict.fromkeys(v.rule for v in decision.first_verdicts if v.rule is not None and (v.never or v.code == "reserved"))
     if lines:
         yield {"event": "policy", "text": f"another policy than {', '.join(lines)}", "rules": list(lines)}
 

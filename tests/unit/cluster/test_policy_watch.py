@@ -26,6 +26,7 @@ def test_given_files_count_alone_else_those_of_the_home(tmp_path: Path) -> None:
     generated = written(home.policy / "generated" / "h.yaml", RULE)
     human = written(home.policy / "human" / "mine.yaml", RULE)
     written(home.policy / "human" / "notes.txt", "")
+    written(home.policy / "human" / "._mine.yaml", "what a copier leaves beside a file")
     other = written(tmp_path / "other.yaml", RULE)
     assert Places(home).files() == [generated, human]
     assert Places(home, (other,)).files() == [other]

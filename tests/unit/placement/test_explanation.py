@@ -71,6 +71,14 @@ def test_what_ends_by_itself_is_no_change_of_policy() -> None:
     assert lines(explanation(chat, Demand(vram="99GiB"), owner))[0].startswith("work: can never run here")
 
 
+def test_nothing_is_released_on_an_empty_card_that_is_kept_for_others() -> None:
+    kept = parse_policy("version: 1\nreserve: [{name: chat, device: big, vram: 20GiB, for: {stage: chat}}]\n", "p.yaml")
+    big = Fleet(FLEET.hosts, tuple(d for d in FLEET.devices if d.name == "big"))
+    found = explanation(big, Demand(stage="embed", vram="10GiB"), kept)
+    assert (found["outcome"], [wake["event"] for wake in found["wakes"]]) == ("wait", ["join", "policy"])
+    assert found["wakes"][-1]["text"] == "another policy than p.yaml:2 (chat)"
+
+
 def test_states_wake_by_their_end() -> None:
     fleet = Fleet(FLEET.hosts, FLEET.devices, states={"big": "lost", "old": "draining", "chat": "cordoned", "small": "cordoned"})
     texts = [wake["text"] for wake in explanation(fleet, Demand(vram="1GiB"))["wakes"]]
