@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from dgpunet_dask.cluster.policy_files import layer_of
+from dgpunet_dask.config.yamlfile import read_text
 from dgpunet_dask.errors import MalformedFile, MissingPath, Problem, UnreadablePath
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.policy import Policy
@@ -87,15 +88,9 @@ class _Loader:
 
     def _read(self, path: Path) -> str | None:
         try:
-            return path.read_bytes().decode("utf-8")
-        except FileNotFoundError:
-            raise MissingPath(path=path) from None
-        except OSError as error:
-            raise UnreadablePath(path=path, why=error.strerror or str(error)) from error
-        except UnicodeDecodeError as error:
-            before = error.object[: error.start]
-            place = before.count(b"\n") + 1, len(before) - before.rfind(b"\n")
-            self.problems.append(Problem(str(path), *place, "not valid UTF-8; save the file as UTF-8"))
+            return read_text(path)
+        except MalformedFile as error:
+            self.problems += error.problems
             return None
 
     def _named(self, file: Path, named: Reference) -> tuple[Path, str] | None:

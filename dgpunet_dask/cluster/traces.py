@@ -28,7 +28,7 @@ def read_traces(paths: Iterable[Path]) -> Trace:
     problems: list[Problem] = []
     for path in paths:
         try:
-            found.append(parse_trace(read_text(path), str(path)))
+            found.append(parse_trace(read_text(path, most=-1), str(path)))
         except MalformedFile as error:
             problems += error.problems
     if problems:

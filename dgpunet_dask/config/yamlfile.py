@@ -23,7 +23,7 @@ from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from dgpunet_dask.config.yamltree import Document, Path, load, quote_it
+from dgpunet_dask.config.yamltree import MAX_CHARACTERS, Document, Path, load, quote_it
 from dgpunet_dask.errors import BadValue, MalformedFile, MissingPath, NewerFormat, Problem, UnreadablePath, did_you_mean
 
 __all__ = ["Document", "Path", "YamlModel", "check_version", "load", "parsed", "read", "read_text", "validate"]
@@ -48,21 +48,29 @@ def read(path: FilePath) -> Document:
     return load(read_text(path), str(path))
 
 
-def read_text(path: FilePath) -> str:
+def read_text(path: FilePath, most: int = 4 * MAX_CHARACTERS) -> str:
     """Return the text of a file.
+
+    Parameters
+    ----------
+    most
+        How many bytes are read before the file is refused, since a device has no end; -1 for any number.
 
     Raises
     ------
     MissingPath, UnreadablePath
     MalformedFile
-        Where it is not UTF-8.
+        Where it is not UTF-8, or too long.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(most + 1) if most >= 0 else file.read()
     except FileNotFoundError:
         raise MissingPath(path=path) from None
     except OSError as error:
         raise UnreadablePath(path=path, why=error.strerror or str(error)) from error
+    if 0 <= most < len(raw):
+        raise MalformedFile([Problem(str(path), 1, 1, f"the file is longer than {most >> 20} MiB; split it")])
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

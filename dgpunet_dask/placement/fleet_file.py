@@ -44,6 +44,12 @@ def _some(text: str) -> Mib:
     return size
 
 
+def _speed(number: float) -> float:
+    if not 1e-6 <= number <= 1e6:
+        raise ValueError("write a number between 0.000001 and 1000000; 1 is 50 TFLOPS of dense bf16")
+    return number
+
+
 def _moving(text: str) -> float:
     rate = parse_rate(text)
     if rate == 0:
@@ -68,7 +74,7 @@ class _Gpu(YamlModel):
     model: str | None = None
     vram: Size | None = None
     compute_capability: Version | None = None
-    speed: Annotated[float, Field(gt=0)] = 1.0
+    speed: Annotated[float, Field(gt=0), AfterValidator(_speed)] = 1.0
     reserve: Amount | None = None
     bandwidth: Rate | None = None
     driver: Version | None = None

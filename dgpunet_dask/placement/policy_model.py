@@ -14,6 +14,7 @@ from dgpunet_dask.placement.globs import unclosed
 from dgpunet_dask.units import Mib, VersionSpec, parse_duration
 
 FORMAT_VERSION: Final = 1
+MAX_WEIGHT: Final = 1e9  # far above any that people write, and sums of scores stay finite
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _IDLE: Final = re.compile(r"\s*(?:>=)?\s*(.*?)\s*")
@@ -76,6 +77,8 @@ def _condition(text: str) -> VersionSpec:
 def _wish_weight(number: float) -> float:
     if number < 0:
         raise ValueError("write a number of at least 0, and use `deny` to keep work off")
+    if number > MAX_WEIGHT:
+        raise ValueError(f"write a number of at most {MAX_WEIGHT:g}")
     return number
 
 
@@ -92,7 +95,7 @@ Size = Annotated[Mib, parsed(_some)]
 Condition = Annotated[VersionSpec, parsed(_condition)]
 Priority = Literal["interactive", "batch", "idle"]
 WishWeight = Annotated[float, AfterValidator(_wish_weight)]
-UserWeight = Annotated[float, Field(gt=0)]
+UserWeight = Annotated[float, Field(gt=0, le=MAX_WEIGHT)]
 
 
 class MatchEntry(YamlModel):
@@ -172,13 +175,13 @@ class RequireEntry(YamlModel):
 class ShareEntry(YamlModel):
     """How many units may be on a card at a time."""
 
-    max_per_gpu: Annotated[int, Field(ge=1)]
+    max_per_gpu: Annotated[int, Field(ge=1, le=1000)]
 
 
 class OnOomEntry(YamlModel):
     """What to do when a card's memory was too small."""
 
-    grow: Annotated[float, Field(gt=1)] = OnOom().grow
+    grow: Annotated[float, Field(gt=1, le=1000)] = OnOom().grow
     max: Annotated[Size | None, Given] = None
     retries: Annotated[int, Field(ge=0)] = OnOom().retries
 

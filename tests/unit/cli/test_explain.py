@@ -106,6 +106,7 @@ def test_the_policies_of_the_home_count_where_none_are_named(at, run):
         (("cpus=" + "9" * 5000,), "whole number"),
         (("exclusive=maybe",), "true or false"),
         (("vram=1GiB", "--running", "[]@l"), "--running is no mapping"),
+        (("vram=1GiB", "--policy", "/dev/zero"), "/dev/zero:1:1: the file is longer than 16 MiB"),
         (("vram=1GiB", "--policy", "loop.yaml"), "loop.yaml: cannot be read"),
         (("@none.yaml",), "no such file"),
         (("vram=1GiB", "--running", "{vram: 1GiB}@5090"), "names no device"),

@@ -170,3 +170,11 @@ def test_the_shipped_fleet_has_the_features_of_its_capabilities(home5: Fleet) ->
 def test_a_cpu_is_slower_than_any_card(home5: Fleet) -> None:
     assert min(d.speed for d in home5.gpus()) > 10 * CPU_SPEED
     assert {d.name for d in home5.devices if d.kind == "cpu"} == {f"{h.name}/cpu" for h in home5.hosts}
+
+
+@pytest.mark.parametrize("speed", ["1e-308", "1e308", "2000000", "0.0000001"])
+def test_a_speed_that_no_machine_has_is_a_mistake(speed: str) -> None:
+    told = mistakes(f"version: 1\nhosts: {{h: {{gpus: {{a: {{vram: 1GiB, speed: {speed}}}}}}}}}\n")
+    assert len(told) == 1
+    assert told[0].startswith("fleet.yaml:2:43: speed: ")
+    assert "between 0.000001 and 1000000" in told[0]
