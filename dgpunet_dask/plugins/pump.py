@@ -151,13 +151,14 @@ class Pump:
         at, queues = Pass(), self.queues.waiting(self.waits)
         for queue in queues:
             queue.booked = 0
-            if queue.plan is not None:
-                queue.set_plan(pool.current(queue.plan))
+            if queue.plan is not None and (plan := pool.current(queue.plan)) is not queue.plan:
+                queue.set_plan(plan)
         shared = self.usage.begin(q.plan.request.demand.user for q in queues if q.plan is not None)
-        if len(queues) > 1:
-            self._take_turns(Turns(queues, self._standing if shared else _alone), at, 1 if shared else None)
-        elif queues:
-            self._try(queues[0], at, None)
+        if shared:
+            self._take_turns(Turns(queues, self._standing), at)
+        else:  # nothing that is placed changes the order
+            for queue in sorted(queues, key=_alone) if len(queues) > 1 else queues:
+                self._try(queue, at, None)
         for queue, decision in at.yielded:  # those who were let go first have not come
             if not any(pool.slot(name).activations for name in decision.devices) and not at.barred.intersection(decision.devices):
                 self._keep_free(queue, decision, at.barred)
@@ -167,9 +168,9 @@ class Pump:
     def _standing(self, queue: Queue) -> Standing:
         return queue.standing(self.usage.of)
 
-    def _take_turns(self, turns: Turns[Queue], at: Pass, most: int | None) -> None:
+    def _take_turns(self, turns: Turns[Queue], at: Pass) -> None:
         while (queue := turns.pop()) is not None:
-            if self._try(queue, at, most) and queue.head(self.waits) is not None:
+            if self._try(queue, at, 1) and queue.head(self.waits) is not None:
                 turns.push(queue)
 
     def _try(self, queue: Queue, at: Pass, most: int | None) -> bool:
@@ -243,9 +244,11 @@ class Pump:
 
     def _choose(self, queue: Queue, plan: Plan, at: Pass) -> Slot | None:
         """Choose for the head of `queue`, and book what those before it in the line wait for by choice."""
-        waiting, pool = queue.waiting, self.book.pool
-        if waiting <= 0:
-            return None
+        pool, waiting = self.book.pool, 1
+        if plan.may_wait:
+            waiting = queue.waiting
+            if waiting <= 0:
+                return None
         slot, ahead = pool.choose(plan, at.barred, waiting)
         if ahead:
             for name, seconds in ahead:

@@ -62,7 +62,7 @@ class Queue:
 
     def head(self, waits: Callable[[Record], bool]) -> Record | None:
         """Return the first task for which `waits` still holds; others have moved on and are dropped."""
-        while (entry := self.first()) is not None:
+        while (entry := self.first() if self._late or not self._line else self._line[0]) is not None:
             if waits(entry[2]):
                 return entry[2]
             self._drop(entry)
@@ -70,9 +70,12 @@ class Queue:
 
     def pop(self) -> None:
         """Drop the head: it has been placed. The next one starts with full patience."""
-        entry = self.first()
-        assert entry is not None
-        self._drop(entry)
+        if self._late:
+            entry = self.first()
+            assert entry is not None
+            self._drop(entry)
+        else:
+            self._line.popleft()
         self.passed, self.kept = 0, ()
 
     def _drop(self, entry: Entry) -> None:
