@@ -94,7 +94,7 @@ class WantEntry(YamlModel):
     """What is wanted where something is placed."""
 
     on: Names | None = None
-    then: Names | None = None
+    then: Annotated[list[str], BeforeValidator(_listed)] | None = None  # an empty list begins every ranking
     placed: Annotated[dict[str, Counted], Field(min_length=1)] | None = None
     makespan_at_most: Seconds | None = None
 

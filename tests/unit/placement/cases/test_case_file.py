@@ -236,7 +236,6 @@ MALFORMED = [
     (wanted("{on: [4090l, 4080l]}"), "6:10", "2 name(s), but the demand takes 1"),
     (wanted("{on: 4090l}", "submit: {gpus: 2}"), "6:14", "1 name(s), but the demand takes 2"),
     (wanted("{on: [4090l, 4090l]}", "submit: {gpus: 2}"), "6:10", "each card once"),
-    (wanted("{on: 4090l, then: []}"), "6:21", "at least 1"),
     (wanted("{on: 4090l, then: [4080l, x]}"), "6:35", "no device 'x'"),
     (wanted("{placed: {4090l: 3}}"), "6:10", "`placed` goes with `submit_all`"),
     (wanted("{on: 4090l}", BURST), "6:10", "`on` goes with `submit`"),
