@@ -54,6 +54,11 @@ class Home:
         return self.root / "policy"
 
     @property
+    def policies_in_force(self) -> Path:
+        """What the running head decides by: [text, file, layer] of each policy file, for a scheduler that starts."""
+        return self.run / "policies.json"
+
+    @property
     def decisions(self) -> Path:
         """The decision log: ``*.jsonl``, the oldest file first by name."""
         return self.root / "decisions"

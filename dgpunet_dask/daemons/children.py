@@ -18,7 +18,7 @@ from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.workers import Backoff
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.agent import how_ended
-from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn
+from dgpunet_dask.daemons.lifeline import POLICIES_ENV, OwnedProcess, child_env, python_argv, spawn
 from dgpunet_dask.daemons.register import Register
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,8 @@ class Children:
             *("--preload", "dgpunet_dask.daemons.scheduler_preload"),
         )
         scratch = str(self.home.run / "scratch" / "scheduler")
-        return self._spawn("scheduler", argv, {**SCHEDULER_ENV, "DASK_TEMPORARY_DIRECTORY": scratch})
+        env = {"DASK_TEMPORARY_DIRECTORY": scratch, POLICIES_ENV: str(self.home.policies_in_force)}
+        return self._spawn("scheduler", argv, {**SCHEDULER_ENV, **env})
 
     def _start_agent(self) -> OwnedProcess:
         argv = python_argv(

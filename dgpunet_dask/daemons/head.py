@@ -128,6 +128,7 @@ class Head:
         write_private(self.home.run / "fleet.json", json.dumps(described))
         self.deriving.refresh()
         self.policies.load()
+        self._hand_on(self.policies.sources)
         async with self._children(), self._connected() as client, self._following():
             await self._or_stopped(self.policies.settled(), "the scheduler did not take the policies")
             await self._workers_joined(client)
@@ -280,7 +281,15 @@ class Head:
             ),
         )
 
+    def _hand_on(self, sources: Sequence[Source]) -> None:
+        """Write the policies in force where a scheduler that starts again finds them before anybody can give it work."""
+        try:
+            write_private(self.home.policies_in_force, json.dumps(list(sources)))
+        except OSError as error:  # a full disk; what is running is told all the same
+            log.warning("a scheduler that starts again will have no policies until it is told: %s", error)
+
     async def _tell_policies(self, sources: Sequence[Source]) -> None:
+        self._hand_on(sources)
         await self._ask("dgpunet_set_policy", sources=[list(source) for source in sources])
 
     async def _scheduler_lost(self, why: str) -> None:

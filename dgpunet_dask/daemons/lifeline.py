@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+#: Tells a scheduler the file with the policies of its head (`Home.policies_in_force`).
+POLICIES_ENV: Final = "DGPUNET_POLICIES"
 ENV: Final = "DGPUNET_LIFELINE_FD"
 RELEASE: Final = b"r"
 #: A log that is longer when its process starts is moved aside once, so that logs never grow without end.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dgpunet_dask.daemons.lifeline import end_now, watch
+from dgpunet_dask.daemons.lifeline import POLICIES_ENV, end_now, watch
 from dgpunet_dask.plugins.scheduler import PlacementPlugin
 
 if TYPE_CHECKING:
@@ -14,5 +17,7 @@ watch(end_now)  # at import, before anything can keep this process waiting witho
 
 
 def dask_setup(scheduler: Scheduler) -> None:
-    """Add the placement plugin; Dask starts it with the scheduler."""
-    scheduler.add_plugin(PlacementPlugin(), idempotent=True)
+    """Add the placement plugin; Dask starts it with the scheduler. It decides by the head's policies from its first task on."""
+    file = Path(os.environ.get(POLICIES_ENV, ""))
+    sources = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else ()
+    scheduler.add_plugin(PlacementPlugin(sources=sources), idempotent=True)

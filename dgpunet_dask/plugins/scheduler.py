@@ -74,11 +74,11 @@ class PlacementPlugin(SchedulerPlugin):
     name = NAME
     idempotent = True
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, sources: Iterable[tuple[str, str, Layer]] = ()) -> None:
         self.records: dict[Key, Record] = {}
         self.clock = clock or SystemClock()
         self.observer = Observer()
-        self.sources: tuple[tuple[str, str, Layer], ...] = ()
+        self.sources: tuple[tuple[str, str, Layer], ...] = tuple(sources)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._seen: list[Signature] = []
 
@@ -96,6 +96,8 @@ class PlacementPlugin(SchedulerPlugin):
         scheduler.handlers.update(rpc.handlers(self))
         for ws in list(scheduler.workers.values()):
             self.book.add_worker(ws)
+        if self.sources:
+            self.set_policy(self.sources)
         asyncio.get_running_loop().call_soon(self._requeue, [k for k in list(scheduler.tasks) if self._adopt(scheduler.tasks[k])])
 
     # What is in force

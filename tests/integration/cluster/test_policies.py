@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from distributed import Client
 
 from dgpunet_dask.placement.fleet_file import parse_fleet
 from dgpunet_dask.placement.policy_file import parse_policies
@@ -209,6 +210,25 @@ def test_a_scheduler_that_starts_again_applies_the_same_policy(site, two_cards, 
     assert code == 0, err
     placed = [e for e in _events(site, json.loads(out)["job_id"]) if e["kind"] == "placement"]
     assert {e["device"] for e in placed} == {"a"}
+
+
+@pytest.mark.long
+def test_whoever_comes_first_to_a_new_scheduler_finds_the_policy_in_force(site, two_cards, policy):
+    site.up("--simulate", two_cards, "--policy", policy)
+    address = json.loads(site.home.head_file.read_text())["scheduler"]
+    (old,) = site.pids("dask_scheduler")
+    os.kill(old, signal.SIGKILL)
+    until(lambda: old not in site.pids("dask_scheduler"), what="the end of the scheduler")
+
+    def first() -> dict | None:
+        try:
+            with Client(address, timeout=0.5) as client:
+                return client.sync(client.scheduler.dgpunet_policy)
+        except OSError:
+            return None
+
+    found = until(first, what="a scheduler that answers")
+    assert [source[0] for source in found["sources"]] == [OFF_B], "before its head has found it again"
 
 
 def _events(site, job):
