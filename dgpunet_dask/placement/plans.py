@@ -12,7 +12,7 @@ from dgpunet_dask.placement.feasible import never_verdicts, not_now_verdicts
 from dgpunet_dask.placement.place import activation
 from dgpunet_dask.placement.rank import Candidate, Field, candidate, duration_s, scored, terms_of
 from dgpunet_dask.placement.resolve import FINISH_WEIGHT, PRIOR_WORK_S, Request
-from dgpunet_dask.placement.slots import MEMO_MAX, DeviceClass, Group, Slot
+from dgpunet_dask.placement.slots import MEMO_MAX, DeviceClass, Group, Slot, weigh
 from dgpunet_dask.placement.waiting import after, later_s
 
 NEVER_S: Final = float("inf")
@@ -56,7 +56,7 @@ class Plan:
         self.may_wait = demand.gpus <= 1 and (self.waits or any(not kind.is_gpu for kind in self.able))
         self.terms = terms_of(request)
         self.field = Field(0.0, request)
-        self._offers: dict[Group, Offer | None] = {}
+        self.offers: dict[Group, Offer | None] = {}  # those that `offer` has found
         self._charges: dict[Group, Charge] = {}
         self._totals: dict[tuple[Group, float, float], float] = {}
         self._free: dict[Slot, Free] = {}
@@ -69,11 +69,11 @@ class Plan:
     def offer(self, group: Group) -> Offer | None:
         """Return what the devices of `group` have for the demand, ``None`` where they will not do now."""
         try:
-            return self._offers[group]
+            return self.offers[group]
         except KeyError:
-            if len(self._offers) >= MEMO_MAX:
-                self._offers.clear()
-            found = self._offers[group] = self._ask(next(iter(group.members.values())))
+            if len(self.offers) >= MEMO_MAX:
+                self.offers.clear()
+            found = self.offers[group] = self._ask(next(iter(group.members.values())))
             return found
 
     def _ask(self, slot: Slot) -> Offer | None:
@@ -112,6 +112,7 @@ class Plan:
             if len(self._charges) >= MEMO_MAX:
                 self._charges.clear()
             known = self._charges[slot.group] = self._charge(slot, "")
+            weigh(known)
         copied = object.__new__(Charge)  # `replace` takes ten times as long
         copied.__dict__.update(known.__dict__, holder=holder, device=slot.name)
         return copied

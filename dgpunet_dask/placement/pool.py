@@ -209,7 +209,8 @@ class Pool:
         if holder in slot.charges:
             slot.take(holder)
         else:
-            self._held[holder] = (*self._held.get(holder, ()), charge.device)
+            held = self._held.get(holder)
+            self._held[holder] = (charge.device,) if held is None else (*held, charge.device)
         slot.put(charge)
         if charge.ends_s is not None:
             slot.ends[holder] = End(self.now + charge.ends_s, self.now + OVERDUE * charge.ends_s)
@@ -298,13 +299,12 @@ class Pool:
         return Choice(self._slots[best[1]], ahead)
 
     def _chances(self, plan: Plan, barred: Collection[str]) -> list[Chance]:
-        found = []
+        found, offers = [], plan.offers
         for kind in plan.able:
             if kind.open:
                 for group in kind.open.values():
-                    offer = plan.offer(group)
-                    name = group.first(barred) if offer is not None else None
-                    if offer is not None and name is not None:
+                    offer = offers[group] if group in offers else plan.offer(group)
+                    if offer is not None and (name := group.first(barred)) is not None:
                         found.append((offer, name, group))
         return found
 

@@ -17,6 +17,9 @@ MEMO_MAX: Final = 4096
 #: A unit that has taken this many times its estimate is not waited for any more: nobody knows when it will end.
 OVERDUE: Final = 2.0
 
+#: Where a charge keeps its own part of a load; it is no field, so neither equality nor `replace` sees it.
+_WEIGHT: Final = "_weight"
+
 #: What decides upon a group's verdicts: the charges without their holders and devices.
 Load = tuple[tuple[object, ...], ...]
 
@@ -168,11 +171,16 @@ class Slot:
 
 def load_of(charges: Iterable[Charge]) -> Load:
     """Return what tells the verdicts upon devices of one class apart."""
-    return tuple(sorted(map(_weight, charges)))
+    weights = [c.__dict__.get(_WEIGHT) or weigh(c) for c in charges]
+    if len(weights) > 1:
+        weights.sort()
+    return tuple(weights)
 
 
-def _weight(c: Charge) -> tuple[object, ...]:
-    return (
+def weigh(c: Charge) -> tuple[object, ...]:
+    """Return what `c` adds to a load, and keep it in `c`, for copies of it to have as well."""
+    found = c.__dict__[_WEIGHT] = (
         c.kind, c.stage or "", c.vram_mib, c.ram_mib, c.cpus, c.exclusive, c.evictable, c.stage is None, c.share or 0, c.model or "",
         c.user or "", c.priority or "", -1.0 if c.reload_s is None else c.reload_s,
     )  # fmt: skip
+    return found
