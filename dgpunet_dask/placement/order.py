@@ -112,12 +112,14 @@ class Shares:
         """Begin a pass in which the users `active` have waiting or running work; who was not active before starts level."""
         now = frozenset(active)
         stayed = [self._exact(user) for user in now & self._active]
-        self._level = max([self._level, *([min(stayed)] if stayed else [])])
-        for user in now - self._active:
-            self._used[user] = max(self._used.get(user, 0.0), self._level * self._weight(user))
-        for user in [u for u in self._used if u not in now and self._exact(u) <= self._level]:
-            del self._used[user]  # coming back would start level in any case
-        self._active = now
+        self._level = max(self._level, min(stayed, default=self._level))
+        if now != self._active:
+            for user in now - self._active:
+                self._used[user] = max(self._used.get(user, 0.0), self._level * self._weight(user))
+            self._active = now
+        if len(self._used) > len(now):
+            for user in [u for u in self._used if u not in now and self._exact(u) <= self._level]:
+                del self._used[user]  # coming back would start level in any case
 
     def add(self, user: str | None, work_s: float) -> None:
         """Count `work_s` more for `user`: what is expected when a unit starts, and at its end what it took beyond that (or less)."""

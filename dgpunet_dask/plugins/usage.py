@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from dgpunet_dask.model.policy import Policy
@@ -17,7 +16,7 @@ class Usage:
 
     def __init__(self, policy: Policy) -> None:
         self._shares = Shares(policy.weight_of)
-        self._running: Counter[str | None] = Counter()
+        self._running: dict[str | None, int] = {}  # user -> units, at least one
         self.had: dict[str | None, float] = {}
 
     def set_policy(self, policy: Policy) -> None:
@@ -27,7 +26,7 @@ class Usage:
     def begin(self, waiting: Iterable[str | None]) -> bool:
         """Begin a pass over the work of users `waiting`; return whether there is more than one."""
         users = set(waiting)
-        self._shares.begin(users.union(u for u, count in self._running.items() if count))
+        self._shares.begin(users.union(self._running))
         return len(users) > 1
 
     def of(self, user: str | None) -> float:
@@ -38,7 +37,7 @@ class Usage:
         """Count ahead what a unit is expected to take."""
         user, cost_s = plan.request.demand.user, len(slots) * plan.work_s
         record.user, record.cost_s, record.since_s = user, cost_s, now
-        self._running[user] += 1
+        self._running[user] = self._running.get(user, 0) + 1
         self._shares.add(user, cost_s)
 
     def stop(self, record: Record, slots: Sequence[Slot], now: float) -> None:
@@ -47,6 +46,9 @@ class Usage:
         for slot in slots:
             together = slot.activations if slot.is_gpu else 1
             cost_s += took_s * slot.device.speed / together if together > 1 else took_s * slot.device.speed
-        self._running[user] -= 1
+        if (count := self._running.get(user, 0)) > 1:
+            self._running[user] = count - 1
+        else:  # none was counted for a unit that ran before the plugin was there
+            self._running.pop(user, None)
         self._shares.add(user, cost_s - record.cost_s)
         self.had[user] = self.had.get(user, 0.0) + cost_s
