@@ -125,7 +125,7 @@ class Book:
         plan = plan or pool.plan(demand)
         record.devices = ()
         for slot in slots:
-            pool.charge(pool.activation(slot.name, demand, holder, plan))
+            pool.charge(pool.activation(slot.name, demand, holder, plan) if demand.inputs else plan.charge(slot, holder))
             record.devices += (slot.name,)
         self._units[holder] = plan.request.demand
         record.holder = holder

@@ -120,7 +120,8 @@ class Pump:
         self.queues.push(record, self._plan_of)
         if record.signature.error is None:
             self.journal.submitted(record.key, record.signature.demand)
-        self.arm()
+        if not self._armed:
+            self.arm()
 
     def _plan_of(self, signature: Signature) -> Plan | None:
         return None if signature.error is not None else self.book.pool.plan(signature.demand)
@@ -187,7 +188,8 @@ class Pump:
             moves = {record.key: "processing" for record in reversed(at.placed)}  # Dask pops the last one first
             self.scheduler.transitions(moves, stimulus)
             for record in at.placed:
-                self._undo_unless_moved(record)
+                if record.ts.state == "no-worker" and record.holder is not None:
+                    self._undo(record)
         for record, error in at.failed:
             self._fail(record, error)
 
@@ -338,14 +340,13 @@ class Pump:
         slot = slots[0]
         return slot.activations if slot.is_gpu else 1
 
-    def _undo_unless_moved(self, record: Record) -> None:
+    def _undo(self, record: Record) -> None:
         """Take back a placement that Dask did not accept."""
-        if record.ts.state == "no-worker" and record.holder is not None:
-            logger.error("Dask did not accept %s on %s; it waits again", record.key, ", ".join(record.devices))
-            self.left(record)
-            self.book.release(record)
-            self.hold(record)
-            self.queues.push(record, self._plan_of)
+        logger.error("Dask did not accept %s on %s; it waits again", record.key, ", ".join(record.devices))
+        self.left(record)
+        self.book.release(record)
+        self.hold(record)
+        self.queues.push(record, self._plan_of)
 
     # Not placed
 

@@ -130,9 +130,10 @@ class DecisionLog:
     def add(self, *entry: Any) -> None:
         """Note one placement: all `FIELDS` after `seq`."""
         self.seq += 1
-        self._entries.append((self.seq, *entry))
+        self._entries.append(entry)
 
     def since(self, seq: int) -> list[Mapping[str, Any]]:
         """Return the entries after `seq` that are still kept, as mappings."""
-        skip = max(0, seq - (self.seq - len(self._entries)))
-        return [dict(zip(self.FIELDS, entry, strict=True)) for entry in itertools.islice(self._entries, skip, None)]
+        dropped = self.seq - len(self._entries)
+        entries = enumerate(itertools.islice(self._entries, max(0, seq - dropped), None), max(seq, dropped) + 1)
+        return [dict(zip(self.FIELDS, (number, *entry), strict=True)) for number, entry in entries]
