@@ -79,6 +79,31 @@ class Home:
         return self.root / "learned-tasks.json"
 
     @property
+    def pki(self) -> Path:
+        """Keys and certificates of this host in its cluster; on the head's host also the authority, tokens and API keys."""
+        return self.root / "pki"
+
+    @property
+    def cluster_file(self) -> Path:
+        """Which cluster of real machines this host belongs to."""
+        return self.root / "cluster.json"
+
+    @property
+    def nodes_file(self) -> Path:
+        """The hosts that a head knows."""
+        return self.root / "nodes.json"
+
+    @property
+    def links_file(self) -> Path:
+        """What was measured between the hosts."""
+        return self.root / "links.json"
+
+    @property
+    def models(self) -> Path:
+        """Folders of weights by the digest of their files."""
+        return self.root / "models"
+
+    @property
     def head_file(self) -> Path:
         """Address, pid and key of the running head."""
         return self.run / "head.json"
@@ -119,6 +144,7 @@ class Home:
     def _is_ours_alone(self) -> bool:
         """Whether nothing but our own folders lies in the root."""
         known = {"run", "indexes", "workloads", "envs", "jobs", "policy", "cache", "locks", "clusters", "decisions"}
+        known |= {path.name for path in (self.pki, self.models, self.cluster_file, self.nodes_file, self.links_file)}
         known |= {name for path in (self.learned, self.learned_tasks) for name in (path.name, f"{path.name}.damaged")}
         return {entry.name for entry in self.root.iterdir()} <= known
 
