@@ -14,7 +14,8 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── PolicyCasesFailed
     ├── JobFailed (100)
     │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull, DamagedFile
-    │   ├── StageOutOfMemory, ForeignMemory
+    │   ├── StageOutOfMemory, ForeignMemory, FolderMissing
+    ├── PeerFailed (1)
     ├── StillRunning (101)
     ├── NotFound (102)
     │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoHead
@@ -163,6 +164,18 @@ class OtherPolicyRunning(UsageError):
     code = "other_policy"
 
 
+class NotAllowed(UsageError):
+    """{what} is not allowed: {why}. Use a key that may, or ask an operator of the cluster for one (`dgpunet-dask key create`)."""
+
+    code = "not_allowed"
+
+
+class LoopbackOnly(UsageError):
+    """{what} needs a cluster that other machines can join, and this one answers on this machine alone. Start one with `dgpunet-dask head`."""
+
+    code = "loopback_only"
+
+
 class Problem(NamedTuple):
     """One mistake in a file; `line` and `col` are 1-based."""
 
@@ -276,11 +289,25 @@ class DamagedFile(JobFailed):
     code = "damaged_file"
 
 
+class FolderMissing(JobFailed):
+    """The {kind} {digest} is not on this machine, and none of the others gave it: {why}. Submit the job again from the machine that has it;
+    `dgpunet-dask doctor` tells whether the machines reach one another.
+    """
+
+    code = "folder_missing"
+
+
 class StillRunning(DgpunetError):
     """Job {job_id} is still running after {timeout_s:g} s. `dgpunet-dask jobs wait {job_id}` waits on."""
 
     exit_code = 101
     code = "still_running"
+
+
+class PeerFailed(DgpunetError):
+    """Host {host} did not answer {request!r} on its peer port {address}: {why}. `dgpunet-dask doctor` tells whether it is up and reachable."""
+
+    code = "peer_failed"
 
 
 class NotFound(DgpunetError):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +16,9 @@ from dgpunet_dask.config.yamlfile import read
 from dgpunet_dask.errors import BadWorkload, MissingPath, NoSuchWorkload, did_you_mean
 from dgpunet_dask.jobs.workload_file import parse_workload
 from dgpunet_dask.model.pipeline import Workload
+from dgpunet_dask.stagehost.folders import workload_digest as digest_of
+from dgpunet_dask.stagehost.folders import workload_files
 
-#: A workload is code and settings; data belongs in parameters. The limit keeps a mistaken folder from being shipped.
-MAX_BYTES: Final = 64 << 20
-_LEFT_OUT: Final = frozenset({"__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"})
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -72,40 +69,11 @@ def _check_files(folder: Path, workload: str, module: str, env: str | None) -> N
         raise BadWorkload(workload=workload, why=f"there is no lock file {env} in {folder}")
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the relative name and path of each file, sorted, without caches and links that lead out of the folder."""
-    for base, dirs, names in os.walk(folder):
-        dirs[:] = sorted(d for d in dirs if d not in _LEFT_OUT)
-        for name in sorted(names):
-            path = Path(base, name)
-            if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
-                yield path.relative_to(folder).as_posix(), path
-
-
-def digest_of(folder: Path) -> str:
-    """Return the SHA-256 (hex) over names, lengths and contents of the folder's files.
-
-    Raises
-    ------
-    BadWorkload
-        If the files are larger than `MAX_BYTES` together.
-    """
-    hashed, size = hashlib.sha256(b"dgpunet-workload-1\n"), 0
-    for name, path in _files(folder):
-        size += path.stat().st_size
-        if size > MAX_BYTES:
-            raise BadWorkload(workload=str(folder), why=f"its files are larger than {MAX_BYTES >> 20} MiB; give data as a parameter")
-        content = path.read_bytes()
-        hashed.update(f"{name}\0{len(content)}\0".encode("utf-8", "surrogateescape"))
-        hashed.update(content)
-    return hashed.hexdigest()
-
-
 def pack_workload(folder: Path) -> bytes:
     """Return the folder's files as an uncompressed tar without owners or times, so that equal files give equal bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, path in _files(folder):
+        for name, path in workload_files(folder):
             content = path.read_bytes()
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o644
