@@ -8,7 +8,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── BadValue, BadName, MissingPath, UnreadablePath, UnknownParameter, MissingParameter
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
-    │   │   NoRecordedFleet
+    │   │   NoRecordedFleet, NotAllowed, LoopbackOnly
     ├── StartFailed (1)
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
