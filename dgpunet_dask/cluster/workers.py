@@ -1,7 +1,7 @@
 """Which process stands for which device: the command and environment of each Dask worker. Pure.
 
-A real card gets dask-cuda's worker, which sees that card alone; a simulated card and a CPU get a plain one. Neither opens a dashboard,
-and all listen on 127.0.0.1.
+A real card gets dask-cuda's worker, which sees that card alone; a simulated card and a CPU get a plain one. Neither opens a dashboard.
+All listen on 127.0.0.1, unless the site says where a cluster of real machines meets.
 """
 
 from __future__ import annotations
@@ -57,10 +57,31 @@ class WorkerPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """Where the workers of a real cluster meet, under their host's certificate.
+
+    Parameters
+    ----------
+    scheduler
+        Its address, ``tls://HOST:PORT``.
+    address
+        Where this host's workers listen.
+    worker_port, nanny_port
+        Of the first device; each further device has the next.
+    """
+
+    scheduler: str
+    address: str
+    worker_port: int
+    nanny_port: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerSite:
     """What the workers of one agent share: the scheduler's file, their folders, the agent's socket and the machine's cores.
 
-    `probed`: the fleet is what this machine reported, and not simulated: its workers watch it.
+    `probed`: the fleet is what this machine reported, and not simulated: its workers watch it. `meeting`: without one, all of it is on
+    127.0.0.1.
     """
 
     scheduler_file: Path
@@ -70,12 +91,13 @@ class WorkerSite:
     home: Path
     cores: int
     probed: bool = False
+    meeting: Meeting | None = None
 
 
 def plan_workers(fleet: Fleet, site: WorkerSite) -> tuple[WorkerPlan, ...]:
     """Return one plan per device of `fleet`, in the order of their names."""
     threads = stage_threads(fleet, site.cores)
-    return tuple(_plan(device, fleet.host_by_name[device.host], site, threads) for device in fleet.devices)
+    return tuple(_plan(d, fleet.host_by_name[d.host], site, threads, number) for number, d in enumerate(fleet.devices))
 
 
 def stage_threads(fleet: Fleet, cores: int) -> int:
@@ -83,21 +105,24 @@ def stage_threads(fleet: Fleet, cores: int) -> int:
     return max(1, cores // max(1, sum(device.uuid is None for device in fleet.devices)))
 
 
-def _plan(device: Device, host: Host, site: WorkerSite, threads: int) -> WorkerPlan:
+def _plan(device: Device, host: Host, site: WorkerSite, threads: int, number: int) -> WorkerPlan:
     real_card = device.kind == "gpu" and device.uuid is not None
     facts_file = site.facts_folder / f"{file_name(device.name)}.json"
+    if site.meeting is not None:
+        module, argv = "dgpunet_dask.daemons.worker_main", _meeting_options(device, host, site, site.meeting, number)
+    elif real_card:
+        module, argv = "dask_cuda.cli", ("worker", *_options(device, host, site))
+    else:
+        module, argv = "distributed.cli.dask_worker", ("--no-nanny", *_options(device, host, site))
     return WorkerPlan(
-        device=device,
-        host=host,
-        module="dask_cuda.cli" if real_card else "distributed.cli.dask_worker",
-        argv=(("worker",) if real_card else ("--no-nanny",)) + _options(device, host, site),
-        env=_env(device, site, facts_file, threads),
-        facts_file=facts_file,
+        device=device, host=host, module=module, argv=argv, env=_env(device, site, facts_file, threads), facts_file=facts_file
     )
 
 
+_PRELOADED: Final = tuple(word for module in PRELOADS for word in ("--preload", module))
+
+
 def _options(device: Device, host: Host, site: WorkerSite) -> tuple[str, ...]:
-    preloads = tuple(word for module in PRELOADS for word in ("--preload", module))
     return (
         *("--scheduler-file", str(site.scheduler_file)),
         *("--host", "127.0.0.1"),
@@ -107,7 +132,21 @@ def _options(device: Device, host: Host, site: WorkerSite) -> tuple[str, ...]:
         *("--local-directory", str(site.scratch)),
         *("--dashboard-address", "127.0.0.1:0"),  # without it, the page that answers `/health` would listen everywhere
         "--no-dashboard",
-        *preloads,
+        *_PRELOADED,
+    )
+
+
+def _meeting_options(device: Device, host: Host, site: WorkerSite, meeting: Meeting, number: int) -> tuple[str, ...]:
+    return (
+        meeting.scheduler,
+        *("--host", meeting.address),
+        *("--name", device.name),
+        *("--nthreads", str(threads_of(device, host))),
+        *("--local-directory", str(site.scratch)),
+        *("--worker-port", str(meeting.worker_port + number)),
+        *("--nanny-port", str(meeting.nanny_port + number)),
+        *(("--cuda",) if device.kind == "gpu" and device.uuid is not None else ()),
+        *_PRELOADED,
     )
 
 

@@ -61,6 +61,8 @@ class Book:
         self._uses: dict[str, tuple[int | None, int | None, int]] = {}  # device -> MiB used, of these ours, surely others'
         self._reserves: dict[str, int] = {}  # device -> what it keeps free by itself
         self._presence: dict[str, dict[str, Any]] = {}  # host -> its power and idle time as last reported
+        self._holds: Mapping[str, DeviceState] = {}  # device -> cordoned or draining, whatever its worker says
+        self._spoken: dict[str, DeviceState] = {}  # device -> what its worker says
 
     # Workers
 
@@ -82,7 +84,7 @@ class Book:
                 logger.error("device %s is announced by %s while %s has it; the newcomer waits", device.name, ws.address, owner)
                 self._waiting_claims.setdefault(device.name, []).append(ws)
                 continue
-            self.pool.add_device(device, host, _STATES.get(ws.status, "paused"))
+            self.pool.add_device(device, host, self._state(device.name, _STATES.get(ws.status, "paused")))
             self._reserves[device.name] = device.reserve_mib
             self.worker_of[device.name] = ws.address
             self.resource_of[device.name] = resource_name(device)
@@ -100,18 +102,41 @@ class Book:
             self._uses.pop(name, None)
             if for_good:
                 self.pool.remove_device(name)
+                self._spoken.pop(name, None)
             else:
-                self.pool.set_state(name, "lost")
+                self.pool.set_state(name, self._state(name, "lost"))
             for ws in self._waiting_claims.pop(name, ())[:1]:
                 self.add_worker(ws)
 
     def set_status(self, ws: WorkerState) -> Mapping[str, DeviceState]:
         """Follow the status of a worker (paused, running again, closing) and return the state of its devices."""
-        state = _STATES.get(ws.status, "draining")
-        found = dict.fromkeys(self.devices_of.get(ws.address, ()), state)
-        for name in found:
+        said = _STATES.get(ws.status, "draining")
+        found = {name: self._state(name, said) for name in self.devices_of.get(ws.address, ())}
+        for name, state in found.items():
             self.pool.set_state(name, state)
         return found
+
+    def _state(self, name: str, said: DeviceState) -> DeviceState:
+        """Return the state of a device whose worker says `said`: what an operator holds back stays so, what is lost is lost."""
+        self._spoken[name] = said
+        return said if said == "lost" else self._holds.get(name, said)
+
+    def set_holds(self, holds: Mapping[str, DeviceState]) -> Mapping[str, DeviceState]:
+        """Hold back these devices and no others, `cordoned` or `draining`; return the states that have changed by that."""
+        self._holds = dict(holds)
+        now = {name: self._state(name, said) for name, said in self._spoken.items() if name in self.pool}
+        changed = {name: state for name, state in now.items() if state != self.pool.slot(name).state}
+        for name, state in changed.items():
+            self.pool.set_state(name, state)
+        return changed
+
+    def forget_devices(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Take devices out of the fleet that no worker speaks for: their cards were taken out of their machines. Return those."""
+        gone = tuple(name for name in names if name in self.pool and name not in self.worker_of)
+        for name in gone:
+            self.pool.remove_device(name)
+            self._spoken.pop(name, None)
+        return gone
 
     # Units
 

@@ -29,7 +29,7 @@ from dgpunet_dask.model.policy import NO_POLICY, Layer, Policy
 from dgpunet_dask.placement.estimate import Estimates
 from dgpunet_dask.placement.policy_file import parse_policies
 from dgpunet_dask.placement.trace import Ended
-from dgpunet_dask.plugins import rpc
+from dgpunet_dask.plugins import hosts, rpc
 from dgpunet_dask.plugins.book import Book
 from dgpunet_dask.plugins.journal import Journal
 from dgpunet_dask.plugins.observing import KEPT, Observer, StartStops, run_seconds
@@ -93,7 +93,7 @@ class PlacementPlugin(SchedulerPlugin):
         self._evicting: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._retired: set[str] = set()
         scheduler.stream_handlers["dgpunet-ended"] = self._ended
-        scheduler.handlers.update(rpc.handlers(self))
+        scheduler.handlers.update({**rpc.handlers(self), **hosts.handlers(self)})
         for ws in list(scheduler.workers.values()):
             self.book.add_worker(ws)
         if self.sources:

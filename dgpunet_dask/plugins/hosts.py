@@ -1,0 +1,90 @@
+"""What the head tells the scheduler about whole hosts: lost ones, held ones, cards that were taken out.
+
+====================  ==========================================================================================================
+``dgpunet_hosts``     the workers of each host, and how many tasks they have
+``dgpunet_lose``      takes a host's workers out at once: its agent is silent, and Dask itself would wait for minutes
+``dgpunet_hold``      takes the devices that are held back, with the state of each; the others go on
+``dgpunet_forget``    takes devices that are no more
+====================  ==========================================================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dgpunet_dask.model.fleet import DeviceState
+from dgpunet_dask.plugins.facts import EXTRA
+
+if TYPE_CHECKING:
+    from distributed.scheduler import WorkerState
+
+    from dgpunet_dask.plugins.scheduler import PlacementPlugin
+
+logger = logging.getLogger(__name__)
+
+
+def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
+    """Return the RPC handlers by name."""
+
+    def dgpunet_hosts() -> dict[str, Any]:
+        return hosts(plugin)
+
+    async def dgpunet_lose(host: str) -> list[str]:
+        return await lose(plugin, host)
+
+    def dgpunet_hold(holds: Mapping[str, DeviceState]) -> None:
+        hold(plugin, holds)
+
+    def dgpunet_forget(devices: Iterable[str]) -> list[str]:
+        return forget(plugin, devices)
+
+    return {f.__name__: f for f in (dgpunet_hosts, dgpunet_lose, dgpunet_hold, dgpunet_forget)}
+
+
+def hosts(plugin: PlacementPlugin) -> dict[str, Any]:
+    """Return, for each host, its workers' addresses (`workers`) and the tasks that these run or are about to (`tasks`).
+
+    A call that lingers after its task has left counts as well.
+    """
+    found: dict[str, Any] = {}
+    for ws in plugin.scheduler.workers.values():
+        host = host_of(ws)
+        if host is not None:
+            entry = found.setdefault(host, {"workers": [], "tasks": 0})
+            entry["workers"].append(ws.address)
+            entry["tasks"] += len(ws.processing) + len(plugin.book.lingering_on(ws.address))
+    return found
+
+
+def host_of(ws: WorkerState) -> str | None:
+    """Return the host that a worker announced, ``None`` for one that is not ours."""
+    facts = (ws.extra or {}).get(EXTRA)
+    host = facts.get("host") if isinstance(facts, Mapping) else None
+    return host.get("name") if isinstance(host, Mapping) else None
+
+
+async def lose(plugin: PlacementPlugin, host: str) -> list[str]:
+    """Remove the workers of a silent host; what they ran is tried elsewhere. Return their addresses."""
+    lost = [ws.address for ws in plugin.scheduler.workers.values() if host_of(ws) == host]
+    for address in lost:
+        logger.warning("worker %s is given up: nothing is heard of host %s", address, host)
+        await plugin.scheduler.remove_worker(address, stimulus_id=f"dgpunet-lost-{host}")
+    return lost
+
+
+def hold(plugin: PlacementPlugin, holds: Mapping[str, DeviceState]) -> None:
+    """Hold back these devices and no others."""
+    for device, state in plugin.book.set_holds(holds).items():
+        plugin.journal.state(device, state)
+    plugin.pump.arm()
+
+
+def forget(plugin: PlacementPlugin, devices: Iterable[str]) -> list[str]:
+    """Take devices out of the fleet that no worker speaks for; return those."""
+    gone = plugin.book.forget_devices(devices)
+    if gone:
+        plugin.journal.fleet_changed()
+        plugin.pump.arm()
+    return list(gone)
