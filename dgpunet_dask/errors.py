@@ -9,6 +9,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
     │   │   NoRecordedFleet, NotAllowed, LoopbackOnly
+    │   ├── BadToken, TokenRefused, CertificateRefused, NoIdentity, NotAllowed
     ├── StartFailed (1)
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
@@ -174,6 +175,41 @@ class LoopbackOnly(UsageError):
     """{what} needs a cluster that other machines can join, and this one answers on this machine alone. Start one with `dgpunet-dask head`."""
 
     code = "loopback_only"
+
+
+class BadToken(UsageError):
+    """The {kind} is not whole: {why}. Copy all of it, from its first sign to its last."""
+
+    code = "bad_token"
+
+
+class TokenRefused(UsageError):
+    """The token was refused: {why}. Make one for this host with `dgpunet-dask token create` on the head."""
+
+    code = "token_refused"
+
+    @property
+    def reasons(self) -> list[dict[str, Any]]:
+        """One mapping with the reason in one word."""
+        return [{"code": self.fields["reason"]}]
+
+
+class CertificateRefused(UsageError):
+    """A certificate was refused: {why}."""
+
+    code = "certificate_refused"
+
+
+class NoIdentity(UsageError):
+    """{folder} holds no certificate of a cluster ({why}). Run `dgpunet-dask join TOKEN` with a token of its head."""
+
+    code = "no_identity"
+
+
+class NotAllowed(UsageError):
+    """{what} is not allowed: {why}. Ask the owner of the cluster for a key with the scope that it takes."""
+
+    code = "not_allowed"
 
 
 class Problem(NamedTuple):
