@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Any, Final
 
 from dgpunet_dask.errors import DgpunetError, ReportedError, rebuild_error
 from dgpunet_dask.model.job import JobStatus, UnitCounts
+
+_FIELDS: Final = tuple(field.name for field in fields(JobStatus))
 
 
 def job_to_wire(job: JobStatus) -> dict[str, Any]:
     """Return everything that `job` says, as plain JSON values."""
     more = {"workload": job.workload, "params": dict(job.params), "submitted_at": job.submitted_at, "exit_code": job.exit_code}
-    return {**job.to_json(), **more}
+    return {**job.to_json(), **more, "owner": job.owner, "shared": job.shared}
 
 
 def job_from_wire(raw: Mapping[str, Any]) -> JobStatus:
-    """Return the job that `job_to_wire` gave."""
-    return JobStatus(**{**raw, "units": UnitCounts(**raw["units"])})
+    """Return the job that `job_to_wire` gave; what a newer release says beyond that is passed over."""
+    return JobStatus(**{name: raw[name] for name in _FIELDS if name in raw} | {"units": UnitCounts(**raw["units"])})
 
 
 def error_to_wire(error: DgpunetError) -> dict[str, Any]:

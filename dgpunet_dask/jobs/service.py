@@ -131,7 +131,7 @@ class JobService:
                 self._save(record)
 
     async def submit(self, request: Mapping[str, Any]) -> JobStatus:
-        """Accept a job: ``{"workload": digest, "params": {...}, "user": name}``; its units are the user's.
+        """Accept a job: ``{"workload": digest, "params": {...}, "user": name, "shared": bool}``; it and its units are the user's.
 
         Raises
         ------
@@ -141,8 +141,9 @@ class JobService:
         workload, params = await in_thread(self._accepted, request)
         job_id = f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(self.clock.wall()))}-{self._token()}"
         status = JobStatus(
-            job_id=job_id, workload=workload.name, state="queued", params=params, submitted_at=self.clock.wall(), metrics={}
-        )
+            job_id=job_id, workload=workload.name, state="queued", params=params, submitted_at=self.clock.wall(), metrics={},
+            owner=_user_of(request), shared=request.get("shared") is True,
+        )  # fmt: skip
         folder = self.home.jobs / job_id
         (folder / "scratch").mkdir(mode=0o700, parents=True)
         record = self._records[job_id] = JobRecord(status, folder, self.clock, self.clock.monotonic())

@@ -38,7 +38,10 @@ class UnitCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class JobStatus:
-    """One job at one moment. `seconds` runs from acceptance to the end, or to now."""
+    """One job at one moment. `seconds` runs from acceptance to the end, or to now.
+
+    `owner` is the user who submitted it, ``None`` for a job of an older release; `shared` lets every user read it.
+    """
 
     job_id: str
     workload: str
@@ -50,6 +53,8 @@ class JobStatus:
     submitted_at: float = 0.0
     error: Mapping[str, Any] | None = None
     exit_code: int = 0
+    owner: str | None = None
+    shared: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the result object of `submit --json` and `jobs show --json` (design §5.1)."""

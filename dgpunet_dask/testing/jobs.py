@@ -25,7 +25,10 @@ class FakeJobs:
         """Accept a job for any known workload."""
         if "workload" not in request:
             raise BadValue(what="request", value=sorted(request), why="name a workload")
-        job = JobStatus(job_id=f"job-{len(self.jobs) + 1}", workload=str(request["workload"]), state="running")
+        job = JobStatus(
+            job_id=f"job-{len(self.jobs) + 1}", workload=str(request["workload"]), state="running",
+            owner=request.get("user"), shared=request.get("shared") is True,
+        )  # fmt: skip
         self.jobs[job.job_id] = job
         self.told[job.job_id] = []
         self.tell(job.job_id, kind="state", state="running")

@@ -298,4 +298,5 @@ async def test_the_policy_is_told_and_read_at_once_when_asked(served):
 async def test_why_is_answered_for_the_fleet_a_demand_and_a_job(served):
     assert await asyncio.to_thread(served.client.fleet) == {"devices": []}
     assert await asyncio.to_thread(served.client.explain, {"vram": "1GiB"}) == {"demand": {"vram": "1GiB"}}
-    assert await asyncio.to_thread(served.client.explain_job, "j-1") == {"job_id": "j-1"}
+    job = await served.ctx.service.submit({"workload": "w"})
+    assert await asyncio.to_thread(served.client.explain_job, job.job_id) == {"job_id": job.job_id}

@@ -1,0 +1,188 @@
+"""What the API's handlers share, and what they ask of the rest of the head."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal, Protocol
+
+from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.daemons.api.callers import Keys
+from dgpunet_dask.daemons.api.limits import Attempts
+from dgpunet_dask.model.job import JobStatus
+
+JSON_BYTES_MAX: Final = 1 << 20
+WORKLOAD_BYTES_MAX: Final = 256 << 20
+
+NodeAction = Literal["cordon", "uncordon", "drain", "remove"]
+
+
+class JobService(Protocol):
+    """What the API asks of the jobs. Errors are DgpunetErrors."""
+
+    async def submit(self, request: dict[str, Any]) -> JobStatus:
+        """Accept a job; its owner is the request's ``user``, and ``shared`` lets everybody read it."""
+
+    async def plan(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return where each stage of a job could go now, without running it."""
+
+    async def list(self) -> Sequence[JobStatus]:
+        """Return all jobs, oldest first."""
+
+    async def show(self, job_id: str) -> JobStatus:
+        """Return one job; NoSuchJob if there is none."""
+
+    async def events(self, job_id: str, since: int, wait_s: float) -> Sequence[dict[str, Any]]:
+        """Return the job's events after number `since`, waiting up to `wait_s` seconds for the first."""
+
+    async def cancel(self, job_id: str) -> JobStatus:
+        """Cancel a job; a finished one stays as it is."""
+
+    async def has_workload(self, digest: str) -> bool:
+        """Whether the workload's files are here."""
+
+    async def add_workload(self, digest: str, stream: BinaryIO) -> None:
+        """Take a workload as a tar stream; refuse it where its digest is another."""
+
+    async def scheduler_lost(self, why: str) -> None:
+        """Fail what runs, with the cause: the scheduler is gone, and with it every task it knew."""
+
+    async def close(self) -> None:
+        """Stop what runs."""
+
+
+class Why(Protocol):
+    """What the API asks about placement."""
+
+    async def fleet(self) -> dict[str, Any]:
+        """Return the live fleet."""
+
+    async def demand(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return where a demand would go now."""
+
+    async def job(self, job_id: str) -> dict[str, Any]:
+        """Return why the units of a job are where they are; NoSuchJob if there is none."""
+
+
+class Membership(Protocol):
+    """What the API asks of a cluster of several machines. Errors are DgpunetErrors; a host's name is always its certificate's."""
+
+    async def ca_pem(self) -> str:
+        """Return the authority's certificate, which is public."""
+
+    async def enrol(self, request: dict[str, Any], peer_address: str) -> dict[str, Any]:
+        """Take a host in for the token that its request carries; return its certificate and what else it needs."""
+
+    async def heartbeat(self, host: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Take what a host reports; return epoch, commands, peers and the revocation list."""
+
+    async def renew(self, host: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return a new certificate for the request in `body`."""
+
+    async def leave(self, host: str) -> None:
+        """Let a host go that says good-bye."""
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """Return the hosts."""
+
+    async def node_action(self, host: str, action: NodeAction, body: dict[str, Any]) -> dict[str, Any]:
+        """Change what a host may do; NoSuchNode if there is none."""
+
+    async def doctor(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Examine the cluster; return the findings."""
+
+    async def token_create(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Make a join token: ``{"host", "ttl_s"}``. The answer's ``token`` is its text, which is told this once."""
+
+    async def tokens(self) -> list[dict[str, Any]]:
+        """Return the tokens, without their secrets."""
+
+    async def token_revoke(self, token_id: str) -> dict[str, Any]:
+        """Make a token worthless."""
+
+    async def key_create(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Make an API key: ``{"user", "scope", "ttl_s"}``. The answer's ``key`` is its text, which is told this once."""
+
+    async def keys(self) -> list[dict[str, Any]]:
+        """Return the keys, without their secrets."""
+
+    async def key_revoke(self, key_id: str) -> dict[str, Any]:
+        """Make a key worthless."""
+
+
+def local_user() -> str | None:
+    """Return the name of who runs this process; ``None`` where the system has none for this user id."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
+
+
+@dataclass
+class ApiContext:
+    """What the handlers share.
+
+    Parameters
+    ----------
+    key
+        The bearer key of this machine's own commands: an operator's, on the loopback listener alone.
+    service
+        The jobs.
+    status, placements
+        Answer ``/v1/status`` and ``/v1/placements``.
+    why
+        Answers ``/v1/fleet``, ``/v1/explain`` and ``/v1/jobs/ID/explain``.
+    policy, reload
+        Answer ``/v1/policy``; `reload` reads the files first.
+    shutdown
+        Called once the head shall stop, with the reason.
+    embedded
+        Whether the head stops with its last lease.
+    uploads
+        Folder for workloads while they arrive.
+    membership
+        The machines of the cluster; ``None`` where no other can join.
+    keys
+        The users' keys; ``None``: only `key` counts.
+    dashboard_upstream
+        Gives the base address of Dask's dashboard, ``http://127.0.0.1:PORT/PREFIX``; ``None`` without one.
+    user
+        Whose commands `key` is for.
+    sites
+        By ``http`` and ``https``: the ``host:port`` names under which that listener may be asked.
+    """
+
+    key: str
+    service: JobService
+    status: Callable[[], Awaitable[dict[str, Any]]]
+    placements: Callable[[int], Awaitable[Sequence[dict[str, Any]]]]
+    why: Why
+    policy: Callable[[], dict[str, Any]]
+    reload: Callable[[], Awaitable[dict[str, Any]]]
+    shutdown: Callable[[str], None]
+    embedded: bool
+    uploads: Path
+    keep: Callable[[], None] = lambda: None
+    port: int = 0
+    leases: set[object] = field(default_factory=set)
+    stopping: bool = False
+    membership: Membership | None = None
+    keys: Keys | None = None
+    dashboard_upstream: Callable[[], str | None] = lambda: None
+    user: str | None = field(default_factory=local_user)
+    clock: Clock = field(default_factory=SystemClock)
+    sites: dict[str, frozenset[str]] = field(default_factory=dict)
+    attempts: Attempts = field(default_factory=Attempts)
+
+    def end_lease(self, lease: object) -> bool:
+        """Forget `lease`; return whether it was the last of an embedded head, which then stops."""
+        if lease not in self.leases:
+            return False
+        self.leases.discard(lease)
+        last = self.embedded and not self.leases
+        if last:
+            self.stopping = True
+            self.shutdown("the last command that used this embedded cluster has ended")
+        return last
