@@ -8,7 +8,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── BadValue, BadName, MissingPath, UnreadablePath, UnknownParameter, MissingParameter
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
-    │   │   NoRecordedFleet, NotAllowed, LoopbackOnly
+    │   │   NoRecordedFleet, LoopbackOnly
     │   ├── BadToken, TokenRefused, CertificateRefused, NoIdentity, NotAllowed
     ├── StartFailed (1)
     ├── CheckFailed (3)
@@ -17,6 +17,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull, DamagedFile
     │   ├── StageOutOfMemory, ForeignMemory, FolderMissing
     ├── PeerFailed (1)
+    │   ├── PeerBusy
     ├── StillRunning (101)
     ├── NotFound (102)
     │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoHead
@@ -163,12 +164,6 @@ class OtherPolicyRunning(UsageError):
     """
 
     code = "other_policy"
-
-
-class NotAllowed(UsageError):
-    """{what} is not allowed: {why}. Use a key that may, or ask an operator of the cluster for one (`dgpunet-dask key create`)."""
-
-    code = "not_allowed"
 
 
 class LoopbackOnly(UsageError):
@@ -344,6 +339,12 @@ class PeerFailed(DgpunetError):
     """Host {host} did not answer {request!r} on its peer port {address}: {why}. `dgpunet-dask doctor` tells whether it is up and reachable."""
 
     code = "peer_failed"
+
+
+class PeerBusy(PeerFailed):
+    """Host {host} did not answer {request!r} on its peer port {address}: {why}. Ask again in a few seconds."""
+
+    code = "peer_busy"
 
 
 class NotFound(DgpunetError):

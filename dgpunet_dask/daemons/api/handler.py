@@ -12,12 +12,22 @@ from tornado.web import HTTPError, RequestHandler
 from dgpunet_dask.cluster.wire import error_to_wire
 from dgpunet_dask.daemons.api.callers import Caller, Need, Peer, caller_of, refusal
 from dgpunet_dask.daemons.api.context import ApiContext, Membership
-from dgpunet_dask.errors import BadValue, DgpunetError, JobFailed, LoopbackOnly, NotAllowed, NotFound, UsageError
+from dgpunet_dask.errors import (
+    BadValue,
+    CertificateRefused,
+    DgpunetError,
+    JobFailed,
+    LoopbackOnly,
+    NotAllowed,
+    NotFound,
+    TokenRefused,
+    UsageError,
+)
 
 log = logging.getLogger(__name__)
 
 #: What is not a matter of how it was asked.
-_STATUS: Final[Mapping[type[DgpunetError], int]] = {NotAllowed: 403, LoopbackOnly: 409}
+_STATUS: Final[Mapping[type[DgpunetError], int]] = {NotAllowed: 403, TokenRefused: 403, CertificateRefused: 403, LoopbackOnly: 409}
 
 
 class Handler(RequestHandler):
