@@ -9,7 +9,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
     │   │   NoRecordedFleet, LoopbackOnly
-    │   ├── BadToken, TokenRefused, CertificateRefused, NoIdentity, NotAllowed
+    │   ├── BadToken, TokenRefused, CertificateRefused, NoIdentity
     ├── StartFailed (1)
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
@@ -199,12 +199,6 @@ class NoIdentity(UsageError):
     """{folder} holds no certificate of a cluster ({why}). Run `dgpunet-dask join TOKEN` with a token of its head."""
 
     code = "no_identity"
-
-
-class NotAllowed(UsageError):
-    """{what} is not allowed: {why}. Ask the owner of the cluster for a key with the scope that it takes."""
-
-    code = "not_allowed"
 
 
 class Problem(NamedTuple):
