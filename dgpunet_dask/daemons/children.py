@@ -17,7 +17,7 @@ from typing import Any, Final
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.workers import Backoff
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.daemons.agent import how_ended
+from dgpunet_dask.daemons.keeping import how_ended
 from dgpunet_dask.daemons.lifeline import POLICIES_ENV, OwnedProcess, child_env, python_argv, spawn
 from dgpunet_dask.daemons.register import Register
 

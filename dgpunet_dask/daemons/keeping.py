@@ -1,0 +1,190 @@
+"""Keeps the workers of an agent running: started again when they end, killed when they are stopped.
+
+A Dask worker exits with status 0 when its scheduler dies, so every end counts, whatever its status. One that is stopped (SIGSTOP, a
+debugger) keeps its connections open and answers nobody: Dask would wait for minutes, so the agent looks at its processes itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psutil
+
+from dgpunet_dask.clock import Clock
+from dgpunet_dask.cluster.fleets import worker_facts
+from dgpunet_dask.cluster.headfile import write_private
+from dgpunet_dask.cluster.workers import Backoff, WorkerPlan
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn
+from dgpunet_dask.daemons.register import Register
+
+log = logging.getLogger(__name__)
+
+#: How often a worker's processes are looked at, and how long one may stand still before it counts as stuck.
+LOOK_S: Final = 1.0
+STOPPED_S: Final = 3.0
+
+
+@dataclass
+class Kept:
+    """One worker: its process where it runs, how often it was started again, and why the last one ended."""
+
+    plan: WorkerPlan
+    process: OwnedProcess | None = None
+    restarts: int = 0
+    why: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return what `nodes` shows of it."""
+        pid = None if self.process is None else self.process.pid
+        state = "waiting" if pid is None else "running"
+        return {"device": self.plan.device.name, "pid": pid, "state": state, "restarts": self.restarts, "why": self.why}
+
+
+class WorkerKeeper:
+    """Runs one process for each plan.
+
+    Parameters
+    ----------
+    home
+        Where logs and the register lie.
+    clock
+        Tells how long a worker ran.
+    orphaned
+        Called with a device's name when its worker has ended, with calls under way perhaps.
+    """
+
+    def __init__(self, home: Home, clock: Clock, orphaned: Callable[[str], Awaitable[None]]) -> None:
+        self.home, self.clock, self.orphaned = home, clock, orphaned
+        self.register = Register(home.run / "processes")
+        self.backoff = Backoff()
+        self.kept: list[Kept] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._dropping: set[asyncio.Task[None]] = set()
+
+    def start(self, plans: Iterable[WorkerPlan]) -> None:
+        """Run the workers of `plans`, and go on doing so."""
+        self.kept = [Kept(plan) for plan in plans]
+        self._tasks = [asyncio.create_task(self._keep(kept)) for kept in self.kept]
+        self._tasks.append(asyncio.create_task(self._watch()))
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return bool(self._tasks)
+
+    async def stop(self) -> None:
+        """End all workers."""
+        tasks = [*self._tasks, *self._dropping]
+        self._tasks = []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.kept = []
+
+    def restart(self, why: str) -> None:
+        """Kill all workers, so that new ones register: what the scheduler knew of these is gone."""
+        for kept in self.kept:
+            if kept.process is not None:
+                log.warning("worker %s is started again: %s", kept.plan.device.name, why)
+                kill_tree(kept.process.pid)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what `nodes` shows of each worker."""
+        return [kept.row() for kept in self.kept]
+
+    async def _keep(self, kept: Kept) -> None:
+        failures = 0
+        while True:
+            began = self.clock.monotonic()
+            status = await self._run_once(kept)
+            failures, wait_s = self.backoff.next(failures, self.clock.monotonic() - began)
+            kept.why, kept.restarts = how_ended(status), kept.restarts + 1
+            log.warning("worker %s ended (%s); started again in %.1f s", kept.plan.device.name, kept.why, wait_s)
+            dropping = asyncio.ensure_future(self.orphaned(kept.plan.device.name))
+            self._dropping.add(dropping)
+            dropping.add_done_callback(self._dropping.discard)
+            await asyncio.sleep(wait_s)
+
+    async def _run_once(self, kept: Kept) -> int | str:
+        """Run one worker to its end; return its exit status, or why it could not be started."""
+        try:
+            kept.process = worker = self._spawn(kept.plan)
+        except OSError as error:
+            return str(error)
+        try:
+            return await worker.ended()
+        finally:
+            kill_tree(worker.pid)
+            worker.kill()
+            kept.process = None
+            self.register.remove(worker.pid)
+
+    def _spawn(self, plan: WorkerPlan) -> OwnedProcess:
+        plan.facts_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(plan.facts_file, json.dumps(worker_facts(plan.host, [plan.device], agent_pid=os.getpid())))
+        worker = spawn(
+            python_argv(plan.module, *plan.argv),
+            env=child_env(plan.env),
+            log_file=self.home.run / "logs" / plan.log_name,
+            cwd=self.home.run,
+        )
+        self.register.add(worker.pid, f"worker {plan.device.name}")
+        return worker
+
+    async def _watch(self) -> None:
+        """Kill workers of which a process stands still."""
+        since: dict[int, float] = {}
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now = self.clock.monotonic()
+            pids = [kept.process.pid for kept in self.kept if kept.process is not None]
+            still = await asyncio.to_thread(lambda pids=pids: [pid for pid in pids if stands_still(pid)])
+            since = {pid: since.get(pid, now) for pid in still}
+            for pid, began in since.items():
+                if now - began >= STOPPED_S:
+                    log.error("worker process %d was stopped for %.0f s and is replaced", pid, now - began)
+                    kill_tree(pid)
+
+
+def stands_still(pid: int) -> bool:
+    """Whether `pid`, or one of its descendants, is stopped by a signal or a debugger."""
+    return any(_status(process) in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP) for process in family(pid))
+
+
+def _status(process: psutil.Process) -> str | None:
+    try:
+        return str(process.status())
+    except psutil.Error:
+        return None
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """Return the process `pid` and its descendants; empty where it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def kill_tree(pid: int) -> None:
+    """Kill `pid` and its descendants at once: a stopped child would never notice the end of its parent."""
+    for process in family(pid):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def how_ended(status: int | str | None) -> str:
+    """Return an exit status in words: the signal's name where there was one."""
+    if isinstance(status, int) and status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"exit status {status}" if isinstance(status, int) else str(status)
