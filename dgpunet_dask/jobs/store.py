@@ -16,8 +16,8 @@ from dgpunet_dask.config.yamlfile import read
 from dgpunet_dask.errors import BadWorkload, MissingPath, NoSuchWorkload, did_you_mean
 from dgpunet_dask.jobs.workload_file import parse_workload
 from dgpunet_dask.model.pipeline import Workload
+from dgpunet_dask.stagehost.folders import uncounted, workload_files
 from dgpunet_dask.stagehost.folders import workload_digest as digest_of
-from dgpunet_dask.stagehost.folders import workload_files
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -110,6 +110,8 @@ def add_workload(store: Path, digest: str, packed: bytes) -> Path:
         _unpack(packed, temporary, digest)
         if digest_of(temporary) != digest:
             raise BadWorkload(workload=digest[:16], why="the files that arrived have another digest; send them again")
+        if (stray := uncounted("workload", temporary)) is not None:
+            raise BadWorkload(workload=digest[:16], why=f"the archive holds {stray!r}, which its digest does not count")
         try:
             temporary.rename(final)
         except OSError:  # another submission of the same folder was first

@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.config.home import home_from
@@ -92,7 +93,7 @@ def run_stage(call: StageCall, parcel: Parcel) -> Parcel:
         Its subclasses, for the reason that the last attempt had.
     """
     if call.light:
-        result = call_light(call.spec, parcel.frames, home_from().workloads)
+        result = call_light(call.spec, parcel.frames, _workloads_with(call.spec.digest))
         return _passed(call, parcel, result, attempts=1, device=None)
     device, share = device_facts(current_device()), sharing()
     spec = _on_device(call.spec, device, current_vram_mib())
@@ -104,6 +105,14 @@ def run_stage(call: StageCall, parcel: Parcel) -> Parcel:
         device_class(device), device.speed, share, result.seconds, result.load_s, result.peak_mib, spec.vram_mib
     )
     return _passed(call, parcel, result, attempts=attempts, device=device.name, seen=seen)
+
+
+def _workloads_with(digest: str) -> Path:
+    """Return the folder of workloads, once that with `digest` is in it: the agent brings what this host has not run before."""
+    workloads = home_from().workloads
+    if not (workloads / digest).is_dir():
+        AgentClient(os.environ[SOCKET_VARIABLE]).ensure("workload", digest)
+    return workloads
 
 
 def _call_with_retries(spec: StageCallSpec, retries: int, frames: Sequence[Buffer]) -> tuple[CallResult, int]:

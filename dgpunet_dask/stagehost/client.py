@@ -6,6 +6,7 @@
 >>> result = agent.gather(spec, files)
 >>> facts = agent.inspect(digest, {"embed": ("stages:Embed", "embed.lock")})
 >>> agent.evict("4090l", "embed")
+>>> folder = agent.ensure("workload", digest)
 >>> with agent.subscribe(["4090l"], show): work()
 """
 
@@ -127,6 +128,18 @@ class AgentClient:
         with self._connected("source and gather", "this host") as wire:
             wire.send("end_job", {"job_id": job_id})
             return int(_answer(wire).fields["n"])
+
+    def ensure(self, kind: str, digest: str) -> Path:
+        """Return the folder of that kind (``workload``, ``model``) and digest on this host, brought from another where it is missing.
+
+        Raises
+        ------
+        FolderMissing
+            If no host of the cluster gives it.
+        """
+        with self._connected(f"{kind} {digest[:12]}", "this host") as wire:
+            wire.send("ensure", {"kind": kind, "digest": digest})
+            return Path(_answer(wire).fields["path"])
 
     def subscribe(self, devices: Iterable[str], callback: Callable[[str, list[dict[str, Any]]], None]) -> Subscription:
         """Call `callback(device, residents)` now for each device, and after each change, in a thread of its own, until closed."""

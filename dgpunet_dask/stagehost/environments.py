@@ -91,7 +91,7 @@ async def ensure_environment(lock: Path, envs: Path, stage: str) -> Path:
         raise EnvironmentFailed(**error.fields | {"stage": stage}) from error.__cause__
     if is_complete(folder):
         return python_of(folder)
-    async with _locked(folder.with_suffix(".lock")) as held:
+    async with locked(folder.with_suffix(".lock")) as held:
         if not is_complete(folder):
             await _build(folder, lock, stage, held)
     return python_of(folder)
@@ -152,7 +152,7 @@ def _last_lines(status: int, output: str) -> str:
 
 
 @asynccontextmanager
-async def _locked(path: Path) -> AsyncIterator[int]:
+async def locked(path: Path) -> AsyncIterator[int]:
     """Hold an advisory lock on `path`, waiting for it without blocking the loop; the file stays, as removing it would race."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

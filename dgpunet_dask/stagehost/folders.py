@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple
 
 from dgpunet_dask.errors import BadWorkload
 
@@ -43,7 +43,7 @@ class FileEntry(NamedTuple):
     sha256: str
 
 
-def checked(kind: str, digest: str) -> tuple[Kind, str]:
+def checked(kind: Any, digest: Any) -> tuple[Kind, str]:
     """Return both if there is such a kind and `digest` is 64 hex digits, so that they can never name another path.
 
     Raises
@@ -55,7 +55,7 @@ def checked(kind: str, digest: str) -> tuple[Kind, str]:
         raise ValueError(f"there is no kind {str(kind)[:40]!r}; known: {', '.join(KINDS)}")
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise ValueError(f"{str(digest)[:80]!r} is no digest: it has 64 hexadecimal digits")
-    return cast("Kind", kind), digest
+    return kind, digest
 
 
 def workload_files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -103,6 +103,16 @@ def model_files(folder: Path) -> Iterator[tuple[str, Path]]:
 def files_of(kind: Kind, folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield the relative name and path of each file of a folder of that kind."""
     return workload_files(folder) if kind == "workload" else model_files(folder)
+
+
+def uncounted(kind: Kind, folder: Path) -> str | None:
+    """Return the name of a file in `folder` that its digest does not count, such as a compiled module; ``None`` without any.
+
+    What others give must hold none: it would be run without having been checked.
+    """
+    counted = {path for _, path in files_of(kind, folder)}
+    others = sorted(path for path in folder.rglob("*") if path not in counted and (path.is_symlink() or not path.is_dir()))
+    return others[0].relative_to(folder).as_posix() if others else None
 
 
 def entries_of(kind: Kind, folder: Path) -> list[FileEntry]:

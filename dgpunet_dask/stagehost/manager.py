@@ -18,6 +18,7 @@ stream     spec, unit_items, unit_bytes, credits       ``result``…, then ``end
 inspect    digest, stages, params                      ``facts`` or ``error``
 evict      device, stage (a name or an id)             ``evicted`` (n, busy) once the processes are gone
 end_job    job_id                                      ``ended`` (n) once the job's source and gather processes are killed
+ensure     kind, digest                                ``ensured`` (path) once that folder is here, or ``error``
 subscribe  devices                                     ``residents`` (device, residents) now and after each change, until closed
 =========  ==========================================  =======================================================================
 
@@ -45,6 +46,7 @@ from dgpunet_dask.errors import DgpunetError, JobFailed, StageOutOfMemory
 from dgpunet_dask.stagehost import launching
 from dgpunet_dask.stagehost.asyncwire import AsyncWire
 from dgpunet_dask.stagehost.environments import ensure_environment
+from dgpunet_dask.stagehost.fetching import Fetch, find_folder, local_only
 from dgpunet_dask.stagehost.listening import Listener
 from dgpunet_dask.stagehost.process import Grace, Launch, StageProcess
 from dgpunet_dask.stagehost.reports import error_from_json, error_to_json
@@ -111,12 +113,15 @@ class StageHosts:
         Tells which idle process was used longest ago.
     cards
         The UUID of each real card by its device's name. A stage on any other device sees no card.
+    fetch
+        Brings workload folders and models that are not on this host; ``None``: this host knows no other.
     """
 
     home: Home
     clock: Clock = field(default_factory=SystemClock)
     cards: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    fetch: Fetch | None = None
     _hosts: list[_Host] = field(default_factory=list, init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _watches: set[asyncio.Task[None]] = field(default_factory=set, init=False)
@@ -212,6 +217,7 @@ class StageHosts:
             "inspect": self._inspect,
             "evict": self._evict,
             "end_job": self._end_job,
+            "ensure": self._ensure,
             "subscribe": self._subscribe,
         }
         try:
@@ -272,6 +278,7 @@ class StageHosts:
     async def _inspect(self, wire: AsyncWire, packet: Packet) -> Packet | None:
         """Read the facts of stages, those of each environment in an interpreter of their own."""
         digest, stages, params = (packet.fields[name] for name in ("digest", "stages", "params"))
+        await self._here("workload", digest)
         facts: dict[str, Any] = {}
         for env in sorted({env for _, env in stages.values()}, key=str):
             asked = {name: pair for name, pair in stages.items() if pair[1] == env}
@@ -301,6 +308,14 @@ class StageHosts:
         await asyncio.gather(*(self._end(h, at_once=True) for h in meant))
         return Packet.of("ended", {"n": len(meant)})
 
+    async def _ensure(self, wire: AsyncWire, packet: Packet) -> Packet | None:
+        return Packet.of("ensured", {"path": str(await self._here(packet.fields["kind"], packet.fields["digest"]))})
+
+    async def _here(self, kind: str, digest: str) -> Path:
+        """Return a folder of this host by its digest, brought here if it is missing."""
+        found = find_folder(self.home, kind, digest)
+        return found if found is not None else await (self.fetch or local_only(self.home))(kind, digest)
+
     async def _subscribe(self, wire: AsyncWire, packet: Packet) -> Packet | None:
         """Tell the residents of the asked devices whenever they changed, until the connection is closed."""
         told: dict[str, list[dict[str, Any]] | None] = dict.fromkeys(packet.fields["devices"])
@@ -324,6 +339,7 @@ class StageHosts:
     @contextlib.asynccontextmanager
     async def _lent(self, spec: StageCallSpec, wire: AsyncWire) -> AsyncIterator[_Host | None]:
         """Lend a host with its stage loaded for one call; ``None`` if the caller went away meanwhile."""
+        await self._here("workload", spec.digest)
         python = await self._python(spec)
         host = await self._taken(spec)
         try:
