@@ -9,7 +9,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
     │   │   NoRecordedFleet, LoopbackOnly
-    │   ├── BadToken, TokenRefused, CertificateRefused, NoIdentity
+    │   ├── BadToken, TokenRefused, CertificateRefused, NoIdentity, NotAllowed
     ├── StartFailed (1)
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
@@ -193,6 +193,12 @@ class CertificateRefused(UsageError):
     """A certificate was refused: {why}."""
 
     code = "certificate_refused"
+
+
+class NotAllowed(UsageError):
+    """{what} is not allowed: {why}. Use a key that may, or ask an operator of the cluster for one (`dgpunet-dask key create`)."""
+
+    code = "not_allowed"
 
 
 class NoIdentity(UsageError):
