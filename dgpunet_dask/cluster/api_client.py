@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
 
+from dgpunet_dask.cluster.tls import NO_TRUST, TlsConnection, Trust
 from dgpunet_dask.cluster.wire import error_from_wire, job_from_wire
 from dgpunet_dask.errors import DgpunetError, JobLost, NoHead
 from dgpunet_dask.model.job import JobStatus
@@ -18,7 +18,10 @@ from dgpunet_dask.model.job import JobStatus
 ANSWER_S: Final = 330.0
 CONNECT_S: Final = 5.0
 
-_GONE: Final = (ConnectionError, http.client.HTTPException, TimeoutError, socket.gaierror)
+#: Where the API of a cluster of several machines answers unless told otherwise.
+API_PORT: Final = 8787
+
+_GONE: Final = (OSError, http.client.HTTPException)
 
 
 class ApiClient:
@@ -27,23 +30,27 @@ class ApiClient:
     Parameters
     ----------
     api
-        Base address, as ``http://127.0.0.1:8000``.
+        Base address, as ``http://127.0.0.1:8000`` or ``https://10.0.0.1:8787``.
     key
         The bearer key.
     embedded
         Whether the head ends with the last command that uses it.
+    trust
+        What tells a true head from another, for ``https``.
 
     Notes
     -----
     Every method raises the error that the head reports, as its own class; NoHead where nothing answers; and JobLost where it asked
-    for a job and the head, which had answered before, is gone.
+    for a job and the head, which had answered before, is gone. CertificateRefused where what answers is not the head that it should be;
+    the key is then not sent.
     """
 
-    def __init__(self, api: str, key: str, *, embedded: bool = False) -> None:
+    def __init__(self, api: str, key: str, *, embedded: bool = False, trust: Trust = NO_TRUST) -> None:
         found = urllib.parse.urlsplit(api)
         self.api = api
         self.embedded = embedded
-        self._where = (found.hostname or "127.0.0.1", found.port or 80)
+        self._tls = None if found.scheme != "https" else trust.for_key(key)
+        self._where = (found.hostname or "127.0.0.1", found.port or (80 if self._tls is None else API_PORT))
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         self._answered = False
 
@@ -103,12 +110,49 @@ class ApiClient:
         """Whether the head has the workload's files."""
         with self._response("HEAD", f"/v1/workloads/{_quoted(digest)}") as response:
             if response.status not in {200, 404}:
-                raise _reported(response, self.api)
+                raise reported(response, self.api)
             return response.status == 200
 
     def add_workload(self, digest: str, tar: bytes | IO[bytes]) -> None:
         """Send a workload's files."""
         self._json("PUT", f"/v1/workloads/{_quoted(digest)}", tar)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return the hosts of the cluster."""
+        return list(self._json("GET", "/v1/nodes"))
+
+    def node_action(self, host: str, action: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Have a host cordoned, uncordoned, drained or removed."""
+        return dict(self._json("POST", f"/v1/nodes/{_quoted(host)}/{_quoted(action)}", dict(body or {})))
+
+    def doctor(self, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Have the cluster examined; return the findings."""
+        query = urllib.parse.urlencode({name: json.dumps(value) for name, value in (asked or {}).items()})
+        return dict(self._json("GET", f"/v1/doctor?{query}"))
+
+    def token_create(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a join token: ``{"host", "ttl_s"}``; the answer's ``token`` is told this once."""
+        return dict(self._json("POST", "/v1/tokens", body))
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """Return the join tokens, without their secrets."""
+        return list(self._json("GET", "/v1/tokens"))
+
+    def token_revoke(self, token_id: str) -> dict[str, Any]:
+        """Make a join token worthless."""
+        return dict(self._json("POST", f"/v1/tokens/{_quoted(token_id)}/revoke", {}))
+
+    def key_create(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Make an API key: ``{"user", "scope", "ttl_s"}``; the answer's ``key`` is told this once."""
+        return dict(self._json("POST", "/v1/keys", body))
+
+    def keys(self) -> list[dict[str, Any]]:
+        """Return the API keys, without their secrets."""
+        return list(self._json("GET", "/v1/keys"))
+
+    def key_revoke(self, key_id: str) -> dict[str, Any]:
+        """Make an API key worthless."""
+        return dict(self._json("POST", f"/v1/keys/{_quoted(key_id)}/revoke", {}))
 
     def keep(self) -> None:
         """Make an embedded head stay after its last lease."""
@@ -123,7 +167,7 @@ class ApiClient:
         connection, response = self._open("GET", "/v1/lease", None)
         if response.status != 200:
             with connection:
-                raise _reported(response, self.api)
+                raise reported(response, self.api)
         return Lease(self, connection, int(json.loads(response.readline())["lease"]), response)
 
     def release_lease(self, number: int) -> bool:
@@ -142,7 +186,7 @@ class ApiClient:
     def _json(self, method: str, path: str, body: Any = None) -> Any:
         with self._response(method, path, body) as response:
             if response.status >= 400:
-                raise _reported(response, self.api)
+                raise reported(response, self.api)
             try:
                 return json.loads(response.read())
             except (*_GONE, ValueError) as error:  # no JSON: something else answers there
@@ -155,7 +199,7 @@ class ApiClient:
             yield response
 
     def _open(self, method: str, path: str, body: Any) -> tuple[contextlib.closing[http.client.HTTPConnection], http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection(*self._where, timeout=CONNECT_S)
+        connection = self._connection()
         try:
             connection.connect()
             connection.sock.settimeout(ANSWER_S)
@@ -172,6 +216,11 @@ class ApiClient:
             raise
         self._answered = True
         return contextlib.closing(connection), response
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._tls is None:
+            return http.client.HTTPConnection(*self._where, timeout=CONNECT_S)
+        return TlsConnection(*self._where, timeout=CONNECT_S, context=self._tls.context)
 
 
 class Lease:
@@ -200,7 +249,7 @@ def _quoted(part: str) -> str:
     return urllib.parse.quote(part, safe="")
 
 
-def _reported(response: http.client.HTTPResponse, api: str) -> DgpunetError:
+def reported(response: http.client.HTTPResponse, api: str) -> DgpunetError:
     """Return the error that a response carries; without one, what answers is no head of ours."""
     with contextlib.suppress(ValueError, KeyError, AttributeError, *_GONE):
         told = json.loads(response.read())["error"]
