@@ -1,0 +1,1 @@
+"""What facts mean: each module turns facts into findings, and reads nothing itself."""

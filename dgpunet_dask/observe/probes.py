@@ -1,0 +1,228 @@
+"""The questions to this machine, one function each. They may raise and may hang: `collect` guards them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from dgpunet_dask.hardware.nvml import Card, probe_cards
+from dgpunet_dask.hardware.presence import power_now
+from dgpunet_dask.hardware.probe import device_names, reserve_mib
+
+PCI: Final = Path("/sys/bus/pci/devices")
+NVIDIA: Final = "0x10de"
+#: Display controllers and 3D controllers; a card's sound and USB functions are others.
+_GPU_CLASSES: Final = ("0x0300", "0x0302")
+NETWORK_FILE_SYSTEMS: Final = frozenset({
+    "nfs", "nfs3", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afs", "afpfs", "ceph", "glusterfs", "fuse.glusterfs", "fuse.sshfs", "sshfs",
+    "lustre", "beegfs", "webdav", "davfs", "fuse.davfs2", "fuse.rclone", "fuse.s3fs", "fuse.gcsfuse",
+})  # fmt: skip
+
+
+def node_name() -> str:
+    """Return what this machine calls itself."""
+    return socket.gethostname()
+
+
+def cards(ours: Collection[int]) -> list[dict[str, Any]]:
+    """Return the cards that the driver answers for."""
+    found = probe_cards()
+    names = device_names([card.model for card in found])
+    return [card_row(card, name, ours) for card, name in zip(found, names, strict=True)]
+
+
+def card_row(card: Card, name: str, ours: Collection[int]) -> dict[str, Any]:
+    """Return one card as facts."""
+    plain = {key: value for key, value in asdict(card).items() if key != "process_mib"}
+    return {
+        **plain,
+        "name": name,
+        "capability": None if card.capability is None else list(card.capability),
+        "driver": None if card.driver is None else list(card.driver),
+        "reserve_mib": reserve_mib(card),
+        "present": True,
+        "processes": None if card.process_mib is None else [_process(pid, mib, ours) for pid, mib in card.process_mib],
+    }
+
+
+def _process(pid: int, mib: int | None, ours: Collection[int]) -> dict[str, Any]:
+    """Return a process on a card. A number that does not exist here is of another name space, and may stand for one of ours."""
+    with contextlib.suppress(psutil.Error):
+        return {"pid": pid, "mib": mib, "name": psutil.Process(pid).name(), "ours": pid in ours}
+    return {"pid": pid, "mib": mib, "name": None, "ours": None}
+
+
+def nvml() -> dict[str, Any]:
+    """Return whether the driver's library answers."""
+    found = probe_cards()
+    return {"available": bool(found), "why": None if found else "it is not installed, or does not answer"}
+
+
+def pci(folder: Path = PCI) -> list[dict[str, Any]] | None:
+    """Return NVIDIA's cards on the bus, whether or not a driver runs them; ``None`` where the system does not tell."""
+    if not folder.is_dir():
+        return None
+    found = []
+    for device in sorted(folder.iterdir()):
+        with contextlib.suppress(OSError):
+            kind = (device / "class").read_text().strip()
+            if (device / "vendor").read_text().strip() == NVIDIA and kind.startswith(_GPU_CLASSES):
+                link = device / "driver"
+                driver = link.resolve().name if link.exists() else None
+                found.append({"address": device.name, "device": (device / "device").read_text().strip(), "driver": driver})
+    return found
+
+
+def memory() -> dict[str, Any]:
+    """Return RAM and swap, MiB."""
+    ram, swap = psutil.virtual_memory(), psutil.swap_memory()
+    return {
+        "total_mib": ram.total >> 20, "available_mib": ram.available >> 20, "swap_total_mib": swap.total >> 20, "swap_used_mib": swap.used >> 20,
+    }  # fmt: skip
+
+
+def limits() -> dict[str, Any]:
+    """Return how many files may be open; ``None`` where there is no limit."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    endless = 1 << 40
+    return {"nofile": endless if soft == resource.RLIM_INFINITY else soft, "nofile_max": endless if hard == resource.RLIM_INFINITY else hard}
+
+
+def power() -> dict[str, Any]:
+    """Return what feeds the machine."""
+    now = power_now()
+    return {"source": now.source, "battery": now.battery}
+
+
+def disk(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return total and free bytes of each disk that one of the folders is on, or would be made on."""
+    found: dict[int, dict[str, Any]] = {}
+    for folder in folders:
+        there = _existing(folder)
+        state = os.statvfs(there)
+        row = {"path": str(folder), "total": state.f_blocks * state.f_frsize, "free": state.f_bavail * state.f_frsize}
+        found.setdefault(there.stat().st_dev, row)
+    return list(found.values())
+
+
+def home(folder: Path) -> dict[str, Any]:
+    """Return where ``$DGPUNET_HOME`` lies, and whether it can be written. Leaves nothing behind."""
+    there = _existing(folder)
+    return {"path": str(folder), "exists": folder.is_dir(), "writable": _writable(there), **_file_system(there)}
+
+
+def temp() -> dict[str, Any]:
+    """Return where temporary files go."""
+    folder = temp_folder()
+    return {"path": str(folder), "writable": _writable(folder), **_file_system(folder)}
+
+
+def temp_folder() -> Path:
+    """Return the folder of temporary files, ``/tmp`` where none can be written."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return Path("/tmp")  # noqa: S108  # only looked at
+
+
+def _existing(folder: Path) -> Path:
+    """Return the nearest folder above that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a file can be made; what the mode says is not the whole truth on read-only and network disks."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _file_system(folder: Path) -> dict[str, Any]:
+    real = folder.resolve()
+    mounts = {Path(p.mountpoint): p.fstype for p in psutil.disk_partitions(all=True)}
+    kind = next((mounts[path] for path in (real, *real.parents) if path in mounts), None)
+    return {"file_system": kind, "network": None if kind is None else kind in NETWORK_FILE_SYSTEMS}
+
+
+def ports(wanted: Sequence[tuple[int, str]], ours: Collection[int]) -> list[dict[str, Any]]:
+    """Return who listens on each port that we need: nobody, one of ours, or somebody else."""
+    listening = dict(_listening())
+    found = []
+    for port, what in wanted:
+        pid = listening.get(port)
+        state = "free" if port not in listening else "ours" if pid in ours else "foreign"
+        found.append({"port": port, "what": what, "state": state, "pid": pid, "program": _program(pid)})
+    return found
+
+
+def _listening() -> Iterator[tuple[int, int | None]]:
+    """Yield port and process of each listener; the process is ``None`` where it is another user's."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr:
+            yield connection.laddr.port, connection.pid
+
+
+def _program(pid: int | None) -> str | None:
+    with contextlib.suppress(psutil.Error):
+        return None if pid is None else f"{psutil.Process(pid).name()} (pid {pid})"
+    return None
+
+
+def network(head: str | None) -> dict[str, Any]:
+    """Return the interfaces, the one that leads to the cluster, and the size of packets that come through to the head."""
+    from dgpunet_dask.hardware.network import choose_interface, interfaces, path_mtu, route_to
+
+    found = interfaces()
+    choice = choose_interface(found, head=head, route=route_to)
+    return {
+        "interfaces": [asdict(interface) for interface in found],
+        "chosen": {
+            "interface": choice.interface.name, "address": choice.address, "why": choice.why, "warning": choice.warning,
+            "refused": [list(refused) for refused in choice.refused],
+        },
+        "path_mtu": None if head is None else path_mtu(head),
+    }  # fmt: skip
+
+
+def xids(seen: Sequence[tuple[str, int, float]]) -> list[dict[str, Any]]:
+    """Return the events that the agent has seen, with what each means."""
+    return [{"uuid": uuid, "xid": xid, "at": at} for uuid, xid, at in seen]
+
+
+def software(arches: Path | None) -> dict[str, Any]:
+    """Return the versions of what computes here."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from dgpunet_dask.hardware.runtime import torch_arches
+
+    found: dict[str, Any] = {"python": platform.python_version(), "os": platform.platform()}
+    for package in ("dgpunet_dask", "dask", "distributed", "dask_cuda", "torch", "numpy"):
+        try:
+            found[package] = version(package.replace("_", "-"))
+        except PackageNotFoundError:
+            found[package] = None
+    built = torch_arches(arches)
+    return {**found, "torch_arches": None if built is None else list(built)}
+
+
+def clock(offset_s: float | None) -> dict[str, Any]:
+    """Return how far this clock is ahead of the head's."""
+    return {"offset_s": offset_s}
+
+
+def canaries(devices: Sequence[str]) -> list[dict[str, Any]]:
+    """Run the canary on each device."""
+    return [{"device": device} for device in devices]
