@@ -69,12 +69,22 @@ class Blobs:
             return None
         if (known, digest) not in self._listings:
             listed = listed_files(self.home, known, digest)
-            if listed is None:
+            if listed is None or not self._is_whole(known, digest, listed):
                 return None
             while len(self._listings) >= _LISTINGS_KEPT:
                 self._listings.pop(next(iter(self._listings)), None)
             self._listings[known, digest] = listed
         return self._listings[known, digest]
+
+    def _is_whole(self, kind: Kind, digest: str, listed: Sequence[FileEntry]) -> bool:
+        """Whether the folder still has its digest: one that the disk, or somebody, has changed is not given to others."""
+        folder = find_folder(self.home, kind, digest)
+        if folder is None:
+            return False
+        found = folders.workload_digest(folder) if kind == "workload" else folders.tree_digest(listed)
+        if found != digest:
+            log.error("%s is damaged: its files have another digest than its name; remove it, and it is fetched again", folder)
+        return found == digest
 
     def file(self, kind: str, digest: str, name: str) -> Path | None:
         """Return the path of one of the folder's files, ``None`` for any other name."""

@@ -217,10 +217,10 @@ class PeerServer:
 
     async def _has(self, call: _Call, request: Mapping[str, Any]) -> None:
         kind, digest = request["kind"], request["digest"]
-        await call.answer({"has": await asyncio.to_thread(self._shelf.has, kind, digest)})
+        await call.answer({"has": await _look(self._shelf.has, kind, digest)})
 
     async def _files(self, call: _Call, request: Mapping[str, Any]) -> None:
-        files = await asyncio.to_thread(self._shelf.files, request["kind"], request["digest"])
+        files = await _look(self._shelf.files, request["kind"], request["digest"])
         if files is None:
             raise Refusal("missing", "it is not on this host")
         await call.answer({"files": [list(entry) for entry in files]})
@@ -229,20 +229,16 @@ class PeerServer:
         name, offset = request["name"], request["offset"]
         if not isinstance(offset, int) or offset < 0:
             raise Refusal("bad_request", "an offset is a number of bytes")
-        path = await asyncio.to_thread(self._shelf.file, request["kind"], request["digest"], name)
+        path = await _look(self._shelf.file, request["kind"], request["digest"], name)
         if path is None:
             raise Refusal("missing", f"there is no file {str(name)[:80]!r} in it")
         async with self._reads:
-            try:
-                file: BinaryIO = await asyncio.to_thread(path.open, "rb")
-            except OSError as error:
-                raise Refusal("missing", f"it cannot be read: {error.strerror}") from error
-            with file:
+            with await _look(path.open, "rb") as file:
                 await self._send_file(call, file, offset)
 
     async def _send_file(self, call: _Call, file: BinaryIO, offset: int) -> None:
-        left = max(0, file.seek(0, 2) - offset)
-        file.seek(offset)
+        size = file.seek(0, 2)
+        left = size - file.seek(min(offset, size))
         await call.answer({"size": left})
         while left:
             piece = await asyncio.to_thread(file.read, min(left, CHUNK))
@@ -273,6 +269,14 @@ class _Call:
         await send(self.writer, {"error": str(refusal), "code": refusal.code}, self._limits.stall_s)
 
 
+async def _look(read: Callable[..., Any], *args: Any) -> Any:
+    """Return what `read` finds on the disk, in a thread; a fault of the disk is told to the caller."""
+    try:
+        return await asyncio.to_thread(read, *args)
+    except OSError as error:
+        raise Refusal("missing", f"it cannot be read: {error.strerror or error}") from error
+
+
 def subject_of(writer: asyncio.StreamWriter) -> dict[str, str]:
     """Return the subject of the other side's certificate by the names that `ssl` uses; a field that comes twice is left out."""
     certificate = writer.get_extra_info("peercert") or {}
@@ -282,7 +286,7 @@ def subject_of(writer: asyncio.StreamWriter) -> dict[str, str]:
 
 
 def _is_port(value: object) -> bool:
-    return isinstance(value, int) and 0 < value < 1 << 16
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 16
 
 
 async def probe(address: str, port: int, timeout_s: float) -> str:

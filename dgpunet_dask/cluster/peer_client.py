@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -194,7 +195,18 @@ def _named(peer: Peer, request: str) -> Iterator[None]:
     except asyncio.IncompleteReadError as error:
         raise failed(peer, request, "it closed the connection") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise failed(peer, request, str(error) or type(error).__name__) from error
+        raise failed(peer, request, _why(error)) from error
+
+
+def _why(error: Exception) -> str:
+    """Return the error in words, without numbers and addresses that the message has anyway."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted ({error.verify_message})"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed ({error.reason or error})"
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
 
 
 def failed(peer: Peer, request: str, why: str) -> PeerFailed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,6 +23,21 @@ from dgpunet_dask.cluster.peer_client import Peer, PeerClient
 from dgpunet_dask.config.home import Home
 
 
+class ManualClock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self._now = 1_800_000_000.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    wall = monotonic
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+
 class Authority:
     """Signs certificates for an hour; the product's own is tested elsewhere."""
 
@@ -35,11 +50,11 @@ class Authority:
         (folder / "ca.crt").write_bytes(made.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
     def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         return (
             x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(hours=1))
+            .not_valid_before(now - dt.timedelta(hours=1)).not_valid_after(now + dt.timedelta(hours=1))
         )  # fmt: skip
 
     def contexts(self, host: str, role: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
@@ -65,6 +80,7 @@ class Node:
     """One host: its home, its folders, its peer port and how others see that."""
 
     host: str
+    authority: Authority
     home: Home
     server: PeerServer
     client: PeerClient
@@ -87,5 +103,5 @@ async def nodes(folder: Path, names: Sequence[str], **options: Any) -> AsyncIter
             server = PeerServer(name, server_context, blobs, measuring=measuring, **options)
             port = await server.start("127.0.0.1", 0)
             stack.push_async_callback(server.stop)
-            made.append(Node(name, home, server, client, blobs, Peer(name, "127.0.0.1", port, is_head=not made)))
+            made.append(Node(name, authority, home, server, client, blobs, Peer(name, "127.0.0.1", port, is_head=not made)))
         yield made
