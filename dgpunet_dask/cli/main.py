@@ -39,6 +39,7 @@ class Lazy(NamedTuple):
 
 
 COMMANDS: Final[dict[str, Lazy]] = {
+    "doctor": Lazy("dgpunet_dask.cli.doctor:doctor", "Check hardware, network, versions, system and workload."),
     "down": Lazy("dgpunet_dask.cli.cluster:down", "Stop the cluster, and end what a killed one left behind."),
     "fleet": Lazy("dgpunet_dask.cli.fleet:fleet", "Show and record the machines as placement sees them."),
     "head": Lazy("dgpunet_dask.cli.head:head", "Run a cluster in the foreground."),

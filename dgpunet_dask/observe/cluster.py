@@ -78,8 +78,16 @@ def _links(hosts: Entries, doc: Facts) -> Iterator[Finding]:
     yield from links.unmeasured([name for name, entry in hosts.items() if entry.text("state") not in _AWAY], rates)
 
 
+def _strangers(hosts: Entries, doc: Facts) -> Iterator[Finding]:
+    """Look at workers of hosts without an agent of their own, as those of a simulated fleet."""
+    rows = doc.rows("workers")
+    for host in sorted({name for row in rows if (name := row.text("host")) is not None} - set(hosts)):
+        yield from workload.workers(rows, Facts({}, host))
+
+
 _BETWEEN: Final[dict[str, Callable[[Entries, Facts], Iterable[Finding]]]] = {
     "versions": lambda hosts, doc: versions.across(_every(hosts), doc.text("head", "host")),
+    "workers": _strangers,
     "mtu": lambda hosts, _: network.mtu(_every(hosts)),
     "reach": lambda _, doc: network.reach(doc.rows("reach")),
     "listeners": lambda _, doc: network.listeners(doc.rows("listeners")),

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.hardware.cpu import host_name
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 ASK_S: Final = 90.0
 
 Probe = Callable[[], Any]
+Canary = Literal["cards", "any"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,9 @@ class Wanted:
     ours
         Ids of our own processes: what they hold is no stranger's.
     canary
-        Devices to run the canary on, as torch calls them: ``cuda:0``, ``cpu``.
-    certificate_expires_s
-        When this host's certificate ends, seconds since 1970.
+        Where to run the canary: on the cards, on these or else on the CPU, nowhere.
+    pki
+        Where this host's certificate lies, if it has one.
     xids
         Events that the agent has seen: card's uuid, number, time.
     offset_s
@@ -53,8 +54,8 @@ class Wanted:
     head: str | None = None
     ports: Sequence[tuple[int, str]] = ()
     ours: Collection[int] = ()
-    canary: Sequence[str] = ()
-    certificate_expires_s: float | None = None
+    canary: Canary = None
+    pki: Path | None = None
     xids: Sequence[tuple[str, int, float]] = ()
     offset_s: float | None = None
 
@@ -100,9 +101,9 @@ def questions(wanted: Wanted) -> dict[str, Probe]:
         "xid": lambda: probes.xids(wanted.xids),
     }
     if wanted.canary:
-        asked["canary"] = lambda: probes.canaries(wanted.canary)
-    if wanted.certificate_expires_s is not None:
-        asked["certificate"] = lambda: {"expires_s": wanted.certificate_expires_s}
+        asked["canary"] = lambda: probes.canaries(otherwise_cpu=wanted.canary == "any")
+    if (pki := wanted.pki) is not None:
+        asked["certificate"] = lambda: probes.certificate(pki)
     return asked
 
 

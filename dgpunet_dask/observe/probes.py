@@ -215,7 +215,14 @@ def software(arches: Path | None) -> dict[str, Any]:
         except PackageNotFoundError:
             found[package] = None
     built = torch_arches(arches)
-    return {**found, "torch_arches": None if built is None else list(built)}
+    return {**found, "sqlite": _sqlite_version(), "torch_arches": None if built is None else list(built)}
+
+
+def _sqlite_version() -> str:
+    """Return SQLite's version. The module that opens databases is left to the ledger."""
+    import _sqlite3
+
+    return _sqlite3.sqlite_version
 
 
 def clock(offset_s: float | None) -> dict[str, Any]:
@@ -223,6 +230,15 @@ def clock(offset_s: float | None) -> dict[str, Any]:
     return {"offset_s": offset_s}
 
 
-def canaries(devices: Sequence[str]) -> list[dict[str, Any]]:
-    """Run the canary on each device."""
-    return [{"device": device} for device in devices]
+def certificate(folder: Path) -> dict[str, Any] | None:
+    """Return when this host's certificate ends, ``None`` where it has none."""
+    if not (folder / "ca.crt").is_file():
+        return None
+    from dgpunet_dask.security.identity import Identity
+
+    return {"expires_s": Identity(folder).expires_s}
+
+
+def canaries(*, otherwise_cpu: bool) -> list[dict[str, Any]]:
+    """Run the canary on each card; on the CPU where there is none and that is asked for."""
+    return [{"device": "cpu", "ok": None}] if otherwise_cpu else []

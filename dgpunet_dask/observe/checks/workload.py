@@ -59,6 +59,8 @@ def workers(rows: tuple[Facts, ...], facts: Facts) -> Iterator[Finding]:
 
 def host_seen(host: str, state: str | None, seen_s_ago: float | None) -> Iterator[Finding]:
     """Whether a host's agent reports."""
+    if state is None and seen_s_ago is None:
+        return
     check = Check("host", "network", host)
     told = {"state": state, "seen_s_ago": seen_s_ago}
     if state == "lost" or (seen_s_ago is not None and seen_s_ago > SEEN_S):

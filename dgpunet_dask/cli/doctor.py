@@ -1,0 +1,149 @@
+"""`dgpunet-dask doctor`: what is wrong with this machine, or with the cluster."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
+from dgpunet_dask.errors import CheckFailed, LoopbackOnly, NoHead, UsageError
+
+if TYPE_CHECKING:
+    from dgpunet_dask.cluster.config import Ports
+    from dgpunet_dask.observe.collect import Canary
+    from dgpunet_dask.observe.finding import Finding
+
+
+@click.command()
+@click.argument("token", required=False)
+@click.option("--pre", is_flag=True, help="Check this machine before it joins; with TOKEN or --head also the way to the head.")
+@click.option("--head", metavar="ADDRESS", help="With --pre: the head's address, HOST or HOST:PORT.")
+@click.option("--host", metavar="NAME", help="Tell of this host of the cluster alone.")
+@click.option(
+    "--canary/--no-canary", default=None,
+    help="Run a known computation on each card of this machine. Default: where there are cards and no head runs.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@pass_context
+def doctor(
+    context: CliContext, token: str | None, pre: bool, head: str | None, host: str | None, canary: bool | None, as_json: bool
+) -> None:  # fmt: skip
+    """Check hardware, network, versions, system and workload, and tell the cure of what is wrong.
+
+    With a head: all its hosts and the links between them. Without one: this machine. Exit code 3 if there is a fault; warnings alone
+    are 0.
+    """
+    if (token or head) and not pre:
+        raise UsageError(detail="TOKEN and --head go with --pre. Add it, or name a cluster with --cluster.")
+    findings = _pre(context, token, head, canary) if pre else _findings(context, host, canary)
+    _show(context, findings, as_json=as_json)
+
+
+def _show(context: CliContext, findings: Sequence[Finding], *, as_json: bool) -> None:
+    """Print the findings and leave with their exit code."""
+    from dgpunet_dask.observe.finding import in_order, summary
+    from dgpunet_dask.observe.text import lines, signs_for
+
+    count = summary(findings)
+    if as_json:
+        error = CheckFailed(what="doctor", count=count["fault"]).to_json() if count["fault"] else None
+        emit_json({"findings": [finding.to_json() for finding in in_order(findings)], "summary": count, "error": error})
+    else:
+        for line in lines(findings, signs_for(sys.stdout.encoding), quiet=context.quiet):
+            click.echo(printable(line, keep="\t√×"))
+    if count["fault"]:
+        raise SystemExit(CheckFailed.exit_code)
+
+
+def _findings(context: CliContext, host: str | None, canary: bool | None) -> list[Finding]:
+    """Return what a cluster's head knows, else what this machine shows."""
+    from dgpunet_dask.observe.cluster import check_cluster
+    from dgpunet_dask.observe.finding import Check
+
+    if not context.head_runs():
+        return check_cluster(_alone(local_facts(context, canary=_asked(canary))), host)
+    api = context.reach()
+    try:
+        return check_cluster(api.doctor(), host)
+    except LoopbackOnly:
+        document = _alone(local_facts(context, canary="any" if canary else None))
+        return check_cluster({**document, "workers": api.status()["workers"]}, host)
+    except NoHead as error:
+        if context.cluster is not None:
+            raise
+        cure = "see run/logs/head.log under $DGPUNET_HOME; `dgpunet-dask down` ends what is left of it"
+        silent = Check("head", "system", "head").fault("the head's process runs and does not answer", cure, why=str(error))
+        return [silent, *check_cluster(_alone(local_facts(context, canary="any" if canary else None)), host)]
+
+
+def _asked(canary: bool | None) -> Canary:
+    """Return where to run the canary without a head: on the cards unless told otherwise, on the CPU if it is asked for and there are none."""
+    return "cards" if canary is None else "any" if canary else None
+
+
+def _alone(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of this machine as a cluster of one."""
+    return {"head": {"host": facts["host"]}, "hosts": {facts["host"]: {"facts": facts}}}
+
+
+def _pre(context: CliContext, token: str | None, head: str | None, canary: bool | None) -> list[Finding]:
+    """Return what stands in the way of joining."""
+    from dgpunet_dask.cluster.config import Ports
+    from dgpunet_dask.observe.local import check_host
+    from dgpunet_dask.observe.prejoin import check_head
+
+    addresses, fingerprint = _addresses(token, head)
+    wanted = _port_list(Ports(), head=not addresses)
+    facts = local_facts(context, head=addresses[0][0] if addresses else None, ports=wanted, canary=_asked(canary))
+    if not addresses:
+        return check_host(facts)
+    needed = [(Ports().scheduler, "Dask scheduler"), (Ports().peer, "agent")]
+    findings, offset = check_head(addresses, needed, facts, fingerprint=fingerprint)
+    facts["clock"] = {**facts.get("clock", {}), "offset_s": offset}
+    return [*check_host(facts), *findings]
+
+
+def _addresses(token: str | None, head: str | None) -> tuple[list[tuple[str, int]], str | None]:
+    """Return host and API port of the head to join, and the fingerprint of its authority if a token tells."""
+    from dgpunet_dask.cluster.config import Ports, split_host_port
+
+    api = Ports().api
+    if token is None:
+        return ([] if head is None else [split_host_port(head, api)]), None
+    from dgpunet_dask.security.tokens import parse_token
+
+    parsed = parse_token(token)
+    named = parsed.addresses if head is None else (head,)
+    return [split_host_port(address, api) for address in named], parsed.fingerprint
+
+
+def _port_list(ports: Ports, *, head: bool) -> list[tuple[int, str]]:
+    """Return the single ports that a host listens on; ranges have room for strangers."""
+    found = [(ports.peer, "agent")]
+    return [(ports.scheduler, "Dask scheduler"), (ports.api, "API"), *found] if head else found
+
+
+def local_facts(
+    context: CliContext, *, head: str | None = None, ports: Sequence[tuple[int, str]] = (), canary: Canary = None
+) -> dict[str, Any]:
+    """Return the facts of this machine."""
+    from dgpunet_dask.observe.collect import Wanted, collect_local
+
+    home = context.home
+    wanted = Wanted(
+        home=home.root, arches=home.torch_arches if home.root.is_dir() else None, head=head, ports=ports, ours=_ours(context), canary=canary,
+        pki=home.pki,
+    )  # fmt: skip
+    return collect_local(wanted)
+
+
+def _ours(context: CliContext) -> Collection[int]:
+    """Return the ids of the processes that belong to this home, and of all that they have started."""
+    from dgpunet_dask.daemons.register import Register
+    from dgpunet_dask.daemons.watching import family
+
+    entries = Register(context.home.run / "processes").running()
+    return {pid for entry in entries for pid in family(entry.pid)}

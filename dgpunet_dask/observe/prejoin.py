@@ -1,0 +1,182 @@
+"""What can be learned of a head before this machine belongs to its cluster: reachability, clock, which cluster it is.
+
+Nothing secret is sent, and nothing that the head says is trusted further than for these findings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import errno
+import hashlib
+import http.client
+import json
+import socket
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.observe.checks import network, versions
+from dgpunet_dask.observe.facts import Facts
+from dgpunet_dask.observe.finding import Check, Finding
+
+CONNECT_S: Final = 3.0
+#: The answer is a certificate; more than this is none of ours.
+_MOST_BYTES: Final = 1 << 16
+#: The head's releases, as JSON, beside its certificate.
+SOFTWARE_HEADER: Final = "X-Dgpunet-Software"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a head's API said.
+
+    Parameters
+    ----------
+    offset_s
+        How far this clock is ahead of the head's, from its Date header: good to half a second.
+    fingerprint
+        SHA-256 of the certificate of its authority, in hex; ``None`` where it sent none.
+    software
+        Its releases, where it tells.
+    """
+
+    offset_s: float | None
+    fingerprint: str | None
+    software: Mapping[str, Any] | None
+
+
+def try_port(host: str, port: int, timeout_s: float = CONNECT_S) -> str | None:
+    """Connect and hang up; return ``None``, or why not: ``refused``, ``timeout``, ``no_route``."""
+    try:
+        with socket.create_connection((host, port), timeout=timeout_s):
+            return None
+    except TimeoutError:
+        return "timeout"
+    except ConnectionRefusedError:
+        return "refused"
+    except OSError as error:
+        return "timeout" if error.errno == errno.ETIMEDOUT else "no_route"
+
+
+def ask_head(host: str, port: int, clock: Clock | None = None, timeout_s: float = CONNECT_S) -> Answer:
+    """Ask a head's API for its authority's certificate, which it gives to everybody.
+
+    Raises
+    ------
+    OSError, http.client.HTTPException
+        If nothing answers, or something else than a web server.
+    """
+    clock = SystemClock() if clock is None else clock
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # nothing secret is sent; the caller compares the fingerprint
+    connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
+    with contextlib.closing(connection):
+        connection.connect()
+        before = clock.wall()
+        connection.request("GET", "/v1/ca")
+        response = connection.getresponse()
+        middle = (before + clock.wall()) / 2
+        body = response.read(_MOST_BYTES).decode("utf-8", "replace") if response.status == 200 else ""
+        return Answer(
+            offset_s=offset_of(response.getheader("Date"), middle), fingerprint=fingerprint_of(body),
+            software=software_of(response.getheader(SOFTWARE_HEADER)),
+        )  # fmt: skip
+
+
+def offset_of(date: str | None, now: float) -> float | None:
+    """Return how far `now` is ahead of a Date header, whose seconds are cut off; ``None`` where it is none."""
+    try:
+        return None if date is None else now - (email.utils.parsedate_to_datetime(date).timestamp() + 0.5)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def fingerprint_of(pem: str) -> str | None:
+    """Return the SHA-256 of the first certificate of a PEM text, in hex."""
+    try:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+    except ValueError:
+        return None
+
+
+def software_of(header: str | None) -> Mapping[str, Any] | None:
+    """Return the releases of a header."""
+    try:
+        found = json.loads(header or "null")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def check_head(
+    addresses: Sequence[tuple[str, int]], ports: Sequence[tuple[int, str]], local: Mapping[str, Any], *, fingerprint: str | None = None,
+    clock: Clock | None = None, timeout_s: float = CONNECT_S,
+) -> tuple[list[Finding], float | None]:  # fmt: skip
+    """Return the findings about a head that is to be joined, and how far this clock is ahead of its.
+
+    Parameters
+    ----------
+    addresses
+        Host and API port, the best first: the first that answers counts.
+    ports
+        Number and use of each other port of the head that is needed from here.
+    local
+        The facts of this machine.
+    fingerprint
+        That of the cluster's authority, if a token told.
+    """
+    here = Facts(local, Facts(local, "").text("host") or "this host")
+    failed: dict[str, str] = {}
+    for host, port in addresses:
+        why = try_port(host, port, timeout_s)
+        if why is not None:
+            failed[f"{host}:{port}"] = why
+            continue
+        rows = [_row(here.host, host, port, "API", None)]
+        rows += [_row(here.host, host, number, what, try_port(host, number, timeout_s)) for number, what in ports]
+        findings = list(network.reach(tuple(Facts(row, here.host) for row in rows)))
+        answer, told = _asked(here, host, port, fingerprint, clock, timeout_s)
+        return [*findings, *told], None if answer is None else answer.offset_s
+    return list(_unreached(here.host, failed)), None
+
+
+def _row(src: str, dst: str, port: int, what: str, why: str | None) -> dict[str, Any]:
+    return {"src": src, "dst": dst, "port": port, "what": what, "ok": why is None, "why": why}
+
+
+def _unreached(here: str, failed: Mapping[str, str]) -> Iterator[Finding]:
+    told = ", ".join(f"{address} ({why.replace('_', ' ')})" for address, why in failed.items())
+    cure = "see that the head runs and its firewall lets its API port through; ask for a token that names an address of a network you share"
+    yield Check("head_reach", "network", f"{here} -> head").fault(f"the head does not answer: {told or 'no address'}", cure, tried=dict(failed))
+
+
+def _asked(
+    here: Facts, host: str, port: int, fingerprint: str | None, clock: Clock | None, timeout_s: float
+) -> tuple[Answer | None, list[Finding]]:
+    check = Check("head_api", "network", f"{here.host} -> {host}")
+    try:
+        answer = ask_head(host, port, clock, timeout_s)
+    except (OSError, http.client.HTTPException) as error:
+        cure = f"see what listens on port {port} of {host}: a head answers there under TLS"
+        return None, [check.fault(f"what listens on port {port} is no head ({error})", cure, error=str(error))]
+    return answer, [_which(check, answer, fingerprint), *_versions(here, host, answer)]
+
+
+def _which(check: Check, answer: Answer, wanted: str | None) -> Finding:
+    if answer.fingerprint is None:
+        return check.fault("what answers gives no certificate of an authority: it is no head", "check the address", fingerprint=None)
+    if wanted is not None and answer.fingerprint != wanted:
+        cure = "check the address, and make a new token on the head; if both are right, something between answers in its place"
+        return check.fault("another cluster than the token's answers", cure, fingerprint=answer.fingerprint, token=wanted)
+    what = "the head of the token's cluster answers" if wanted is not None else "a head answers"
+    return check.ok(what, fingerprint=answer.fingerprint)
+
+
+def _versions(here: Facts, host: str, answer: Answer) -> list[Finding]:
+    if answer.software is None:
+        return []
+    return list(versions.against(Facts({"software": answer.software}, host), here))
