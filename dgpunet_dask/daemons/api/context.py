@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO, Final, Literal, Protocol
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.daemons.api.callers import Keys
 from dgpunet_dask.daemons.api.limits import Attempts
+from dgpunet_dask.daemons.api.sessions import Sessions
 from dgpunet_dask.model.job import JobStatus
 
 JSON_BYTES_MAX: Final = 1 << 20
@@ -175,6 +177,7 @@ class ApiContext:
     clock: Clock = field(default_factory=SystemClock)
     sites: dict[str, frozenset[str]] = field(default_factory=dict)
     attempts: Attempts = field(default_factory=Attempts)
+    sessions: Sessions = field(default_factory=lambda: Sessions(lambda: secrets.token_urlsafe(32)))
 
     def end_lease(self, lease: object) -> bool:
         """Forget `lease`; return whether it was the last of an embedded head, which then stops."""

@@ -36,6 +36,7 @@ class Handler(RequestHandler):
     ctx: ApiContext
     needs: Mapping[str, Need]
     asker: Caller | Peer | None = None
+    wait_s: float = 0.0
 
     def initialize(self, ctx: ApiContext, needs: Mapping[str, Need]) -> None:
         """Take the shared context and what the route asks for; called by tornado for each request."""
@@ -48,6 +49,10 @@ class Handler(RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
         self.clear_header("Server")
+        if isinstance(self.asker, Peer):
+            self.set_header("Connection", "close")  # the next request shakes hands anew: that is where a revocation counts
+        if self.wait_s > 0:
+            self.set_header("Retry-After", str(int(self.wait_s) + 1))
 
     def prepare(self) -> None:
         """Refuse requests for another host, from another site, without a key, with too small a one, or by a method that is not listed."""
@@ -56,6 +61,7 @@ class Handler(RequestHandler):
         if need == "public":
             return
         self.asker = self.who()
+        self.set_default_headers()
         if need is None:
             raise HTTPError(405)
         why = refusal(self.asker, need)
@@ -73,29 +79,26 @@ class Handler(RequestHandler):
             raise HTTPError(403, reason="foreign Origin")
 
     def who(self) -> Caller | Peer:
-        """Return who asks; 401 for nobody that is known, 429 for an address that has guessed too often."""
-        found = self._local() or self._known()
-        if found is None:
-            raise HTTPError(401, reason="the API key is missing or wrong")
-        if isinstance(found, Peer):
-            self.set_header("Connection", "close")  # the next request shakes hands anew: that is where a revocation counts
-        return found
+        """Return who asks; 401 for nobody that is known, 429 for an address that has guessed too often.
 
-    def _local(self) -> Caller | Peer | None:
-        """Return the local user for the local key. It is tried first, so that nobody can lock this machine's own commands out."""
-        given = self.request.headers.get("Authorization")
-        if self.request.protocol != "http" or given is None:
-            return None
-        return caller_of(given, None, (self.ctx.key, self.ctx.user), None, self.ctx.clock.wall())
-
-    def _known(self) -> Caller | Peer | None:
-        """Return the user of the key, else the host of the certificate."""
-        self.check_attempts()
+        The local key is tried first, so that nobody can lock this machine's own commands out.
+        """
         given, certificate = self.credentials()
-        found = caller_of(given, certificate, None, self.ctx.keys, self.ctx.clock.wall())
-        if found is None and given is not None:
-            self.note_failure()
+        now = self.ctx.clock.wall()
+        found = caller_of(given, None, self.local_key(), None, now)
+        if found is None:
+            if given is not None:
+                self.check_attempts()  # a host's certificate is nothing that is guessed: its reports pass
+            found = caller_of(given, certificate, None, self.ctx.keys, now)
+        if found is None:
+            if given is not None:
+                self.note_failure()
+            raise HTTPError(401, reason="the API key is missing or wrong")
         return found
+
+    def local_key(self) -> tuple[str, str | None] | None:
+        """Return the key of this machine's own commands and their user, ``None`` on a listener that others reach."""
+        return (self.ctx.key, self.ctx.user) if self.request.protocol == "http" else None
 
     def credentials(self) -> tuple[str | None, Mapping[str, Any] | None]:
         """Return the Authorization header and the certificate that the listener has verified, where there is one."""
@@ -109,9 +112,8 @@ class Handler(RequestHandler):
 
     def check_attempts(self) -> None:
         """Refuse to look at what an address sends that has failed too often."""
-        wait_s = self.ctx.attempts.wait_s(self.peer_address, self.ctx.clock.monotonic())
-        if wait_s > 0:
-            self.set_header("Retry-After", str(int(wait_s) + 1))
+        self.wait_s = self.ctx.attempts.wait_s(self.peer_address, self.ctx.clock.monotonic())
+        if self.wait_s > 0:
             raise HTTPError(429, reason="too many failed attempts from this address")
 
     def note_failure(self) -> None:

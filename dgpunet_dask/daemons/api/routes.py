@@ -12,6 +12,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from dgpunet_dask.daemons.api import cluster_routes as cluster
+from dgpunet_dask.daemons.api import dashboard
 from dgpunet_dask.daemons.api import job_routes as jobs
 from dgpunet_dask.daemons.api import machine_routes as machines
 from dgpunet_dask.daemons.api.callers import Need
@@ -64,6 +65,10 @@ ROUTES: Final = (
     Route(f"/v1/tokens/({ID})/revoke", machines.RevokeToken, {"POST": "operator"}),
     Route("/v1/keys", machines.ApiKeys, {"GET": "operator", "POST": "operator"}),
     Route(f"/v1/keys/({ID})/revoke", machines.RevokeKey, {"POST": "operator"}),
+    Route("/login", dashboard.Login, {"GET": "public", "POST": "public"}),
+    Route("/logout", dashboard.Logout, {"POST": "public"}),
+    Route("/dashboard(?:/.*)?/ws", dashboard.DashboardSocket, {"GET": "viewer"}),
+    Route("/dashboard(?:/.*)?", dashboard.Dashboard, {"GET": "viewer", "HEAD": "viewer"}),
 )
 
 

@@ -3,76 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
 import socket
 
 import pytest
 
 from dgpunet_dask.cluster.api_client import ApiClient
-from dgpunet_dask.daemons.api import JSON_BYTES_MAX, WORKLOAD_BYTES_MAX, ApiContext, listen
+from dgpunet_dask.daemons.api import JSON_BYTES_MAX, WORKLOAD_BYTES_MAX, listen
 from dgpunet_dask.errors import BadValue, DgpunetError, NoHead, NoSuchJob
-from dgpunet_dask.testing.jobs import FakeJobs
-
-KEY = "a-key"
-DIGEST = "ab" * 32
-
-
-class Served:
-    """A served context; requests run in threads, so that the loop can answer them."""
-
-    def __init__(self, ctx):
-        self.ctx = ctx
-        self.client = ApiClient(f"http://127.0.0.1:{ctx.port}", KEY)
-
-    async def ask(self, method, path, body=None, **headers):
-        """Return status and parsed body of one request; a header of None is left out."""
-        sent = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json", **headers}
-        return await asyncio.to_thread(self._ask, method, path, body, {k: v for k, v in sent.items() if v is not None})
-
-    def _ask(self, method, path, body, headers):
-        connection = http.client.HTTPConnection("127.0.0.1", self.ctx.port, timeout=10)
-        try:
-            connection.putrequest(method, path, skip_host="Host" in headers)
-            for name, value in {**headers, "Content-Length": headers.get("Content-Length", str(len(body or b"")))}.items():
-                connection.putheader(name, value)
-            connection.endheaders(body)
-            response = connection.getresponse()
-            text = response.read()
-            return response.status, json.loads(text) if text else None
-        finally:
-            connection.close()
-
-
-class FakeWhy:
-    """Answers with what it was asked."""
-
-    async def fleet(self):
-        return {"devices": []}
-
-    async def demand(self, request):
-        return request
-
-    async def job(self, job_id):
-        return {"job_id": job_id}
+from tests.unit.daemons.serving import DIGEST, KEY, Served, make_context
 
 
 @pytest.fixture
 async def served(tmp_path):
-    async def status():
-        return {"head_pid": 1, "workers": []}
-
-    async def placements(since):
-        return [{"seq": since + 1}]
-
-    async def reload():
-        return {"digest": "new"}
-
     stopped = []
-    ctx = ApiContext(
-        key=KEY, service=FakeJobs(), status=status, placements=placements, why=FakeWhy(), policy=lambda: {"digest": "old"}, reload=reload,
-        shutdown=stopped.append, embedded=True, uploads=tmp_path,
-    )  # fmt: skip
+    ctx = make_context(tmp_path, stopped)
     server = listen(ctx)
     made = Served(ctx)
     made.stopped = stopped
