@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import ipaddress
 import re
 import socket
 import ssl
@@ -97,6 +98,16 @@ def fingerprint_of(file: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError):
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(file.read_text(encoding="ascii"))).hexdigest()
     return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine: what is said to it reaches no network."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class TlsConnection(http.client.HTTPConnection):

@@ -18,11 +18,12 @@ from typing import Final
 
 from dgpunet_dask.cluster.api_client import ApiClient, Lease
 from dgpunet_dask.cluster.headfile import HeadFile, read_head_file
+from dgpunet_dask.cluster.tls import Trust, is_loopback
 from dgpunet_dask.cluster.wire import error_from_wire
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn, wait_until
 from dgpunet_dask.daemons.register import Register, Registered
-from dgpunet_dask.errors import DgpunetError, NoHead, StartFailed
+from dgpunet_dask.errors import DgpunetError, NoHead, StartFailed, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -83,24 +84,44 @@ def attach(
 
 
 def named_cluster(home: Home, named: str, environ: Mapping[str, str]) -> ApiClient:
-    """Return a client of the cluster with this name or address; for an address the key is ``$DGPUNET_API_KEY``, else the local head's."""
+    """Return a client of the cluster with this name or address; for an address the key is ``$DGPUNET_API_KEY``, else the local head's.
+
+    An address without a scheme is ``http`` on this machine and ``https`` elsewhere.
+
+    Raises
+    ------
+    NoHead
+        If there is no such name, or the address is none.
+    UsageError
+        If the key would travel in the clear.
+    """
     local = read_head_file(home.head_file)
+    ca_file = environ.get("DGPUNET_CA_FILE")
+    trust = Trust(ca_file=Path(ca_file) if ca_file else None, pki=home.pki)
     if ":" not in named:
         head = local if named == "local" else read_head_file(home.root / "clusters" / f"{Path(named).name}.json")
         if head is None:
             raise NoHead(where=named)
-        return ApiClient(head.api, head.key)
-    address = named if "://" in named else f"http://{named}"
+        return ApiClient(head.api, head.key, trust=trust)
+    address = _address_of(named)
+    known = local is not None and is_loopback(address.hostname or "") and address.port == urllib.parse.urlsplit(local.api).port
+    key = environ.get("DGPUNET_API_KEY") or (local.key if local is not None and known else "")
+    return ApiClient(address.geturl(), key, trust=trust)
+
+
+def _address_of(named: str) -> urllib.parse.SplitResult:
     try:
-        netloc = urllib.parse.urlsplit(address)
-        port = netloc.port
+        bare = urllib.parse.urlsplit(named if "://" in named else f"//{named}")
+        here = is_loopback(bare.hostname or "")
+        address = bare if bare.scheme else bare._replace(scheme="http" if here else "https")
+        address.port  # noqa: B018  # raises where it is no number
     except ValueError:
         raise NoHead(where=named) from None
-    if netloc.scheme != "http":
+    if address.scheme not in {"http", "https"}:
         raise NoHead(where=named)
-    known = local is not None and port == urllib.parse.urlsplit(local.api).port
-    key = environ.get("DGPUNET_API_KEY") or (local.key if local is not None and known else "")
-    return ApiClient(address, key)
+    if address.scheme == "http" and not here:
+        raise UsageError(detail=f"{named} is another machine, and the key would travel there in the clear. Write https:// instead.")
+    return address
 
 
 def current_head(home: Home) -> HeadFile | None:
