@@ -28,6 +28,8 @@ Role = Literal["head", "node", "client"]
 LIFE_S: Final = 86_400.0
 #: Certificates are valid a little before they are made: clocks of machines differ.
 SKEW_S: Final = 300.0
+#: How long after its end a certificate still shows that a host belongs to the cluster.
+RETURN_S: Final = 30 * 86_400.0
 _CA_LIFE: Final = timedelta(days=3650)
 _LOOPBACK: Final = ("127.0.0.1", "::1")
 _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")  # a common name has at most 64 characters
@@ -163,16 +165,43 @@ class Authority:
         text = certificate.public_bytes(serialization.Encoding.PEM).decode()
         return Issued(certificate_pem=text, serial=serial, expires_s=expires, left_out=left_out)
 
+    def recognise(self, certificate_pem: str, csr_pem: str, *, host: str, now: float) -> None:
+        """See to it that a host whose certificate has expired is the one that it was made for, and may come back.
+
+        Parameters
+        ----------
+        certificate_pem, csr_pem
+            What `identity.make_return_request` gives: the certificate, and a request that its own key signed.
+
+        Raises
+        ------
+        CertificateRefused
+            If the certificate is another's, revoked, or over for more than `RETURN_S`, or if the request shows no possession of its key.
+        """
+        key = requested_key(csr_pem)
+        try:
+            certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+            certificate.verify_directly_issued_by(self._certificate)
+        except Exception as error:  # hostile, as a request may be
+            raise CertificateRefused(why="this cluster has not signed it") from error
+        names = [str(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        record = self._record.read()
+        if names != [host] or key != certificate.public_key():
+            raise CertificateRefused(why=f"it is not that of {host}, or its key is missing")
+        if serial_text(certificate.serial_number) in record["revoked"] or host in record["denied"]:
+            raise CertificateRefused(why=f"{host} was removed from the cluster")
+        if now > certificate.not_valid_after_utc.timestamp() + RETURN_S:
+            raise CertificateRefused(why=f"it is over for more than {RETURN_S / LIFE_S:.0f} days; join anew with a token")
+
     def revoke_host(self, host: str, now: float) -> int:
-        """Revoke every live certificate of a host and deny it new ones; return how many were revoked."""
+        """Revoke every certificate of a host and deny it new ones; return how many were in force."""
         with self._record.change() as record:
             if host not in record["denied"]:
                 record["denied"] = sorted([*record["denied"], host])
-            serials = [s for s, row in record["issued"].items() if row["host"] == host and row["expires_s"] > now]
-            fresh = [serial for serial in serials if serial not in record["revoked"]]
-            self._revoke(record, fresh, now)
+            rows = {s: row for s, row in record["issued"].items() if row["host"] == host and s not in record["revoked"]}
+            self._revoke(record, list(rows), now)  # expired ones as well, which it could come back with
         self._write_list()
-        return len(fresh)
+        return sum(row["expires_s"] > now for row in rows.values())
 
     def revoke(self, serial: str, now: float) -> bool:
         """Revoke one certificate; return whether it was known and in force."""
@@ -208,7 +237,7 @@ class Authority:
         if not serials:
             return
         _forget_expired(record, now)
-        record["revoked"].update({s: {"at_s": now, **record["issued"].get(s, {})} for s in serials})
+        record["revoked"].update({s: {"at_s": now, **record["issued"][s]} for s in serials if s in record["issued"]})
         self._sign_list(record, now)
 
     def _sign_list(self, record: dict[str, Any], now: float) -> None:
@@ -338,9 +367,9 @@ def _addresses_of_heads(record: dict[str, Any]) -> frozenset[str]:
 
 
 def _forget_expired(record: dict[str, Any], now: float) -> None:
-    """Drop what time has ended; a day longer, for clocks that are late."""
+    """Drop what neither lives nor can be recognised any more; a day longer, for clocks that are late."""
     for name in ("issued", "revoked"):
-        record[name] = {s: row for s, row in record[name].items() if row.get("expires_s", now) > now - LIFE_S}
+        record[name] = {s: row for s, row in record[name].items() if row["expires_s"] > now - RETURN_S - LIFE_S}
 
 
 def _signed_list(key: ec.EllipticCurvePrivateKey, issuer: x509.Certificate, record: dict[str, Any], now: float) -> str:
@@ -351,6 +380,8 @@ def _signed_list(key: ec.EllipticCurvePrivateKey, issuer: x509.Certificate, reco
     builder = builder.add_extension(x509.CRLNumber(record["crl_number"]), critical=False)
     builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
     for serial, row in record["revoked"].items():
+        if row["expires_s"] < now - LIFE_S:
+            continue  # it is refused without the list
         entry = x509.RevokedCertificateBuilder().serial_number(int(serial, 16))
         builder = builder.add_revoked_certificate(entry.revocation_date(datetime.fromtimestamp(row["at_s"], UTC)).build())
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()

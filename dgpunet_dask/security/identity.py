@@ -82,6 +82,32 @@ def make_request(folder: Path, host: str) -> str:
         if key is None:
             key = ec.generate_private_key(ec.SECP256R1())
             write_private(path, key_pem(key))
+    return _request(key, host)
+
+
+def make_return_request(folder: Path) -> tuple[str, str]:
+    """Return the certificate of this host (PEM), expired or not, and a request signed by its own key, which proves whose it is.
+
+    With these `Authority.recognise` takes a host back that slept longer than its certificate lived.
+
+    Raises
+    ------
+    NoIdentity
+        If there is no certificate.
+    """
+    try:
+        text = (folder / NODE).read_bytes()
+        certificate = x509.load_pem_x509_certificate(text)
+    except (OSError, ValueError) as error:
+        raise NoIdentity(folder=folder, why=str(error)) from error
+    key = _key_of(folder / NODE)
+    if key is None or key.public_key() != certificate.public_key():
+        raise NoIdentity(folder=folder, why="its key is not there")
+    host = str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), _request(key, host)
+
+
+def _request(key: ec.EllipticCurvePrivateKey, host: str) -> str:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM).decode()
@@ -202,7 +228,8 @@ class _Live:
         with self.lock:
             if clients not in self.contexts:
                 self.contexts[clients] = LiveContext.over(self.build(clients))
-                self.read = ()  # the files may have changed since: the next look reads all of them
+                if self.signatures() != self.read:
+                    self.read = ()  # this one may be newer than the others: the next look reads all of them
             return self.contexts[clients]
 
     def load_once(self) -> _Facts:
@@ -212,9 +239,9 @@ class _Live:
         return self.facts
 
     def build(self, clients: Clients | None) -> ssl.SSLContext:
-        files = [str(self.folder / name) for name in (NODE, CA, CRL)]
+        pem, ca, crl = (str(self.folder / name) for name in (NODE, CA, CRL))
         try:
-            return client_context(*files) if clients is None else server_context(*files, clients)
+            return client_context(pem, ca, crl) if clients is None else server_context(pem, ca, crl, clients)
         except (OSError, ValueError) as error:
             raise NoIdentity(folder=self.folder, why=str(error)) from error
 

@@ -1,0 +1,148 @@
+"""API keys of users: ``DGK1<CA fingerprint>::<id>.<secret>``, with a scope.
+
+The fingerprint lets a client check that it speaks to the right head before it shows the key. At rest there is a digest of the whole text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from dgpunet_dask.errors import BadToken, BadValue
+from dgpunet_dask.security.files import PrivateJson
+
+#: What a key allows, each with all before it: look; submit and cancel one's own jobs; run the cluster.
+Scope = Literal["viewer", "submitter", "operator"]
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+PREFIX: Final = "DGK1"
+_KEY: Final = re.compile(rf"{PREFIX}([0-9a-f]{{64}})::([0-9a-f]{{12}})\.([A-Za-z0-9_-]{{43}})")
+_USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,199}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who calls: a user's name, what the key allows, and which key it was."""
+
+    user: str
+    scope: Scope
+    key_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiKey:
+    """What a key says: the authority's fingerprint, and its id. `text` is all of it."""
+
+    fingerprint: str
+    id: str
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyInfo:
+    """A key as it is listed; times in seconds since 1970, `expires_s` is ``None`` where it has no end."""
+
+    id: str
+    user: str
+    scope: Scope
+    created_s: float
+    expires_s: float | None
+
+
+def allows(scope: Scope, needed: Scope) -> bool:
+    """Tell whether a key of this scope may do what needs that one."""
+    return SCOPES.index(scope) >= SCOPES.index(needed)
+
+
+def parse_key(text: str) -> ApiKey:
+    """Return what a key says.
+
+    Raises
+    ------
+    BadToken
+        If it is none. The message does not repeat it.
+    """
+    text = text.strip()
+    found = _KEY.fullmatch(text)
+    if found is None:
+        raise BadToken(kind="key", why=f"a key is {PREFIX}, 64 hexadecimal digits, `::`, an id, a dot and a secret")
+    return ApiKey(fingerprint=found[1], id=found[2], text=text)
+
+
+class KeyStore:
+    """The keys of one cluster, in one private file that several threads and processes may use.
+
+    Parameters
+    ----------
+    file
+        ``keys.json``; it need not exist.
+    chance
+        Gives so many random bytes; another one is for tests only.
+    """
+
+    def __init__(self, file: Path, *, chance: Callable[[int], bytes] = secrets.token_bytes) -> None:
+        self._record = PrivateJson(file)
+        self._chance = chance
+
+    def create(self, user: str, scope: Scope, now: float, *, fingerprint: str, expires_s: float | None = None) -> str:
+        """Make a key for `user` and return its text: it cannot be had again.
+
+        Parameters
+        ----------
+        now, expires_s
+            Seconds since 1970; ``None``: the key has no end.
+        fingerprint
+            That of the cluster's authority.
+
+        Raises
+        ------
+        BadValue
+            If the user's name or the scope is none.
+        """
+        if not _USER.fullmatch(user):
+            raise BadValue(what="user", value=user, why="use letters, digits, dot, underscore, at sign and hyphen, at most 200 of them")
+        if scope not in SCOPES:
+            raise BadValue(what="scope", value=scope, why=f"it is one of {', '.join(SCOPES)}")
+        name, secret = self._chance(6).hex(), base64.urlsafe_b64encode(self._chance(32)).rstrip(b"=").decode()
+        key = parse_key(f"{PREFIX}{fingerprint}::{name}.{secret}")
+        row = {"user": user, "scope": scope, "created_s": now, "expires_s": expires_s, "digest": _digest(key.text)}
+        with self._record.change() as record:
+            record["keys"] = {**_rows(record), key.id: row}
+        return key.text
+
+    def who(self, text: str, now: float) -> Caller | None:
+        """Return whose key this is; ``None`` for one that is unknown, revoked, over or malformed."""
+        found = _KEY.fullmatch(text)
+        row = _rows(self._record.read()).get(found[2]) if found else None
+        right = hmac.compare_digest(row["digest"] if row else "", _digest(text))
+        if found is None or row is None or not right or (row["expires_s"] is not None and now >= row["expires_s"]):
+            return None
+        return Caller(user=row["user"], scope=row["scope"], key_id=found[2])
+
+    def revoke(self, key_id: str) -> bool:
+        """Forget a key, which ends it at once; return whether it was there."""
+        with self._record.change() as record:
+            rows = _rows(record)
+            found = rows.pop(key_id, None)
+            record["keys"] = rows
+        return found is not None
+
+    def list(self) -> list[KeyInfo]:
+        """Return all keys, by user and age."""
+        rows = [KeyInfo(id=i, **{k: v for k, v in row.items() if k != "digest"}) for i, row in _rows(self._record.read()).items()]
+        return sorted(rows, key=lambda info: (info.user, info.created_s, info.id))
+
+
+def _rows(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = record.get("keys", {})
+    return found
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
