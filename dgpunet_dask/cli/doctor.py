@@ -64,19 +64,19 @@ def _findings(context: CliContext, host: str | None, canary: bool | None) -> lis
     from dgpunet_dask.observe.finding import Check
 
     if not context.head_runs():
-        return check_cluster(_alone(local_facts(context, canary=_asked(canary))), host)
+        return check_cluster(alone(local_facts(context, canary=_asked(canary))), host)
     api = context.reach()
     try:
         return check_cluster(api.doctor(), host)
     except LoopbackOnly:
-        document = _alone(local_facts(context, canary="any" if canary else None))
+        document = alone(local_facts(context, canary="any" if canary else None))
         return check_cluster({**document, "workers": api.status()["workers"]}, host)
     except NoHead as error:
         if context.cluster is not None:
             raise
         cure = "see run/logs/head.log under $DGPUNET_HOME; `dgpunet-dask down` ends what is left of it"
         silent = Check("head", "system", "head").fault("the head's process runs and does not answer", cure, why=str(error))
-        return [silent, *check_cluster(_alone(local_facts(context, canary="any" if canary else None)), host)]
+        return [silent, *check_cluster(alone(local_facts(context, canary="any" if canary else None)), host)]
 
 
 def _asked(canary: bool | None) -> Canary:
@@ -84,7 +84,7 @@ def _asked(canary: bool | None) -> Canary:
     return "cards" if canary is None else "any" if canary else None
 
 
-def _alone(facts: dict[str, Any]) -> dict[str, Any]:
+def alone(facts: dict[str, Any]) -> dict[str, Any]:
     """Return the facts of this machine as a cluster of one."""
     return {"head": {"host": facts["host"]}, "hosts": {facts["host"]: {"facts": facts}}}
 

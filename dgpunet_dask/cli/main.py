@@ -45,10 +45,13 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "head": Lazy("dgpunet_dask.cli.head:head", "Run a cluster in the foreground."),
     "index": Lazy("dgpunet_dask.cli.index:index", "List, show and remove search indexes."),
     "jobs": Lazy("dgpunet_dask.cli.jobs:jobs", "List, show, follow and cancel the jobs of a running head."),
+    "key": Lazy("dgpunet_dask.cli.key:key", "Make, list and revoke the API keys of users."),
     "policy": Lazy("dgpunet_dask.cli.policy:policy", "Write and check the rules that decide where work goes."),
+    "report": Lazy("dgpunet_dask.cli.report:report", "Write a bundle for a bug report, redacted."),
     "search": Lazy("dgpunet_dask.cli.search:search", "Search an index."),
     "status": Lazy("dgpunet_dask.cli.cluster:status", "Show the running cluster and its workers."),
     "submit": Lazy("dgpunet_dask.cli.submit:submit", "Run a workload."),
+    "token": Lazy("dgpunet_dask.cli.token:token", "Make, list and revoke tokens that let another machine join."),
     "up": Lazy("dgpunet_dask.cli.cluster:up", "Start a cluster on this machine and leave it running."),
 }
 
