@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,6 +76,19 @@ pass_context = click.make_pass_decorator(CliContext)
 def emit_json(value: Any, *, indent: int | None = 2) -> None:
     """Print `value` as JSON on stdout, in ASCII: it reaches any terminal and any reader whole."""
     click.echo(json.dumps(value, indent=indent))
+
+
+def moment(seconds: float | None) -> str:
+    """Return a time in seconds since 1970 as this machine's date and time; ``-`` where there is none."""
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under a line of headings; without rows, nothing."""
+    lines = [head, *rows] if rows else []
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        click.echo(printable("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()))
 
 
 def printable(text: object, keep: str = "\t") -> str:

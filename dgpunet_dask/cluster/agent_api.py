@@ -13,6 +13,8 @@ from dgpunet_dask.cluster.api_client import API_PORT, reported
 from dgpunet_dask.cluster.config import join_host_port, split_host_port
 from dgpunet_dask.cluster.tls import Context, TlsConnection, refused_by_peer
 from dgpunet_dask.errors import CertificateRefused, NoHead
+from dgpunet_dask.security.pinning import pinned_context
+from dgpunet_dask.security.tokens import parse_token
 
 #: A head that takes longer is as good as away: the next heartbeat is due.
 CONNECT_S: Final = 3.0
@@ -92,15 +94,12 @@ def join_request(token: str, body: Mapping[str, Any]) -> dict[str, Any]:
     NoHead
         If nothing answers, with each address and what was wrong with it.
     """
-    from dgpunet_dask.security.pinning import pinned_context
-    from dgpunet_dask.security.tokens import parse_token
-
     parsed = parse_token(token)
     failed = _Failures()
     for address in parsed.addresses:
         with failed.at(address):
             context, ca_pem = pinned_context(parsed.fingerprint, split_host_port(address, API_PORT), CONNECT_S)
-            answer = post(address, "/v1/join", {**body, "token": token}, lambda *_, made=context: made, JOIN_ANSWER_S)
+            answer = post(address, "/v1/join", {**body, "token": parsed.text}, lambda *_, made=context: made, JOIN_ANSWER_S)
             return {**answer, "ca": ca_pem, "via": address}
     raise failed.error()
 

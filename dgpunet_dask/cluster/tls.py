@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.errors import CertificateRefused
+from dgpunet_dask.security.pinning import pinned_context, trusting
 
 #: How long the authority's certificate may take to arrive.
 PIN_S: Final = 5.0
@@ -75,8 +76,6 @@ class KeyTrust:
             return _trusting(known)
         if self.fingerprint is None:
             raise CertificateRefused(why=_NO_TRUST)
-        from dgpunet_dask.security.pinning import pinned_context
-
         return pinned_context(self.fingerprint, (host, port), PIN_S)[0]
 
 
@@ -88,8 +87,8 @@ _NO_TRUST: Final = (
 
 def _trusting(file: Path) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=str(file))
-    except (OSError, ssl.SSLError) as error:
+        return trusting(file.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
         raise CertificateRefused(why=f"{file} holds no certificate that can be read ({error})") from error
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hmac
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 from dgpunet_dask.model.job import JobStatus
+from dgpunet_dask.security.keys import SCOPES, Scope, allows
 
 #: What a route asks for: nothing, a user's scope, or a host's certificate.
 Need = Literal["public", "viewer", "submitter", "operator", "agent"]
-SCOPES: Final = ("viewer", "submitter", "operator")
 AGENT_ROLES: Final = frozenset({"head", "node"})
 #: A peer's certificate as `ssl.SSLSocket.getpeercert` gives it.
 Certificate = Mapping[str, Any]
@@ -26,8 +26,8 @@ class Known(Protocol):
         """Whose it is."""
 
     @property
-    def scope(self) -> str:
-        """What it may: one of `SCOPES`."""
+    def scope(self) -> Scope:
+        """What it may."""
 
 
 class Keys(Protocol):
@@ -42,7 +42,7 @@ class Caller:
     """A user with a key. `user` is ``None`` only where the system has no name for who runs the head."""
 
     user: str | None
-    scope: str
+    scope: Scope
 
     @property
     def operates(self) -> bool:
@@ -120,11 +120,6 @@ def refusal(asker: Caller | Peer, need: Need) -> str | None:
         return None if asker.role in AGENT_ROLES else f"a certificate for the role {asker.role!r} is no host's"
     if need == "agent":
         return "only a host of the cluster may ask this, by its certificate"
-    if not allows(asker.scope, need):
+    if asker.scope not in SCOPES or not allows(asker.scope, need):
         return f"the key's scope is {asker.scope}, and this asks for {need}"
     return None
-
-
-def allows(scope: str, need: str, order: Sequence[str] = SCOPES) -> bool:
-    """Whether `scope` is at least `need`; one that nobody knows allows nothing."""
-    return scope in order and order.index(scope) >= order.index(need)

@@ -8,12 +8,13 @@ import re
 import pytest
 
 from dgpunet_dask.daemons.api import listen
-from dgpunet_dask.daemons.api.callers import SCOPES, Caller, Peer, caller_of, refusal
+from dgpunet_dask.daemons.api.callers import Caller, Peer, caller_of, refusal
 from dgpunet_dask.daemons.api.limits import FAILURES_MAX, WINDOW_S, Attempts
 from dgpunet_dask.daemons.api.routes import ROUTES
 from dgpunet_dask.daemons.api.sessions import Sessions
 from dgpunet_dask.errors import LoopbackOnly, NoSuchJob, NotAllowed, TokenRefused
 from dgpunet_dask.model.job import JobStatus
+from dgpunet_dask.security.keys import SCOPES
 from tests.unit.daemons.serving import KEY, FakeKeys, FakeMembership, Served, make_context
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
