@@ -7,13 +7,15 @@ import http.client
 import json
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from dgpunet_dask.cluster.api_client import API_PORT, reported
-from dgpunet_dask.cluster.config import join_host_port, split_host_port
+from dgpunet_dask.cluster.config import ClusterConfig, join_host_port, split_host_port
 from dgpunet_dask.cluster.tls import Context, TlsConnection, refused_by_peer
 from dgpunet_dask.errors import CertificateRefused, NoHead
-from dgpunet_dask.security.pinning import pinned_context
+from dgpunet_dask.security.identity import CA, make_return_request
+from dgpunet_dask.security.pinning import pinned_context, trusting
 from dgpunet_dask.security.tokens import parse_token
 
 #: A head that takes longer is as good as away: the next heartbeat is due.
@@ -21,6 +23,8 @@ CONNECT_S: Final = 3.0
 ANSWER_S: Final = 5.0
 #: Taking a host in signs a certificate and writes to disk.
 JOIN_ANSWER_S: Final = 30.0
+#: How long a refused handshake may take to be told.
+ALERT_S: Final = 1.0
 
 
 class ClientIdentity(Protocol):
@@ -104,6 +108,33 @@ def join_request(token: str, body: Mapping[str, Any]) -> dict[str, Any]:
     raise failed.error()
 
 
+def renew_expired(config: ClusterConfig, pki: Path) -> dict[str, Any]:
+    """Ask for a new certificate by one that has expired, as a host does that slept for longer than it holds.
+
+    A connection with an expired certificate would be refused: the request goes without one, and proves by its signature whose it is.
+
+    Parameters
+    ----------
+    pki
+        Folder with this host's certificate and its authority's.
+
+    Raises
+    ------
+    CertificateRefused
+        If the head refuses it: it is over for too long, or was revoked.
+    NoHead
+        If no head answers.
+    """
+    certificate, csr = make_return_request(pki)
+    context = trusting((pki / CA).read_text(encoding="ascii"))
+    body = {"host": config.host, "certificate": certificate, "csr": csr, "addresses": [config.address], "roles": list(config.roles)}
+    failed = _Failures()
+    for address in config.api:
+        with failed.at(address):
+            return post(address, "/v1/join", body, lambda *_: context, JOIN_ANSWER_S)
+    raise failed.error()
+
+
 def post(address: str, path: str, body: Mapping[str, Any], context: Context, answer_s: float) -> dict[str, Any]:
     """Send one request to ``HOST:PORT`` and return the answer, or raise the error that it carries.
 
@@ -115,19 +146,37 @@ def post(address: str, path: str, body: Mapping[str, Any], context: Context, ans
     host, port = split_host_port(address, API_PORT)
     connection = TlsConnection(host, port, timeout=CONNECT_S, context=context)
     with contextlib.closing(connection):
+        connection.connect()
+        connection.sock.settimeout(answer_s)
         try:
-            connection.connect()
-            connection.sock.settimeout(answer_s)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what made the head close is in its answer
                 connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()
-            if response.status >= 400:
-                raise reported(response, join_host_port(host, port))
-            return dict(json.loads(response.read()))
+        except (ssl.SSLError, ConnectionError) as error:  # of the latter, RemoteDisconnected is one
+            why = error.reason if isinstance(error, ssl.SSLError) and refused_by_peer(error) else _alert(host, port, context)
+            if why is None:
+                raise
+            raise CertificateRefused(why=f"the head at {address} does not accept this host's ({why})") from error
+        if response.status >= 400:
+            raise reported(response, join_host_port(host, port))
+        return dict(json.loads(response.read()))
+
+
+def _alert(host: str, port: int, context: Context) -> str | None:
+    """Return why the head ends a connection on which nothing is sent, ``None`` if it does not.
+
+    With TLS 1.3 a client learns only after its handshake that its certificate was refused, and if it has sent something by then, the
+    reason may be lost with the connection.
+    """
+    connection = TlsConnection(host, port, timeout=CONNECT_S, context=context)
+    with contextlib.closing(connection), contextlib.suppress(OSError, CertificateRefused):
+        connection.connect()
+        connection.sock.settimeout(ALERT_S)
+        try:
+            connection.sock.recv(1)
         except ssl.SSLError as error:
-            if refused_by_peer(error):
-                raise CertificateRefused(why=f"the head at {address} does not accept this host's: {error.reason}") from error
-            raise
+            return error.reason if refused_by_peer(error) else None
+    return None
 
 
 class _Failures:

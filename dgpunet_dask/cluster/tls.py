@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from dgpunet_dask.errors import CertificateRefused
 from dgpunet_dask.security.pinning import pinned_context, trusting
@@ -141,7 +141,6 @@ class TlsConnection(http.client.HTTPConnection):
             raise
 
 
-def refused_by_peer(error: BaseException) -> bool:
-    """Whether the other side ended the handshake because of our certificate: with TLS 1.3 that is told by the first answer."""
-    reason: Any = getattr(error, "reason", None)
-    return isinstance(error, ssl.SSLError) and "ALERT" in str(reason)
+def refused_by_peer(error: ssl.SSLError) -> bool:
+    """Whether the other side ended the connection because of our certificate."""
+    return "ALERT" in str(error.reason)

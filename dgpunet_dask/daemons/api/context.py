@@ -168,6 +168,7 @@ class ApiContext:
     uploads: Path
     keep: Callable[[], None] = lambda: None
     port: int = 0
+    tls_port: int = 0
     leases: set[object] = field(default_factory=set)
     stopping: bool = False
     membership: Membership | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol
@@ -107,8 +108,10 @@ def listen(ctx: ApiContext, port: int = 0) -> HTTPServer:
     return server
 
 
-def listen_tls(ctx: ApiContext, identity: ServerIdentity, addresses: Sequence[str], port: int, names: Iterable[str] = ()) -> HTTPServer:
-    """Serve `ctx` under TLS.
+def listen_tls(
+    ctx: ApiContext, identity: ServerIdentity, addresses: Sequence[str], port: int = 0, names: Iterable[str] = ()
+) -> HTTPServer:
+    """Serve `ctx` under TLS; `ctx.tls_port` tells on which port.
 
     Users show a key, agents a certificate: one is asked for and verified, and may be missing.
 
@@ -119,15 +122,28 @@ def listen_tls(ctx: ApiContext, identity: ServerIdentity, addresses: Sequence[st
     addresses
         IP addresses to bind.
     port
-        One port for all of them.
+        One port for all of them; 0: a free one.
     names
         Further names and addresses by which this host is asked, beside those bound and its certificate's name.
+
+    Raises
+    ------
+    OSError
+        If the port is taken.
     """
-    sockets = [socket for address in addresses for socket in bind_sockets(port, address)]
-    ctx.sites["https"] = sites((*addresses, identity.host, *names), port, 443)
-    context = identity.server_context("optional")
+    bound: list[socket.socket] = []
+    try:
+        for address in addresses:
+            bound += bind_sockets(bound[0].getsockname()[1] if bound else port, address)
+        context = identity.server_context("optional")
+    except BaseException:
+        for half in bound:
+            half.close()
+        raise
+    ctx.tls_port = bound[0].getsockname()[1]
+    ctx.sites["https"] = sites((*addresses, identity.host, *names), ctx.tls_port, 443)
     server = HTTPServer(make_application(ctx), ssl_options=context, max_body_size=JSON_BYTES_MAX, idle_connection_timeout=IDLE_S)
-    server.add_sockets(sockets)
+    server.add_sockets(bound)
     return server
 
 
