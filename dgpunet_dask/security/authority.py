@@ -94,6 +94,7 @@ class Authority:
             with authority._record.change() as record:
                 record.clear()
                 authority._sign_list(record, now)
+            authority._write_list()
             write_private(folder / "ca.crt", authority.certificate_pem)  # last: with it the authority is whole
         return authority
 
@@ -104,7 +105,7 @@ class Authority:
         Raises
         ------
         NoIdentity
-            If there is none.
+            If there is none, or not all of it.
         """
         try:
             key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
@@ -113,6 +114,8 @@ class Authority:
             raise NoIdentity(folder=folder, why=f"no authority: {error}") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise NoIdentity(folder=folder, why="ca.key and ca.crt do not belong together")
+        if not (folder / "authority.json").is_file():
+            raise NoIdentity(folder=folder, why="authority.json, which says who was removed, is missing")
         return cls(folder, key, certificate)
 
     @property
@@ -227,9 +230,6 @@ class Authority:
 
     def crl_pem(self, now: float) -> str:
         """Return the revocation list in force; it is signed anew only when something changes."""
-        if not self._record.read().get("crl"):
-            with self._record.change() as record:
-                self._sign_list(record, now)
         self._write_list()
         return str(self._record.read()["crl"])
 
