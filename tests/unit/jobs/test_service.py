@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,26 @@ def test_placements_are_read_once_and_from_the_beginning_of_a_new_scheduler(
 
     asyncio.run(main())
     assert dask.since == [0, 7, 7, 0]
+
+
+def test_a_job_keeps_its_owner_over_a_restart_and_an_old_one_has_none(
+    service: Callable[[], JobService], home: Home, digest: str
+) -> None:
+    async def check() -> None:
+        jobs = service()
+        mine = await jobs.submit({"workload": digest, "user": "ann", "shared": True})
+        assert (mine.owner, mine.shared) == ("ann", True)
+        assert (await jobs.submit({"workload": digest})).owner is None
+        await jobs.close()
+        file = home.jobs / mine.job_id / "job.json"
+        old = json.loads(file.read_text())
+        assert (old.pop("owner"), old.pop("shared")) == ("ann", True)
+        (home.jobs / "old").mkdir()
+        (home.jobs / "old" / "job.json").write_text(json.dumps({**old, "job_id": "old"}))
+        later = service()
+        later.load_past()
+        found = {job.job_id: (job.owner, job.shared) for job in await later.list()}
+        assert found[mine.job_id] == ("ann", True)
+        assert found["old"] == (None, False)
+
+    asyncio.run(check())
