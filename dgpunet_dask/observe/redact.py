@@ -15,9 +15,9 @@ from typing import Any, Final
 GONE: Final = "[redacted]"
 
 #: A value in quotes, in escaped quotes, in quotes that are never closed, or without any.
-_VALUE: Final = r"""(?:\\+"[^\n]*?\\+"|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|["'][^\n]*|\S+)"""
+_VALUE: Final = r"""(?:\[redacted\]|\\+"[^\n]*?\\+"|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|["'][^\n]*|\S+)"""
 #: Between a name and its value, as Python, JSON, YAML, a shell or HTTP write it.
-_IS: Final = r"""\\*["']?\s*(?:[:=]|=>)\s*"""
+_IS: Final = r"""\\*["']?\s*(?:=>|[:=]+)\s*"""
 #: A name that holds one, wherever it stands in a longer name: ``db.password``, ``x-api-key``.
 _NAMES: Final = r"password|passwd|passphrase|pwd|secret|api[_-]?key|access[_-]?key|private[_-]?key|auth[_-]?key|credential|cookie|session[_-]?id"
 _RULES: Final[tuple[tuple[str, re.Pattern[str], str], ...]] = tuple(
