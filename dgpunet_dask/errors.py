@@ -9,7 +9,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
     │   │   NoRecordedFleet, LoopbackOnly
-    │   ├── BadToken, TokenRefused, CertificateRefused, NoIdentity, NotAllowed
+    │   ├── BadToken, TokenRefused, CertificateRefused, JoinRefused, NoIdentity, NotAllowed
     ├── StartFailed (1)
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
@@ -18,9 +18,9 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── StageOutOfMemory, ForeignMemory, FolderMissing
     ├── PeerFailed (1)
     │   ├── PeerBusy
-    ├── StillRunning (101)
+    ├── StillRunning (101), StillDraining (101)
     ├── NotFound (102)
-    │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoHead
+    │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoHead, NoSuchNode
     ├── JobCancelled (103)
     ├── JobLost (104)
     ├── Unplaceable (105)
@@ -201,6 +201,12 @@ class NotAllowed(UsageError):
     code = "not_allowed"
 
 
+class JoinRefused(UsageError):
+    """Host {host} cannot join: {why}."""
+
+    code = "join_refused"
+
+
 class NoIdentity(UsageError):
     """{folder} holds no certificate of a cluster ({why}). Run `dgpunet-dask join TOKEN` with a token of its head."""
 
@@ -378,6 +384,12 @@ class NoHead(NotFound):
     code = "no_head"
 
 
+class NoSuchNode(NotFound):
+    """There is no host {name!r} in this cluster; it has {known}. `dgpunet-dask nodes` shows them."""
+
+    code = "no_node"
+
+
 class JobCancelled(DgpunetError):
     """Job {job_id} was cancelled. Submit it again to continue; finished work is reused."""
 
@@ -408,6 +420,13 @@ class Unplaceable(DgpunetError):
     def reasons(self) -> list[dict[str, Any]]:
         """One mapping per device: device, code, need, have."""
         return list(self.fields.get("verdicts", ()))
+
+
+class StillDraining(DgpunetError):
+    """Host {host} is still draining after {timeout_s:g} s and its grace. `dgpunet-dask nodes` shows what runs there."""
+
+    exit_code = 101
+    code = "still_draining"
 
 
 class Interrupted(DgpunetError):

@@ -39,19 +39,26 @@ class Lazy(NamedTuple):
 
 
 COMMANDS: Final[dict[str, Lazy]] = {
+    "cordon": Lazy("dgpunet_dask.cli.nodes:cordon", "Place nothing new on a machine."),
     "doctor": Lazy("dgpunet_dask.cli.doctor:doctor", "Check hardware, network, versions, system and workload."),
     "down": Lazy("dgpunet_dask.cli.cluster:down", "Stop the cluster, and end what a killed one left behind."),
+    "drain": Lazy("dgpunet_dask.cli.nodes:drain", "Let a machine finish its work, then let its workers leave."),
     "fleet": Lazy("dgpunet_dask.cli.fleet:fleet", "Show and record the machines as placement sees them."),
-    "head": Lazy("dgpunet_dask.cli.head:head", "Run a cluster in the foreground."),
+    "head": Lazy("dgpunet_dask.cli.head:head", "Run the head of a cluster that other machines can join."),
     "index": Lazy("dgpunet_dask.cli.index:index", "List, show and remove search indexes."),
+    "install-service": Lazy("dgpunet_dask.cli.service:install_service", "Have systemd run this machine's part of the cluster."),
     "jobs": Lazy("dgpunet_dask.cli.jobs:jobs", "List, show, follow and cancel the jobs of a running head."),
+    "join": Lazy("dgpunet_dask.cli.join:join", "Make this machine part of a cluster."),
     "key": Lazy("dgpunet_dask.cli.key:key", "Make, list and revoke the API keys of users."),
+    "nodes": Lazy("dgpunet_dask.cli.nodes:nodes", "List the machines of the cluster."),
     "policy": Lazy("dgpunet_dask.cli.policy:policy", "Write and check the rules that decide where work goes."),
+    "remove-node": Lazy("dgpunet_dask.cli.nodes:remove_node", "Put a machine out of the cluster; its certificates are revoked."),
     "report": Lazy("dgpunet_dask.cli.report:report", "Write a bundle for a bug report, redacted."),
     "search": Lazy("dgpunet_dask.cli.search:search", "Search an index."),
     "status": Lazy("dgpunet_dask.cli.cluster:status", "Show the running cluster and its workers."),
     "submit": Lazy("dgpunet_dask.cli.submit:submit", "Run a workload."),
     "token": Lazy("dgpunet_dask.cli.token:token", "Make, list and revoke tokens that let another machine join."),
+    "uncordon": Lazy("dgpunet_dask.cli.nodes:uncordon", "Place work on a machine again."),
     "up": Lazy("dgpunet_dask.cli.cluster:up", "Start a cluster on this machine and leave it running."),
 }
 

@@ -63,6 +63,10 @@ class AgentApi:
         """Return a new certificate for a request: ``{"certificate", ...}``."""
         return self._post("/v1/agents/renew", {"csr": csr_pem})
 
+    def me(self) -> dict[str, Any]:
+        """Return this host as `nodes` has it."""
+        return self._post("/v1/agents/me", {})
+
     def leave(self) -> None:
         """Say good-bye."""
         self._post("/v1/agents/leave", {})

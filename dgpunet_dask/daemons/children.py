@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.cluster.config import ClusterConfig
 from dgpunet_dask.cluster.workers import Backoff
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.keeping import how_ended
@@ -47,6 +48,8 @@ class Children:
         Called with the reason when a child keeps ending.
     on_scheduler_lost
         Called with the cause each time the scheduler has ended.
+    cluster
+        Of a head of real machines: its scheduler listens there, and the agent is not the head's child but the supervisor's.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class Children:
         fatal: Callable[[str], None],
         on_scheduler_lost: Callable[[str], Awaitable[None]],
         clock: Clock | None = None,
+        cluster: ClusterConfig | None = None,
     ) -> None:
+        self.cluster = cluster
         self.home = home
         self.fatal = fatal
         self.on_scheduler_lost = on_scheduler_lost
@@ -74,10 +79,10 @@ class Children:
 
     def start(self) -> None:
         """Start both at once; workers wait for the scheduler's file by themselves."""
-        self._tasks = [
-            asyncio.create_task(self._keep("scheduler", self._start_scheduler)),
-            asyncio.create_task(self._keep("agent", self._start_agent)),
-        ]
+        self.scheduler_file.unlink(missing_ok=True)  # of a head that was killed
+        self._tasks = [asyncio.create_task(self._keep("scheduler", self._start_scheduler))]
+        if self.cluster is None:
+            self._tasks.append(asyncio.create_task(self._keep("agent", self._start_agent)))
 
     async def stop(self) -> None:
         """End both, and whatever they own."""
@@ -124,12 +129,9 @@ class Children:
 
     def _start_scheduler(self) -> OwnedProcess:
         self.scheduler_file.unlink(missing_ok=True)
-        port = self.address.rpartition(":")[2] or "0"
         web_port = (self.dashboard or "").removesuffix("/status").rpartition(":")[2] or "0"
         argv = python_argv(
-            "distributed.cli.dask_scheduler",
-            *("--host", "127.0.0.1", "--port", port),
-            *("--dashboard-address", f"127.0.0.1:{web_port}"),
+            *self._scheduler(web_port),
             *("--scheduler-file", str(self.scheduler_file)),
             *("--preload", "dgpunet_dask.daemons.lifeline_preload"),
             *("--preload", "dgpunet_dask.daemons.scheduler_preload"),
@@ -137,6 +139,15 @@ class Children:
         scratch = str(self.home.run / "scratch" / "scheduler")
         env = {"DASK_TEMPORARY_DIRECTORY": scratch, POLICIES_ENV: str(self.home.policies_in_force)}
         return self._spawn("scheduler", argv, {**SCHEDULER_ENV, **env})
+
+    def _scheduler(self, web_port: str) -> tuple[str, ...]:
+        """Return module and addresses of the scheduler."""
+        if self.cluster is not None:
+            where = ("--host", self.cluster.address, "--port", str(self.cluster.ports.scheduler))
+            return ("dgpunet_dask.daemons.scheduler_main", *where, "--dashboard-port", web_port)
+        port = self.address.rpartition(":")[2] or "0"
+        where = ("--host", "127.0.0.1", "--port", port)
+        return ("distributed.cli.dask_scheduler", *where, "--dashboard-address", f"127.0.0.1:{web_port}")
 
     def _start_agent(self) -> OwnedProcess:
         argv = python_argv(

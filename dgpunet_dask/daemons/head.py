@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 from distributed import Client
+from tornado.httpserver import HTTPServer
 
 from dgpunet_dask.cluster.decisions import DecisionFiles
 from dgpunet_dask.cluster.fleets import charged_by_device, fleet_digest, fleet_to_json, live_fleet, worker_rows
@@ -171,12 +172,17 @@ class Head:
     async def _connected(self) -> AsyncIterator[Client]:
         """Connect to the scheduler once it has written its file."""
         address = await self._or_stopped(self.children.scheduler_address(), "the scheduler did not start")
-        self.client = await Client(address, asynchronous=True, set_as_default=False, name="dgpunet-head")
+        secured = self._security()
+        self.client = await Client(address, asynchronous=True, set_as_default=False, name="dgpunet-head", security=secured)
         try:
             yield self.client
         finally:
             with contextlib.suppress(TimeoutError, OSError):
                 await asyncio.wait_for(self.client.close(timeout=1), 2)
+
+    def _security(self) -> Any:
+        """Return how Dask's connections are secured, ``None`` on 127.0.0.1."""
+        return None
 
     async def _or_stopped(self, coroutine: Any, what: str) -> Any:
         """Wait for `coroutine`, at most `START_S` seconds, and no longer than until the head is stopped."""
@@ -216,10 +222,26 @@ class Head:
     @contextlib.asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
         """Serve the jobs over HTTP, and let others find this head."""
-        self.service = jobs = self._make_service()
-        ctx = ApiContext(
+        self.service = self._make_service()
+        self.ctx = ctx = self._make_context(self.service)
+        servers = self._listen(ctx)
+        ctx.keep = lambda: self._write_head_file(ctx)
+        self._write_head_file(ctx)
+        try:
+            yield
+        finally:
+            ctx.stopping = True
+            self.home.head_file.unlink(missing_ok=True)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.service.close(), STOP_S)
+            for server in servers:
+                server.stop()
+                await server.close_all_connections()
+
+    def _make_context(self, jobs: Jobs) -> ApiContext:
+        return ApiContext(
             key=secrets.token_urlsafe(32),
-            service=self.service,
+            service=jobs,
             status=self.status,
             placements=self.placements,
             why=Explaining(self.live, lambda: self.policies.policy, self.learned, lambda: jobs, self._queue),
@@ -229,33 +251,28 @@ class Head:
             embedded=self.options.embedded,
             uploads=self.home.run / "uploads",
         )
-        server = listen(ctx)
-        ctx.keep = lambda: self._write_head_file(ctx)
-        self._write_head_file(ctx)
-        self.ctx = ctx
-        try:
-            yield
-        finally:
-            ctx.stopping = True
-            self.home.head_file.unlink(missing_ok=True)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.service.close(), STOP_S)
-            server.stop()
-            await server.close_all_connections()
+
+    def _listen(self, ctx: ApiContext) -> list[HTTPServer]:
+        """Open the listeners."""
+        return [listen(ctx)]
 
     def _make_service(self) -> Jobs:
         from dgpunet_dask.jobs.plan import HeadHost
         from dgpunet_dask.jobs.service import JobService, ServicePorts
         from dgpunet_dask.stagehost.client import AgentClient
 
-        head = head_host(self.options.fleet)
-        host = HeadHost(device=head, threads=usable_cpus(), home=self.home.root)
+        host = HeadHost(device=self.head_device, threads=usable_cpus(), home=self.home.root)
         agent = functools.partial(AgentClient, self.home.agent_socket)
         ports = ServicePorts(self._dask, agent, self.settled, host, on_oom=self._on_oom, policy=lambda: self.policies.policy)
         jobs = JobService(self.home, ports)
         jobs.begin()
         self.deriving.learned = lambda: jobs.learned.estimates
         return jobs
+
+    @property
+    def head_device(self) -> str:
+        """The CPU device of the host where sources and gather stages run."""
+        return head_host(self.options.fleet)
 
     def _on_oom(self, demand: Demand) -> OnOom:
         return resolve(demand, self.policies.policy).on_oom
@@ -343,10 +360,14 @@ class Head:
                     raise
             else:
                 here = frozenset(device.name for device in fleet.devices)
-                if late or (here >= self.met and self.policies.told):
+                if late or (here >= self._awaited() and self.policies.told):
                     self.met = here
                     return fleet
             await asyncio.sleep(_POLL_S)
+
+    def _awaited(self) -> frozenset[str]:
+        """Return the devices that a job waits for before it is judged by the fleet."""
+        return self.met
 
     async def placements(self, since: int) -> Sequence[dict[str, Any]]:
         """Return the placements after number `since`."""
@@ -419,8 +440,13 @@ def _end_at_once() -> None:
     os._exit(1)
 
 
-async def _main(options: HeadOptions, starter: Starter) -> None:
-    head = Head(options, starter.tell)
+async def _main(options: HeadOptions, starter: Starter, *, cluster: bool) -> None:
+    if cluster:
+        from dgpunet_dask.daemons.head_cluster import ClusterHead
+
+        head: Head = ClusterHead(options, starter.tell)
+    else:
+        head = Head(options, starter.tell)
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, head.stop, f"{signum.name} received")
     await head.run()
@@ -443,16 +469,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--simulate", type=Path)
     parser.add_argument("--embedded", action="store_true")
+    parser.add_argument("--cluster", action="store_true")
     parser.add_argument("--policy", type=Path, action="append", default=[])
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     home = Home(args.home).ensure()
     starter = Starter(home.run / "logs" / "head.log")
     try:
-        fleet, label = read_fleet(args.simulate, home), str(args.simulate or "local")
+        label = "cluster" if args.cluster else str(args.simulate or "local")
+        fleet = Fleet() if args.cluster else read_fleet(args.simulate, home)  # the agents of a cluster tell what it has
         options = HeadOptions(home, fleet, label, args.embedded, probed=args.simulate is None, policy=tuple(args.policy))
         with _registered(home):
-            asyncio.run(_main(options, starter))
+            asyncio.run(_main(options, starter, cluster=args.cluster))
     except DgpunetError as error:
         log.error("%s", error)
         starter.tell({"error": error_to_wire(error)})

@@ -16,6 +16,10 @@ from typing import Final
 
 import psutil
 
+from dgpunet_dask.config.home import Home
+
+#: What the process above a host's daemons is registered as.
+SUPERVISOR: Final = "supervisor"
 #: /proc gives creation times in clock ticks (10 ms); float noise stays far below.
 _SAME_TIME_S: Final = 0.02
 
@@ -44,6 +48,12 @@ def identify(pid: int, what: str) -> Registered | None:
         return Registered(pid, psutil.Process(pid).create_time(), what)
     except psutil.NoSuchProcess:
         return None
+
+
+def supervisor_of(home: Home) -> Registered | None:
+    """Return the supervisor that runs a cluster's daemons under `home`, ``None`` without one. This process itself does not count."""
+    found = Register(home.run / "processes").running()
+    return next((entry for entry in found if entry.what == SUPERVISOR and entry.pid != os.getpid()), None)
 
 
 class Register:

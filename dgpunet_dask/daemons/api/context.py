@@ -80,6 +80,9 @@ class Membership(Protocol):
     async def heartbeat(self, host: str, body: dict[str, Any]) -> dict[str, Any]:
         """Take what a host reports; return epoch, commands, peers and the revocation list."""
 
+    async def me(self, host: str) -> dict[str, Any]:
+        """Return one host as `nodes` has it."""
+
     async def renew(self, host: str, body: dict[str, Any]) -> dict[str, Any]:
         """Return a new certificate for the request in `body`."""
 

@@ -51,6 +51,15 @@ class Heartbeat(AgentHandler):
         self.answer(await self.membership.heartbeat(self.host, self.body_json()))
 
 
+class Me(AgentHandler):
+    """``POST /v1/agents/me``."""
+
+    async def post(self) -> None:
+        """Send the host that asks, as `nodes` shows it."""
+        self.body_json()
+        self.answer(await self.membership.me(self.host))
+
+
 class Renew(AgentHandler):
     """``POST /v1/agents/renew``."""
 

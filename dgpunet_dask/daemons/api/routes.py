@@ -57,6 +57,7 @@ ROUTES: Final = (
     Route("/v1/ca", machines.Authority, {"GET": "public"}),
     Route("/v1/join", machines.Join, {"POST": "public"}),
     Route("/v1/agents/heartbeat", machines.Heartbeat, {"POST": "agent"}),
+    Route("/v1/agents/me", machines.Me, {"POST": "agent"}),
     Route("/v1/agents/renew", machines.Renew, {"POST": "agent"}),
     Route("/v1/agents/leave", machines.Leave, {"POST": "agent"}),
     Route("/v1/nodes", machines.Nodes, {"GET": "viewer"}),

@@ -1,0 +1,67 @@
+"""The systemd unit of a host's part of a cluster. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+#: A Dask worker ends with status 0 when its scheduler dies, and so may anything above it: only `always` brings all of it back.
+_TEMPLATE: Final = """\
+# Written by `dgpunet-dask install-service`. Run it again after moving the environment or the home.
+[Unit]
+Description=DGPUNET-Dask {what}
+Documentation=https://distributed.dask.org
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=exec
+ExecStart={command}
+{environment}
+Restart=always
+RestartSec=3
+# SIGTERM reaches the supervisor alone, which ends its daemons, their workers and their stages in order.
+KillMode=mixed
+KillSignal=SIGTERM
+TimeoutStopSec=45
+LimitNOFILE=65536
+UMask=0077
+NoNewPrivileges=yes
+ProtectSystem=full
+ProtectControlGroups=yes
+ProtectKernelTunables=yes
+RestrictSUIDSGID=yes
+
+[Install]
+WantedBy={target}
+"""
+
+
+def unit_text(what: str, command: Sequence[str], environment: Mapping[str, str], *, system: bool) -> str:
+    """Return the unit.
+
+    Parameters
+    ----------
+    what
+        ``head`` or ``agent``.
+    command
+        The command line, its program as an absolute path.
+    environment
+        Variables that the service needs.
+    system
+        Whether it is the machine's, started at boot; otherwise the user's.
+    """
+    return _TEMPLATE.format(
+        what=what,
+        command=" ".join(map(quoted, command)),
+        environment="\n".join(f"Environment={quoted(f'{name}={value}')}" for name, value in sorted(environment.items())),
+        target="multi-user.target" if system else "default.target",
+    )
+
+
+def quoted(word: str) -> str:
+    """Return a word as systemd reads it back: its quotes, backslashes, ``%`` and ``$`` mean themselves (systemd.service(5))."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$").replace("\n", "\\n")
+    return escaped if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", word) else f'"{escaped}"'

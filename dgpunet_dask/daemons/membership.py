@@ -1,0 +1,441 @@
+"""The head's side of a cluster of real machines: who may join, what agents report and are told, which hosts are held or lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.cluster.config import ClusterConfig
+from dgpunet_dask.cluster.headfile import write_private
+from dgpunet_dask.cluster.nodes import Node, Roll, Seen, drained, held_devices, name_cards, node_row, roll_from, state_of
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.invitations import Invitations
+from dgpunet_dask.daemons.linkbook import LinkBook
+from dgpunet_dask.errors import BadValue, DgpunetError, JoinRefused, NoSuchNode
+from dgpunet_dask.hardware.software import compare_software, software_facts, software_from
+from dgpunet_dask.security.authority import Authority, request_digest
+
+log = logging.getLogger(__name__)
+
+#: How often silence, draining and what is held are looked at.
+PERIOD_S: Final = 1.0
+#: How long workers may take to hand their results over when they leave.
+RETIRE_S: Final = 60.0
+#: Reports that are kept for `nodes`, `doctor` and `report`.
+REPORTS_KEPT: Final = 200
+
+Ask = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the membership reaches the scheduler through.
+
+    Parameters
+    ----------
+    ask
+        Asks the scheduler's plugin: ``await ask("dgpunet_hold", holds={...})``; raises DgpunetError while it is away.
+    retire
+        Lets workers leave in good order, by their addresses.
+    fleet
+        Gives the devices as the plugin sees them: rows with `name`, `host`, `state` and what is charged.
+    reachable
+        Tries a host's peer port from here: ``None`` if it answers, else why not.
+    """
+
+    ask: Ask
+    retire: Callable[[Sequence[str]], Awaitable[None]]
+    fleet: Callable[[], Awaitable[list[dict[str, Any]]]]
+    reachable: Callable[[Node], Awaitable[str | None]]
+
+
+class Membership:
+    """All hosts of one cluster. Errors are DgpunetErrors."""
+
+    def __init__(self, home: Home, config: ClusterConfig, reach: Reach, clock: Clock | None = None) -> None:
+        self.home, self.config, self.reach = home, config, reach
+        self.clock = clock or SystemClock()
+        self.boot = secrets.token_hex(8)
+        self.authority = Authority.open(home.pki)
+        self.invitations = Invitations(home.pki, config, self.authority, self.clock)
+        self.links = LinkBook(home.links_file, self.clock)
+        self.software = software_facts()
+        self.roll = self._read()
+        self.seen: dict[str, Seen] = {}
+        self.lost: set[str] = set()
+        self.reports: list[dict[str, Any]] = []
+        self._acked: dict[tuple[str, str], int] = {}
+        self._held: dict[str, str] | None = None
+        self._reaching: dict[str, asyncio.Task[None]] = {}
+        self._draining: set[str] = set()
+
+    def _read(self) -> Roll:
+        """Return the hosts that earlier heads knew, under the next epoch."""
+        roll = Roll()
+        try:
+            roll = roll_from(self.home.nodes_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            log.info("the first head of this cluster")
+        except (ValueError, OSError) as error:
+            log.error("%s cannot be read and is begun anew; hosts appear again with their next heartbeat: %s", self.home.nodes_file, error)
+        roll = replace(roll, epoch=roll.epoch + 1)
+        self._write(roll)
+        return roll
+
+    def _write(self, roll: Roll) -> None:
+        write_private(self.home.nodes_file, roll.to_json())
+
+    def _put(self, node: Node) -> None:
+        roll = self.roll.put(node)
+        if roll != self.roll:
+            self._write(roll)
+            self.roll = roll
+
+    def _node(self, host: str) -> Node:
+        if host not in self.roll.nodes:
+            raise NoSuchNode(name=host, known=", ".join(sorted(self.roll.nodes)) or "none")
+        return self.roll.nodes[host]
+
+    # Joining
+
+    async def ca_pem(self) -> str:
+        """Return the authority's certificate."""
+        return self.authority.certificate_pem
+
+    async def enrol(self, request: dict[str, Any], peer_address: str) -> dict[str, Any]:
+        """Take a host in for a token, or one back whose certificate has expired.
+
+        Raises
+        ------
+        TokenRefused, CertificateRefused
+            If neither is good.
+        JoinRefused
+            If its versions cannot work with this head's.
+        """
+        text = {name: request.get(name) for name in ("token", "certificate", "host", "csr")}
+        if not all(isinstance(text[name], str) for name in ("host", "csr")):
+            raise BadValue(what="request", value=sorted(request), why="send host, csr, addresses, software, and a token")
+        host, csr = str(text["host"]), str(text["csr"])
+        warnings = self._versions(request.get("software"), force=bool(request.get("force")))
+        if isinstance(text["certificate"], str):
+            self.authority.recognise(text["certificate"], csr, host=host, now=self.clock.wall())
+        else:
+            if host == self.config.host:
+                raise JoinRefused(host=host, why="the head's own host has that name. Choose another with `--name`, and make a token for it")
+            self.invitations.redeem(str(text["token"] or ""), host, request_digest(csr))
+            self.authority.allow(host)
+        addresses = [str(address) for address in request.get("addresses") or [peer_address]]
+        roles = [str(role) for role in request.get("roles") or ()]
+        node = self.roll.nodes.get(host) or Node(host=host, address=addresses[0], joined_at=self.clock.wall())
+        self._put(replace(node, address=addresses[0], roles=tuple(roles) or node.roles))
+        return {**self._certificate(host, csr, addresses), "cluster": self.config.cluster, "warnings": warnings}
+
+    def _certificate(self, host: str, csr: str, addresses: Sequence[str]) -> dict[str, Any]:
+        now = self.clock.wall()
+        role = "head" if host == self.config.host else "node"
+        issued = self.authority.issue(csr, host=host, addresses=list(addresses), role=role, now=now)
+        return {
+            "certificate": issued.certificate_pem, "expires_s": issued.expires_s, "ca": self.authority.certificate_pem,
+            "crl": self.authority.crl_pem(now), "left_out": list(issued.left_out),
+        }  # fmt: skip
+
+    def _versions(self, software: object, *, force: bool) -> list[str]:
+        """Return what differs and may work; refuse what cannot.
+
+        Raises
+        ------
+        JoinRefused
+            With each difference.
+        """
+        if not isinstance(software, Mapping):
+            return []
+        skews = [skew for skew in compare_software(self.software, software_from(software)) if skew.level != "ok"]
+        refused = [str(skew) for skew in skews if skew.level == "refuse"]
+        if refused and not force:
+            raise JoinRefused(host=str(software.get("host", "this host")), why="; ".join(refused))
+        return [str(skew) for skew in skews]
+
+    async def renew(self, host: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return a new certificate for the same host."""
+        node = self._node(host)
+        return self._certificate(host, str(body.get("csr", "")), [node.address])
+
+    async def leave(self, host: str) -> None:
+        """Note that a host's agent ends in good order; its workers end with it."""
+        seen = self.seen.get(host)
+        if seen is not None:
+            self.seen[host] = replace(seen, left=True)
+        await self._lose(host)
+
+    # Heartbeats
+
+    async def heartbeat(self, host: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Take what a host reports; return what its agent shall do."""
+        node = self.roll.nodes.get(host) or Node(host=host, address=str(body["address"]), joined_at=self.clock.wall())
+        before = self.seen.get(host)
+        facts = body.get("facts") or (before.facts if before and before.facts_digest == body.get("facts_digest") else None)
+        if facts is not None:
+            node = self._named(node, facts)
+        node = replace(node, address=str(body["address"]), peer_port=int(body["peer_port"]), roles=tuple(body.get("roles") or node.roles))
+        self._put(node)
+        was_lost = host in self.lost
+        self.lost.discard(host)
+        self.seen[host] = Seen(
+            at_s=self.clock.monotonic(), boot=str(body["boot"]), facts=facts or {}, facts_digest=str(body.get("facts_digest") or ""),
+            workers=body.get("workers") or (), stagehosts=body.get("stagehosts") or (), health=body.get("health") or {},
+            refused=self._refused(facts), unreachable=before.unreachable if before else None,
+        )  # fmt: skip
+        if before is None or before.boot != body["boot"]:
+            self._reach(host)
+        acked = self._take_reports(host, str(body["boot"]), body.get("reports") or ())
+        return self._answer(node, body, acked=acked, lost=was_lost, need_facts=facts is None)
+
+    def _named(self, node: Node, facts: Mapping[str, Any]) -> Node:
+        """Give each card of the host its name in the fleet; cards that were taken out lose theirs."""
+        taken = [name for other in self.roll.nodes.values() if other.host != node.host for name in other.cards.values()]
+        cards = name_cards(node.cards, taken, [(str(uuid), str(wish)) for uuid, wish in facts.get("cards", ())])
+        gone = sorted(set(node.cards.values()) - set(cards.values()))
+        if cards != node.cards and node.cards:
+            log.info("host %s has other cards: %s new, %s gone", node.host, sorted(set(cards.values()) - set(node.cards.values())), gone)
+        return replace(node, cards=cards)
+
+    def _refused(self, facts: Mapping[str, Any] | None) -> str | None:
+        """Return why a host may run no workers, ``None`` if it may."""
+        software = None if facts is None else facts.get("software")
+        if not isinstance(software, Mapping):
+            return None
+        refused = [str(skew) for skew in compare_software(self.software, software_from(software)) if skew.level == "refuse"]
+        return "; ".join(refused) or None
+
+    def _answer(self, node: Node, body: Mapping[str, Any], *, acked: int, lost: bool, need_facts: bool) -> dict[str, Any]:
+        seen = self.seen[node.host]
+        crl = self.authority.crl_pem(self.clock.wall())
+        digest = hashlib.sha256(crl.encode()).hexdigest()
+        others = [other for other in self.roll.nodes.values() if other.host != node.host and other.peer_port]
+        return {
+            "boot": self.boot,
+            "epoch": self.roll.epoch,
+            "scheduler": self.config.scheduler,
+            "names": dict(node.cards),
+            "run_workers": seen.refused is None and node.hold != "drained" and not need_facts,
+            "why": seen.refused or node.hold_why,
+            "acked": acked,
+            "lost": lost,
+            "need_facts": need_facts,
+            "crl": None if body.get("crl") == digest else crl,
+            "peers": [self._peer(other) for other in others if state_of(other, self.seen.get(other.host), self.clock.monotonic()) == "ready"],
+            "measure": self._to_measure(node.host),
+        }
+
+    def _peer(self, node: Node) -> dict[str, Any]:
+        return {"host": node.host, "address": node.address, "port": node.peer_port, "is_head": node.host == self.config.host}
+
+    def _to_measure(self, host: str) -> dict[str, Any] | None:
+        """Return the host to which `host` shall measure its way now, if it is its turn."""
+        now = self.clock.monotonic()
+        here = [name for name, node in self.roll.nodes.items() if state_of(node, self.seen.get(name), now) == "ready" and node.peer_port]
+        other = self.links.due(host, here)
+        return None if other is None else self._peer(self.roll.nodes[other])
+
+    def _take_reports(self, host: str, boot: str, reports: Iterable[Mapping[str, Any]]) -> int:
+        """Take each report once, also where its acknowledgement was lost; return the number of the last."""
+        known = self._acked.get((host, boot), 0)
+        for report in reports:
+            number = int(report["n"])
+            if number > known:
+                known = number
+                self._report(host, report)
+        self._acked[host, boot] = known
+        return known
+
+    def _report(self, host: str, report: Mapping[str, Any]) -> None:
+        self.reports.append({"host": host, **report})
+        del self.reports[:-REPORTS_KEPT]
+        if report["kind"] == "link":
+            self.links.measured({**report, "src": host})
+        elif report["kind"] == "card_fault" and host in self.roll.nodes:
+            node = self.roll.nodes[host]
+            log.error("host %s: %s", host, report.get("what"))
+            if report.get("cordon") and node.hold is None:
+                self._put(replace(node, hold="cordoned", hold_why=str(report.get("what"))))
+
+    def _reach(self, host: str) -> None:
+        """Try the host's peer port from here; what stands in the way is shown with the host."""
+
+        async def reach() -> None:
+            why = await self.reach.reachable(self.roll.nodes[host])
+            if host in self.seen:
+                self.seen[host] = replace(self.seen[host], unreachable=why)
+            if why is not None:
+                log.error("host %s reaches the head, and the head does not reach it: %s", host, why)
+
+        self._reaching[host] = asyncio.create_task(reach())
+
+    # What goes on by itself
+
+    async def run(self) -> None:
+        """Follow silence, draining, held and vanished devices, and links, until cancelled."""
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            try:
+                await self.look()
+            except DgpunetError as error:  # the scheduler is being started again
+                self._held = None
+                log.debug("the scheduler is away: %s", error)
+
+    async def look(self) -> None:
+        """Do once what is due now."""
+        now = self.clock.monotonic()
+        for host, node in self.roll.nodes.items():
+            if host not in self.lost and state_of(node, self.seen.get(host), now) == "lost":
+                log.error("host %s is lost: nothing was heard of it for %.0f s", host, now - self.seen[host].at_s)
+                self.lost.add(host)
+                await self._lose(host)
+        await self._hold()
+        for node in list(self.roll.nodes.values()):
+            if node.hold == "draining" and node.host not in self._draining:
+                await self._drain(node)
+        await self._forget()
+        fresh = self.links.news()
+        if fresh is not None:
+            await self.reach.ask("dgpunet_links", links=fresh)
+
+    def scheduler_lost(self) -> None:
+        """Tell the next scheduler everything anew."""
+        self._held = None
+        self.links.told = None
+
+    async def _lose(self, host: str) -> None:
+        with contextlib.suppress(DgpunetError):
+            await self.reach.ask("dgpunet_lose", host=host)
+
+    async def _hold(self) -> None:
+        held = held_devices(self.roll.nodes.values())
+        if held != self._held:
+            await self.reach.ask("dgpunet_hold", holds=held)
+            self._held = held
+
+    async def _drain(self, node: Node) -> None:
+        """Let the workers of a draining host leave once they are idle, or its deadline has passed."""
+        here = (await self.reach.ask("dgpunet_hosts")).get(node.host, {"workers": [], "tasks": 0})
+        if not drained(node, busy=bool(here["tasks"]), now=self.clock.wall()):
+            return
+        self._draining.add(node.host)
+        try:
+            if here["workers"]:
+                await asyncio.wait_for(self.reach.retire(here["workers"]), RETIRE_S)
+        except (TimeoutError, OSError) as error:
+            log.warning("the workers of %s did not hand over everything and are ended: %s", node.host, error)
+            await self._lose(node.host)
+        finally:
+            self._draining.discard(node.host)
+        present = self.roll.nodes.get(node.host)
+        if present is not None and present.hold == "draining":  # nobody changed their mind meanwhile
+            self._put(replace(present, hold="drained", hold_until=None))
+
+    async def _forget(self) -> None:
+        """Take cards out of the fleet that are in no machine any more."""
+        rows = await self.reach.fleet()
+        known = {name for node in self.roll.nodes.values() for name in (*node.cards.values(), f"{node.host}/cpu")}
+        gone = [row["name"] for row in rows if row["name"] not in known and row["state"] == "lost"]
+        if gone:
+            await self.reach.ask("dgpunet_forget", devices=gone)
+
+    # What people ask
+
+    async def me(self, host: str) -> dict[str, Any]:
+        """Return one host as `nodes` has it, and whether its cards are known."""
+        self._node(host)
+        row = next(row for row in await self.nodes() if row["host"] == host)
+        seen = self.seen.get(host)
+        return {**row, "facts_known": seen is not None and bool(seen.facts)}
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """Return the hosts with their devices."""
+        try:
+            rows = await self.reach.fleet()
+        except DgpunetError:
+            rows = []
+        now = self.clock.monotonic()
+        return [node_row(node, self.seen.get(host), now, self._devices(node, rows)) for host, node in sorted(self.roll.nodes.items())]
+
+    def _devices(self, node: Node, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        found = {str(row["name"]): row for row in rows if row["host"] == node.host}
+        names = [*node.cards.values(), f"{node.host}/cpu"]
+        missing = {"host": node.host, "vram_mib": None, "charged_mib": 0, "state": "lost"}
+        return [found.get(name, {"name": name, **missing}) for name in sorted(names)]
+
+    async def node_action(self, host: str, action: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Cordon, uncordon, drain or remove a host; return it as `nodes` shows it."""
+        node = self._node(host)
+        if action == "remove":
+            return await self._remove(node)
+        if action == "drain":
+            deadline = body.get("deadline_s")
+            until = None if deadline is None else self.clock.wall() + float(deadline)
+            node = node if node.hold == "drained" else replace(node, hold="draining", hold_until=until, hold_why=None)
+        elif action == "cordon":
+            node = replace(node, hold="cordoned", hold_until=None, hold_why=None)
+        else:
+            node = replace(node, hold=None, hold_until=None, hold_why=None)
+        self._put(node)
+        with contextlib.suppress(DgpunetError):
+            await self._hold()
+        return next(row for row in await self.nodes() if row["host"] == host)
+
+    async def _remove(self, node: Node) -> dict[str, Any]:
+        """Put a host out of the cluster: its certificates are revoked, everywhere, and its workers taken out."""
+        if node.host == self.config.host:
+            raise BadValue(what="node", value=node.host, why="it is the head's own host; `dgpunet-dask down` stops the cluster")
+        revoked = self.authority.revoke_host(node.host, self.clock.wall())
+        self.roll = self.roll.without(node.host)
+        self._write(self.roll)
+        self.seen.pop(node.host, None)
+        await self._lose(node.host)
+        return {"host": node.host, "removed": True, "certificates_revoked": revoked}
+
+    async def doctor(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return what `doctor` examines: hosts with their facts, links with their baseline, the last reports."""
+        now = self.clock.monotonic()
+        hosts = {
+            host: {
+                "facts": dict(seen.facts), "seen_s_ago": round(now - seen.at_s, 1), "state": state_of(self.roll.nodes[host], seen, now),
+                "health": dict(seen.health), "workers": list(seen.workers), "unreachable": seen.unreachable,
+            }
+            for host, seen in sorted(self.seen.items())
+            if host in self.roll.nodes
+        }  # fmt: skip
+        silent = {host: {"facts": {}, "seen_s_ago": None, "state": "joining"} for host in self.roll.nodes if host not in hosts}
+        head = {"host": self.config.host, "software": asdict(self.software), "epoch": self.roll.epoch, "address": self.config.address}
+        return {"head": head, "hosts": {**hosts, **silent}, **self.links.to_json(), "reports": list(self.reports), "listeners": []}
+
+    async def token_create(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Make a join token."""
+        return self.invitations.token_create(body)
+
+    async def tokens(self) -> list[dict[str, Any]]:
+        """Return the tokens."""
+        return self.invitations.tokens()
+
+    async def token_revoke(self, token_id: str) -> dict[str, Any]:
+        """Make a token worthless."""
+        return self.invitations.token_revoke(token_id)
+
+    async def key_create(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Make an API key."""
+        return self.invitations.key_create(body)
+
+    async def keys(self) -> list[dict[str, Any]]:
+        """Return the keys."""
+        return self.invitations.keys()
+
+    async def key_revoke(self, key_id: str) -> dict[str, Any]:
+        """Make a key worthless."""
+        return self.invitations.key_revoke(key_id)

@@ -1,0 +1,65 @@
+"""What an agent has to tell its head, kept on disk until the head has said that it knows: reports outlive a restart of either."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from dgpunet_dask.cluster.headfile import write_private
+
+log = logging.getLogger(__name__)
+
+#: Reports that are kept while no head answers; the oldest go first, and how many went is told.
+KEPT: Final = 500
+#: Reports in one heartbeat.
+AT_ONCE: Final = 50
+
+
+class Spool:
+    """Reports by number.
+
+    Parameters
+    ----------
+    file
+        Where they are kept; what cannot be read there is begun anew.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.next = 1
+        self.dropped = 0
+        self.reports: list[dict[str, Any]] = []
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(file.read_text(encoding="utf-8"))
+            self.next, self.dropped, self.reports = int(found["next"]), int(found["dropped"]), list(found["reports"])
+
+    def add(self, kind: str, **fields: Any) -> None:
+        """Keep one report."""
+        self.reports.append({"n": self.next, "kind": kind, **fields})
+        self.next += 1
+        surplus = max(0, len(self.reports) - KEPT)
+        self.dropped += surplus
+        del self.reports[:surplus]
+        self._write()
+
+    def batch(self) -> list[Mapping[str, Any]]:
+        """Return the oldest reports, as many as one heartbeat carries."""
+        return list(self.reports[:AT_ONCE])
+
+    def acknowledged(self, number: int) -> None:
+        """Forget the reports up to `number`: the head knows them."""
+        left = [report for report in self.reports if report["n"] > number]
+        if len(left) != len(self.reports):
+            self.reports, self.dropped = left, 0
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(self.file, json.dumps({"next": self.next, "dropped": self.dropped, "reports": self.reports}))
+        except OSError as error:
+            log.warning("reports are kept in memory alone: %s", error)

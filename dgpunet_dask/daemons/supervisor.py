@@ -1,0 +1,168 @@
+"""The small process above a host's daemons: starts them, and starts them again when they end, each alone.
+
+On the head's host these are the head daemon and the host's agent, on any other host the agent. A head that is killed comes back on the same
+ports while the agent, with all loaded stages, lives on. A daemon that ends with status 0 was told to: then everything ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.cluster.config import Membership
+from dgpunet_dask.cluster.workers import Backoff
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.keeping import how_ended
+from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn, watch
+from dgpunet_dask.daemons.register import SUPERVISOR, Register, kill_descendants
+
+log = logging.getLogger(__name__)
+
+#: How long each daemon may take to end in good order.
+STOP_S: Final = 20.0
+#: A daemon that ends this often in a row, each time soon after its start, will not run.
+FAILURES_MAX: Final = 6
+#: A daemon that ends with this status cannot run as it is configured: starting it again would not help.
+USAGE: Final = 2
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """One daemon: the name of its log, and its module with arguments."""
+
+    name: str
+    argv: tuple[str, ...]
+
+
+def daemons_of(membership: Membership, home: Home, policy: Sequence[Path] = ()) -> tuple[Daemon, ...]:
+    """Return the daemons of a host, in the order in which they are started. Pure."""
+    here = ("--home", str(home.root))
+    agent = Daemon("agent", ("dgpunet_dask.daemons.node_agent", *here))
+    if membership == "node":
+        return (agent,)
+    files = tuple(word for path in policy for word in ("--policy", str(path)))
+    return (Daemon("head", ("dgpunet_dask.daemons.head", *here, "--cluster", *files)), agent)
+
+
+class Supervisor:
+    """Keeps daemons running until one of them ends by itself in good order, or `stop` is set.
+
+    Parameters
+    ----------
+    home
+        Where their logs and the register lie.
+    daemons
+        What to run.
+    say
+        Takes a line about each daemon that ends.
+    clock
+        Tells how long a daemon ran.
+    """
+
+    def __init__(self, home: Home, daemons: Sequence[Daemon], say: Callable[[str], None], clock: Clock | None = None) -> None:
+        self.home, self.daemons, self.say = home, daemons, say
+        self.clock = clock or SystemClock()
+        self.register = Register(home.run / "processes")
+        self.backoff = Backoff(most_s=15.0)
+        self.stop = asyncio.Event()
+        self.status = 0
+
+    async def run(self) -> int:
+        """Run all; return the exit status to leave with."""
+        tasks = [asyncio.create_task(self._keep(daemon)) for daemon in self.daemons]
+        try:
+            await self.stop.wait()
+        finally:
+            for task in reversed(tasks):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return self.status
+
+    async def _keep(self, daemon: Daemon) -> None:
+        failures = 0
+        while not self.stop.is_set():
+            began = self.clock.monotonic()
+            status = await self._run_once(daemon)
+            failures, wait_s = self.backoff.next(failures, self.clock.monotonic() - began)
+            logs = self.home.run / "logs" / f"{daemon.name}.log"
+            if status in (0, USAGE) or failures >= FAILURES_MAX:
+                if status != 0:
+                    self.say(f"the {daemon.name} ended ({how_ended(status)}); see {logs}")
+                self.status = int(status) if isinstance(status, int) and status >= 0 else 1
+                self.stop.set()
+                return
+            self.say(f"the {daemon.name} ended ({how_ended(status)}); started again in {wait_s:.1f} s; see {logs}")
+            await asyncio.sleep(wait_s)
+
+    async def _run_once(self, daemon: Daemon) -> int | str:
+        try:
+            child = self._spawn(daemon)
+        except OSError as error:
+            return str(error)
+        self.register.add(child.pid, daemon.name)
+        try:
+            return await child.ended()
+        finally:
+            await asyncio.shield(child.stop(STOP_S))
+            self.register.remove(child.pid)
+
+    def _spawn(self, daemon: Daemon) -> OwnedProcess:
+        return spawn(
+            python_argv(*daemon.argv),
+            env=child_env({"DGPUNET_HOME": str(self.home.root)}),
+            log_file=self.home.run / "logs" / f"{daemon.name}.log",
+            cwd=self.home.run,
+        )
+
+
+@contextlib.contextmanager
+def registered(home: Home) -> Iterator[None]:
+    """Note this process as the one above all others of this home."""
+    register = Register(home.run / "processes")
+    register.add(os.getpid(), SUPERVISOR)
+    try:
+        yield
+    finally:
+        register.remove(os.getpid())
+
+
+async def supervise(home: Home, daemons: Sequence[Daemon], say: Callable[[str], None] = log.warning) -> int:
+    """Run `daemons` until SIGTERM or SIGINT, or until one of them ends in good order or cannot run; return the exit status."""
+    supervisor = Supervisor(home, daemons, say)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, supervisor.stop.set)
+    with registered(home):
+        return await supervisor.run()
+
+
+def _end_at_once() -> None:
+    """End with all descendants: the starter is gone before this was its own master."""
+    kill_descendants()
+    os._exit(1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a host's daemons in the background of a command that has started this process."""
+    watch(_end_at_once)
+    parser = argparse.ArgumentParser(prog="dgpunet-dask-supervisor", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--membership", choices=("head", "node"), required=True)
+    parser.add_argument("--policy", type=Path, action="append", default=[])
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    home = Home(args.home).ensure()
+    return asyncio.run(supervise(home, daemons_of(args.membership, home, args.policy)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
