@@ -168,7 +168,8 @@ class Fleet:
     """Hosts, devices and charges at one moment. Devices are kept in the order of their names.
 
     `minute`: of the local day, ``None`` where no clock was read. `booked`: for each device, the seconds from now until it will have
-    worked off the waiting units that are ahead and mean to use it.
+    worked off the waiting units that are ahead and mean to use it. `links`: measured bytes per second from one host to another; they
+    win over what the hosts state of their own link.
     """
 
     hosts: tuple[Host, ...] = ()
@@ -177,6 +178,7 @@ class Fleet:
     states: Mapping[str, DeviceState] = field(default_factory=dict)
     minute: int | None = None
     booked: Mapping[str, float] = field(default_factory=dict)
+    links: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "devices", tuple(sorted(self.devices, key=lambda d: d.name)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Final, NamedTuple, TypeAlias
 
@@ -53,6 +53,7 @@ class Pool:
         self.minute: int | None = None
         self.now = 0.0
         self.booked: dict[str, float] = {}
+        self.links: Mapping[tuple[str, str], float] = {}
         self._roles = _roles(policy)
         self._slots: dict[str, Slot] = {}
         self._hosts: dict[str, Host] = {}
@@ -83,6 +84,10 @@ class Pool:
         if any(slot.is_gpu and slot.device.model is None for slot in self._slots.values()):
             self._sort_anew()  # such cards are known by their names
         self._epoch += 1
+
+    def set_links(self, links: Mapping[tuple[str, str], float]) -> None:
+        """Take the measured bytes per second from one host to another; they count for demands with inputs, which are looked at in full."""
+        self.links, self._fleet = dict(links), None
 
     def set_minute(self, minute: int | None) -> None:
         """Set the minute of the local day, for the owner's hours."""
@@ -429,6 +434,7 @@ class Pool:
                 states={s.device.name: s.state for s in slots if s.state != "running"},
                 minute=self.minute,
                 booked=dict(self.booked),
+                links=self.links,
             )
         return self._fleet
 

@@ -7,7 +7,7 @@ preference is one more line in `SCORES`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dgpunet_dask.model.decision import Scored
@@ -53,6 +53,8 @@ class Field:
         The host of each device and of each host itself, by name: where inputs lie.
     links
         Bytes per second of each host's link, where known.
+    measured
+        Bytes per second from one host to another, where measured.
     """
 
     fastest: float
@@ -60,6 +62,7 @@ class Field:
     best_s: float = 0.0
     places: Mapping[str, str] = field(default_factory=dict)
     links: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 Score = Callable[[Candidate, Field, Preference], float]
@@ -100,21 +103,27 @@ def field_of(fleet: Fleet, request: Request) -> Field:
     if not request.demand.inputs:
         return Field(fastest, request)
     places = {d.name: d.host for d in fleet.devices} | {h.name: h.name for h in fleet.hosts}
-    return Field(fastest, request, 0.0, places, {h.name: h.link for h in fleet.hosts if h.link is not None})
+    return Field(fastest, request, 0.0, places, {h.name: h.link for h in fleet.hosts if h.link is not None}, fleet.links)
 
 
 def transfer_s(host: str, field: Field) -> float:
-    """Return the seconds to bring the inputs to `host`: bytes ÷ the slower link of the two ends.
+    """Return the seconds to bring the inputs to `host`: bytes ÷ what was measured between the two, else the slower link of both ends.
 
     What lies on the host costs nothing; a link of unknown rate, or a place that is not in the fleet, leaves the known end to count.
     """
     total = 0.0
     for where, size in field.request.demand.inputs.items():
-        source = field.places.get(where)
-        rates = [field.links[end] for end in (host, source) if end is not None and end in field.links]
-        if source != host and rates:
-            total += int(size) / min(rates)
+        source = field.places.get(where, where)  # a host without devices may have been measured all the same
+        rate = rate_of(source, host, field)
+        if source != host and rate is not None:
+            total += int(size) / rate
     return total
+
+
+def rate_of(source: str, host: str, field: Field) -> float | None:
+    """Return the bytes per second from `source` to `host`: measured, else the slower of the links that are stated; ``None``: not known."""
+    stated = [field.links[end] for end in (host, source) if end in field.links]
+    return field.measured.get((source, host), min(stated, default=None))
 
 
 def duration_s(device: Device, charges: Sequence[Charge], field: Field) -> float:
@@ -162,4 +171,4 @@ def scores(candidates: Iterable[Candidate], field: Field) -> tuple[Scored, ...]:
 def with_best(field: Field, candidates: Iterable[Candidate]) -> Field:
     """Return `field` with the earliest finish of `candidates`."""
     best = min((c.finish_s for c in candidates), default=0.0)
-    return Field(field.fastest, field.request, best, field.places, field.links)
+    return replace(field, best_s=best)

@@ -99,6 +99,7 @@ class Simulation:
 
     def __init__(self, fleet: Fleet, policy: Policy = NO_POLICY, estimates: Estimates = NO_ESTIMATES) -> None:
         self.pool = Pool(policy, estimates)
+        self.pool.set_links(fleet.links)
         self.shares = Shares(policy.weight_of)
         self.now = 0.0
         self.lines: dict[Demand, Line] = {}

@@ -10,6 +10,7 @@
 ``dgpunet_trace``          lines of the decision log (`placement.trace`) after a sequence number
 ``dgpunet_own``            takes what an earlier scheduler had learned by itself, and gives what this one knows so
 ``dgpunet_learned``        what is known by now, as JSON: the head's estimates and beside them what the scheduler has seen itself
+``dgpunet_links``          takes the measured links: [from host, to host, bytes per second] of each
 ``dgpunet_usage``          seconds at speed 1 that each user has had
 =========================  ==============================================================================================
 """
@@ -63,8 +64,11 @@ def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
     def dgpunet_usage() -> dict[str, float]:
         return {user or "": had for user, had in plugin.pump.usage.had.items()}
 
+    def dgpunet_links(links: Iterable[tuple[str, str, float]]) -> None:
+        plugin.book.pool.set_links({(src, dst): float(rate) for src, dst, rate in links})
+
     asked = (dgpunet_fleet, dgpunet_placements, dgpunet_explain, dgpunet_policy, dgpunet_trace, dgpunet_learned, dgpunet_usage)
-    return {f.__name__: f for f in (*asked, dgpunet_estimates, dgpunet_own, dgpunet_set_policy)}
+    return {f.__name__: f for f in (*asked, dgpunet_estimates, dgpunet_links, dgpunet_own, dgpunet_set_policy)}
 
 
 def fleet(plugin: PlacementPlugin) -> dict[str, Any]:

@@ -137,8 +137,11 @@ class Oracle:
     def seconds(self, device: Any, charges: Any) -> Any:
         """Return load, transfer and run."""
         links, places = {h.name: h.link for h in self.fleet.hosts}, {d.name: d.host for d in self.fleet.devices}
-        ends = [(size, {device.host, places.get(at, at)}) for at, size in self.d.inputs.items()]
-        rates = [(size, [links[h] for h in hosts if links.get(h)]) for size, hosts in ends if len(hosts) > 1]
+        ends = [(size, (places.get(at, at), device.host)) for at, size in self.d.inputs.items()]
+        rates = [
+            (size, [self.fleet.links[way]] if way in self.fleet.links else [links[h] for h in way if links.get(h)])
+            for size, way in ends if way[0] != way[1]
+        ]  # fmt: skip
         move = sum(size / min(rate) for size, rate in rates if rate)
         return self.load(device, charges) + move + self.run(device) * (self.slots(charges) if device.kind == "gpu" else 1)
 

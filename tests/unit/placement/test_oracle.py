@@ -76,7 +76,8 @@ def tight(chance: Random) -> Trial:
         name="k", device="g0", vram_mib=pick([2048, 6144]), match=Match(stage=pick("ab"), priority=pick([None, "batch"]))
     )
     policy = Policy(tuple(_rule(pick, f"r{i}") for i in range(pick([0, 0, 1, 2, 3]))), (kept,) * pick([0, 1]))
-    return Trial(Fleet(tuple(hosts), devices, charges, {}, None, booked), demand, policy)
+    links = {way: pick([5e8, 4e9]) for way in [("h0", "h1"), ("h1", "h0")] if pick([True, False])}
+    return Trial(Fleet(tuple(hosts), devices, charges, {}, None, booked, links), demand, policy)
 
 
 def _charge(pick: Callable[[Sequence[Any]], Any], holder: str, device: Device) -> Charge:
