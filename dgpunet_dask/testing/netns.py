@@ -1,8 +1,8 @@
 """Hosts in network namespaces of one Linux machine: a LAN whose links can be slowed, cut and mended.
 
 Each host sees the loopback interface and ``eth0``, 10.77.0.k/24, a veth whose other end is a port of a bridge in a namespace of its own. So
-nothing touches the machine's own network, and any number of LANs stand side by side. Processes, files and Unix sockets are shared by all
-hosts; ``/sys`` is the host's own, so that its links are seen there, and control groups are not.
+nothing touches the machine's own network, and any number of LANs stand side by side. Its host name is its own, though no resolver knows it.
+Processes, files and Unix sockets are shared by all hosts; ``/sys`` is the host's own: its links are seen there, control groups are not.
 
 netem and nft are not needed: rates come from ``tbf``, and a link is cut by taking its port off the bridge, which drops everything in silence,
 as a dead switch does. iperf3 reads 94 to 96% of the rates 1gbit, 2.5gbit and 10gbit: what headers leave.
@@ -49,14 +49,15 @@ def permitted() -> str | None:
     """Return why hosts cannot be made here, ``None`` where they can."""
     if sys.platform != "linux":
         return "network namespaces need Linux"
-    if missing := [name for name in ("ip", "tc") if shutil.which(name) is None]:
-        return f"no {' and '.join(missing)}: apt-get install iproute2"
+    if missing := [name for name in ("ip", "tc", "unshare", "hostname") if shutil.which(name) is None]:
+        return f"no {', '.join(missing)}: apt-get install iproute2 util-linux hostname"
     try:
         with Lan("a") as lan:
             lan.rate_limit("a", "1gbit")
+            told = lan.host("a").run(["hostname"])
     except OSError as error:
         return str(error)
-    return None
+    return None if told.stdout.strip() == "a" else told.stderr.strip()
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ class NetHost:
         return _pids([self.namespace])
 
     def _inside(self, command: Sequence[str]) -> list[str]:
-        return ["ip", "netns", "exec", self.namespace, *command]  # it becomes the command: no process stands between
+        named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name]
+        return ["ip", "netns", "exec", self.namespace, *named, *command]  # each becomes the next: no process stands between
 
 
 class Lan:
