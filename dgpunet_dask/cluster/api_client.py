@@ -30,7 +30,7 @@ class ApiClient:
     Parameters
     ----------
     api
-        Base address, as ``http://127.0.0.1:8000`` or ``https://10.0.0.1:8787``.
+        Base address, as ``http://127.0.0.1:8000`` or ``https://head.example:8787``.
     key
         The bearer key.
     embedded

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from typing import Any, Final
+from weakref import WeakSet
 
 from tornado.web import HTTPError, RequestHandler
 
@@ -50,7 +51,7 @@ class Handler(RequestHandler):
         self.set_header("Cache-Control", "no-store")
         self.clear_header("Server")
         if isinstance(self.asker, Peer):
-            self.set_header("Connection", "close")  # the next request shakes hands anew: that is where a revocation counts
+            self.set_header("Connection", "close")  # see `_spend_connection`
         if self.wait_s > 0:
             self.set_header("Retry-After", str(int(self.wait_s) + 1))
 
@@ -94,7 +95,17 @@ class Handler(RequestHandler):
             if given is not None:
                 self.note_failure()
             raise HTTPError(401, reason="the API key is missing or wrong")
+        if isinstance(found, Peer):
+            self._spend_connection()
         return found
+
+    def _spend_connection(self) -> None:
+        """Let a host's connection carry one request: a certificate is held against the revocation list when a connection begins."""
+        spent: WeakSet[object] = self.application.settings.setdefault("spent", WeakSet())
+        connection = self.request.server_connection
+        if connection in spent:
+            raise HTTPError(403, reason="a host's connection serves one request; connect anew")
+        spent.add(connection)
 
     def local_key(self) -> tuple[str, str | None] | None:
         """Return the key of this machine's own commands and their user, ``None`` on a listener that others reach."""

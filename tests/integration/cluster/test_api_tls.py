@@ -211,6 +211,17 @@ def request_with(site, identity, method, path, **headers):
         return response.status, response.headers, json.loads(response.read() or b"null")
 
 
+def two_requests(site, identity):
+    """Send two heartbeats at once, though the head wants one a connection; return all that it answers."""
+    request = f"POST /v1/agents/heartbeat HTTP/1.1\r\nHost: {site.where}\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}"
+    context, got = identity.client_context(), b""
+    with socket.create_connection((HERE, site.ctx.tls_port), timeout=10) as plain, context.wrap_socket(plain, server_hostname=HERE) as sock:
+        sock.sendall(request.encode() * 2)
+        while b"connect anew" not in got and (more := sock.recv(4096)):
+            got += more
+    return got
+
+
 async def test_certificates_open_no_route_of_users_and_keys_none_of_agents(site):
     node, threaded = site.identity("node-a"), asyncio.to_thread
     for method, path in (("GET", "/v1/status"), ("GET", "/v1/nodes"), ("POST", "/v1/tokens"), ("POST", "/v1/shutdown")):
@@ -227,8 +238,13 @@ async def test_certificates_open_no_route_of_users_and_keys_none_of_agents(site)
 
 
 async def test_an_agents_connection_serves_one_request(site):
-    status, headers, _ = await asyncio.to_thread(request_with, site, site.identity("node-a"), "POST", "/v1/agents/heartbeat")
+    identity = site.identity("node-a")
+    status, headers, _ = await asyncio.to_thread(request_with, site, identity, "POST", "/v1/agents/heartbeat")
     assert (status, headers["Connection"]) == (200, "close")  # so that each request meets the present revocation list
+    both = await asyncio.to_thread(two_requests, site, identity)
+    assert both.count(b"HTTP/1.1 200") == 1
+    assert b"connect anew" in both
+    assert len(site.member.calls) == 2
 
 
 async def test_a_revoked_certificate_is_refused_with_the_reason(site):
@@ -369,10 +385,11 @@ async def test_what_is_no_head_is_told_as_none():
 
 
 def test_a_key_is_not_sent_in_the_clear_to_another_machine(tmp_path):
-    for named in ("http://10.0.0.1:8787", "http://head.example:8787"):
+    there = "10.0.0.1:8787"
+    for named in (f"http://{there}", "http://head.example:8787"):
         with pytest.raises(UsageError, match="in the clear"):
             named_cluster(Home(tmp_path), named, {"DGPUNET_API_KEY": "k"})
-    assert named_cluster(Home(tmp_path), "10.0.0.1:8787", {}).api == "https://10.0.0.1:8787"
+    assert named_cluster(Home(tmp_path), there, {}).api == f"https://{there}"
     assert named_cluster(Home(tmp_path), "127.0.0.1:8787", {}).api == "http://127.0.0.1:8787"
     with pytest.raises(NoHead):
-        named_cluster(Home(tmp_path), "ftp://10.0.0.1:8787", {})
+        named_cluster(Home(tmp_path), f"ftp://{there}", {})

@@ -101,6 +101,9 @@ class FakeMembership:
     async def heartbeat(self, host, body):
         return await self._noted("heartbeat", host, body)
 
+    async def me(self, host):
+        return await self._noted("me", host)
+
     async def renew(self, host, body):
         return await self._noted("renew", host, body)
 

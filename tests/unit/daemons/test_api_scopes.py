@@ -26,6 +26,7 @@ WANTED = {
     "POST /v1/explain": "viewer", "GET /v1/jobs/j": "viewer", "GET /v1/jobs/j/events": "viewer", "GET /v1/jobs/j/explain": "viewer",
     "POST /v1/jobs/j/cancel": "submitter", "HEAD /v1/workloads/D": "submitter", "PUT /v1/workloads/D": "submitter",
     "GET /v1/ca": "public", "POST /v1/join": "public", "POST /v1/agents/heartbeat": "agent", "POST /v1/agents/renew": "agent",
+    "POST /v1/agents/me": "agent",
     "POST /v1/agents/leave": "agent", "GET /v1/nodes": "viewer", "POST /v1/nodes/n/cordon": "operator",
     "POST /v1/nodes/n/uncordon": "operator", "POST /v1/nodes/n/drain": "operator", "POST /v1/nodes/n/remove": "operator",
     "GET /v1/doctor": "operator", "GET /v1/tokens": "operator", "POST /v1/tokens": "operator", "POST /v1/tokens/t/revoke": "operator",
@@ -109,7 +110,7 @@ async def test_too_small_a_scope_is_refused_with_the_reason(served, scope):
 
 async def test_no_key_of_any_scope_opens_the_routes_of_agents(served):
     for key in (KEY, "ann:operator"):
-        for path in ("heartbeat", "renew", "leave"):
+        for path in ("heartbeat", "me", "renew", "leave"):
             status, answer = await served.ask("POST", f"/v1/agents/{path}", b"{}", **bearer(key))
             assert (status, answer["error"]["code"]) == (403, "not_allowed")
     assert served.ctx.membership.calls == []
