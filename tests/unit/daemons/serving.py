@@ -107,9 +107,6 @@ class FakeMembership:
     async def renew(self, host, body):
         return await self._noted("renew", host, body)
 
-    async def me(self, host):
-        return await self._noted("me", host)
-
     async def leave(self, host):
         await self._noted("leave", host)
 
