@@ -12,12 +12,14 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import FolderMissing
 from dgpunet_dask.stagehost.folders import FileEntry, Kind, checked, entries_of, files_of, tree_digest
+from dgpunet_dask.stagehost.spec import StageCallSpec
 
 VERSION: Final = 1
 
@@ -65,6 +67,23 @@ def local_only(home: Home) -> Fetch:
         return found
 
     return fetch
+
+
+async def with_models(spec: StageCallSpec, fetch: Fetch) -> StageCallSpec:
+    """Return `spec` with the folders on this host in place of the names of its models.
+
+    Only `Stage.load` sees the folder: policies, estimates and reports go by the name. Stages on the head's host, where the name was looked
+    up, are given the name itself.
+
+    Raises
+    ------
+    FolderMissing
+        If a model is on no host.
+    """
+    if not spec.models or spec.home is not None:
+        return spec
+    folders = {name: str(await fetch("model", digest)) for name, digest in sorted(spec.models.items())}
+    return replace(spec, load={**spec.load, **folders})
 
 
 def note_model(home: Home, folder: Path) -> str:

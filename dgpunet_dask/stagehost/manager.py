@@ -46,7 +46,7 @@ from dgpunet_dask.errors import DgpunetError, JobFailed, StageOutOfMemory
 from dgpunet_dask.stagehost import launching
 from dgpunet_dask.stagehost.asyncwire import AsyncWire
 from dgpunet_dask.stagehost.environments import ensure_environment
-from dgpunet_dask.stagehost.fetching import Fetch, find_folder, local_only
+from dgpunet_dask.stagehost.fetching import Fetch, find_folder, local_only, with_models
 from dgpunet_dask.stagehost.listening import Listener
 from dgpunet_dask.stagehost.process import Grace, Launch, StageProcess
 from dgpunet_dask.stagehost.reports import error_from_json, error_to_json
@@ -191,6 +191,17 @@ class StageHosts:
     def pids(self) -> dict[int, str]:
         """Return the device of each running stage host by process id, so that its use of a card is known as ours."""
         return {h.process.pid: h.spec.device for h in self._hosts if h.process is not None and h.process.alive}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return device, stage, process id and `busy` of each running stage host, those on CPUs too."""
+        running = [h for h in self._hosts if h.process is not None and h.process.alive]
+        return [{"device": h.spec.device, "stage": h.spec.stage, "pid": _running(h).pid, "busy": not h.idle} for h in running]
+
+    async def end_all(self) -> int:
+        """End every stage host, the idle ones in good order and the busy ones at once; return how many there were. Serving goes on."""
+        hosts = list(self._hosts)
+        await asyncio.gather(*(self._end(h, at_once=h.busy) for h in hosts))
+        return len(hosts)
 
     # Serving
 
@@ -383,9 +394,10 @@ class StageHosts:
 
     async def _load(self, host: _Host, python: Path | None) -> None:
         """Start the host's process and load its stage."""
+        spec = await with_models(host.spec, self._here)
         process = host.process = await self._process(host.spec, python)
         _keep(self._watches, self._watch(host, process))
-        request = Packet.of("load", {"spec": host.spec.to_json(), "workloads": str(self.home.workloads)})
+        request = Packet.of("load", {"spec": spec.to_json(), "workloads": str(self.home.workloads)})
         try:
             answer = await process.exchange(request, _nowhere)
         except BaseException:

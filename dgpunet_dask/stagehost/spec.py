@@ -34,6 +34,8 @@ class StageCallSpec:
         The lock file of the stage's own interpreter, relative to the workload's folder; ``None``: the agent's interpreter.
     load
         Keyword arguments of `Stage.load`.
+    models
+        The digest of the model that an argument of `load` names, for hosts where that name is no folder (`fetching.with_models`).
     device
         The device's name in the fleet.
     torch_device
@@ -61,6 +63,7 @@ class StageCallSpec:
     digest: str
     env: str | None = None
     load: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    models: Mapping[str, str] = field(default_factory=dict, hash=False)
     device: str = "cpu"
     torch_device: str = "cpu"
     vram_mib: int | None = None
@@ -106,7 +109,7 @@ class StageCallSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a mapping of JSON values."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"load": dict(self.load)}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"load": dict(self.load), "models": dict(self.models)}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> StageCallSpec:
