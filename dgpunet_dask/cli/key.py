@@ -28,7 +28,8 @@ def create(context: CliContext, user: str, scope: str, ttl: str | None, as_json:
         return
     click.echo(made["key"])
     if not context.quiet:
-        click.echo(printable(f"{user} sets $DGPUNET_API_KEY to it, and --cluster or $DGPUNET_CLUSTER to the head's address"), err=True)
+        where = made.get("api", "the head's address")
+        click.echo(printable(f"{user} sets $DGPUNET_API_KEY to it, and $DGPUNET_CLUSTER or --cluster to {where}"), err=True)
 
 
 @key.command("list")
