@@ -3,12 +3,15 @@
 The document is that of ``GET /v1/doctor``::
 
     head       {host: NAME}
-    hosts      {NAME: {facts: {...}, seen_s_ago: 1.2, state: "ready"}}     facts as `facts` tells
-    links      [{src, dst, bytes_per_s, rtt_s, at}]                        measured lately, each direction by itself
-    baseline   [{src, dst, bytes_per_s}]                                   what the links once did
+    hosts      {NAME: {state: "ready", seen_s_ago: 1.2, doctor: {...}, facts: {...}, health: {cards: {UUID: {...}}},
+                       workers: [{device, state}], unreachable: why}}
+               `doctor` is what `collect.collect_local` gathered there; without it, `entries` reads what agents tell their head anyway
+    links      [{src, dst, rates | bytes_per_s, rtt_s, at, baseline}]      each direction by itself
+    baseline   [{src, dst, bytes_per_s}]                                   what the links once did, where not in the rows above
     reach      [{src, dst, port, what, ok, why: refused|timeout|no_route}] documented ports, tried from src
     listeners  [{host, address, port, what, protection: mutual-tls|tls+key|key|none}]
     workers    [{name, host, device, state}]                               as in ``status --json``
+    reports    [{host, kind: "xid", uuid, xid, at, severity, meaning}]
 
 Each of them may be missing.
 """
@@ -16,15 +19,15 @@ Each of them may be missing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from dgpunet_dask.observe.checks import links, network, versions, workload
+from dgpunet_dask.observe.entries import facts_of_entry, links_of, reach_of, workers_of
 from dgpunet_dask.observe.facts import Facts
 from dgpunet_dask.observe.finding import Finding
 from dgpunet_dask.observe.local import check_host, guarded
-
-Entries = Mapping[str, Facts]
 
 #: States of a host that has no workers, and whose links nobody measures.
 _AWAY: Final = frozenset({"lost", "stopped", "drained", "refused"})
@@ -40,56 +43,74 @@ def check_cluster(document: Mapping[str, Any], only: str | None = None) -> list[
     """
     doc = Facts(document, "head")
     hosts = _hosts(doc)
-    found = [finding for name, entry in hosts.items() for finding in _host(doc, name, entry)]
+    found = [finding for name, host in hosts.items() for finding in _host(name, host)]
     for name, between in _BETWEEN.items():
         found += guarded(partial(between, hosts), doc, name)
     return found if only is None else [finding for finding in found if _about(finding, only)]
 
 
-def _hosts(doc: Facts) -> dict[str, Facts]:
-    """Return each host's entry by name."""
-    entries = doc.at("hosts")
-    found = entries if isinstance(entries, Mapping) else {}
-    return {str(name): Facts(entry if isinstance(entry, Mapping) else {}, str(name)) for name, entry in sorted(found.items())}
+@dataclass(frozen=True)
+class Host:
+    """One host: its entry of the document, and its facts."""
+
+    entry: Facts
+    facts: Facts
+
+    @property
+    def away(self) -> bool:
+        """Whether it is out of the cluster."""
+        return self.entry.text("state") in _AWAY
 
 
-def _facts(entry: Facts) -> Facts:
-    raw = entry.at("facts")
-    return Facts(raw if isinstance(raw, Mapping) else {}, entry.host)
+Hosts = Mapping[str, Host]
 
 
-def _host(doc: Facts, name: str, entry: Facts) -> Iterator[Finding]:
-    state, seen = entry.text("state"), entry.number("seen_s_ago")
-    yield from workload.host_seen(name, state, seen)
-    yield from check_host(_facts(entry).raw, name)
-    if state not in _AWAY and doc.at("workers") is not None:
-        yield from guarded(partial(workload.workers, doc.rows("workers")), _facts(entry), "workers")
+def _hosts(doc: Facts) -> dict[str, Host]:
+    found, reports = doc.at("hosts"), doc.rows("reports")
+    entries = {str(name): Facts(entry if isinstance(entry, Mapping) else {}, str(name)) for name, entry in _items(found)}
+    return {name: Host(entry, Facts(facts_of_entry(entry, reports), name)) for name, entry in entries.items()}
 
 
-def _every(hosts: Entries) -> list[Facts]:
-    return [_facts(entry) for entry in hosts.values()]
+def _items(found: Any) -> list[tuple[Any, Any]]:
+    return sorted(found.items(), key=lambda item: str(item[0])) if isinstance(found, Mapping) else []
 
 
-def _links(hosts: Entries, doc: Facts) -> Iterator[Finding]:
-    rows = doc.rows("links")
-    rates = links.rates_of(rows)
-    yield from links.bandwidth(rates, links.rates_of(doc.rows("baseline")))
-    yield from links.round_trips(links.rates_of(rows, "rtt_s"))
-    yield from links.unmeasured([name for name, entry in hosts.items() if entry.text("state") not in _AWAY], rates)
+def _host(name: str, host: Host) -> Iterator[Finding]:
+    yield from workload.host_seen(name, host.entry.text("state"), host.entry.number("seen_s_ago"))
+    yield from check_host(host.facts.raw, name)
 
 
-def _strangers(hosts: Entries, doc: Facts) -> Iterator[Finding]:
-    """Look at workers of hosts without an agent of their own, as those of a simulated fleet."""
-    rows = doc.rows("workers")
-    for host in sorted({name for row in rows if (name := row.text("host")) is not None} - set(hosts)):
-        yield from workload.workers(rows, Facts({}, host))
+def _every(hosts: Hosts) -> list[Facts]:
+    return [host.facts for host in hosts.values()]
 
 
-_BETWEEN: Final[dict[str, Callable[[Entries, Facts], Iterable[Finding]]]] = {
+def _entries(hosts: Hosts) -> dict[str, Facts]:
+    return {name: host.entry for name, host in hosts.items()}
+
+
+def _workers(hosts: Hosts, doc: Facts) -> Iterator[Finding]:
+    """Look at the workers of each host; also of those without an agent of their own, as in a simulated fleet."""
+    rows = workers_of(doc, _entries(hosts))
+    for host in hosts.values():
+        if not host.away and (doc.at("workers") is not None or host.entry.at("workers") is not None):
+            yield from workload.workers(rows, host.facts)
+    for name in sorted({known for row in rows if (known := row.text("host")) is not None} - set(hosts)):
+        yield from workload.workers(rows, Facts({}, name))
+
+
+def _links(hosts: Hosts, doc: Facts) -> Iterator[Finding]:
+    now, before = (tuple(Facts(row, "head") for row in rows) for rows in links_of(doc))
+    rates = links.rates_of(now)
+    yield from links.bandwidth(rates, links.rates_of(before))
+    yield from links.round_trips(links.rates_of(now, "rtt_s"))
+    yield from links.unmeasured([name for name, host in hosts.items() if not host.away], rates)
+
+
+_BETWEEN: Final[dict[str, Callable[[Hosts, Facts], Iterable[Finding]]]] = {
     "versions": lambda hosts, doc: versions.across(_every(hosts), doc.text("head", "host")),
-    "workers": _strangers,
+    "workers": _workers,
     "mtu": lambda hosts, _: network.mtu(_every(hosts)),
-    "reach": lambda _, doc: network.reach(doc.rows("reach")),
+    "reach": lambda hosts, doc: network.reach(reach_of(doc, _entries(hosts))),
     "listeners": lambda _, doc: network.listeners(doc.rows("listeners")),
     "links": _links,
 }

@@ -107,8 +107,8 @@ def reach(rows: tuple[Facts, ...]) -> Iterator[Finding]:
             good.setdefault(subject, []).append(port)
         elif row.flag("ok") is False:
             why = row.text("why") or "no_answer"
-            cure = _PORT_CURES.get(why, _PORT_CURES["no_route"]).format(src=src, dst=dst, port=port)
-            what = f"port {port} ({row.text('what') or 'unnamed'}) is not reached: {why.replace('_', ' ')}"
+            cure = _PORT_CURES.get(why, _PORT_CURES["timeout"]).format(src=src, dst=dst, port=port or 8788)
+            what = f"{f'port {port} ' if port else ''}({row.text('what') or 'unnamed'}) is not reached: {why.replace('_', ' ')}"
             yield Check("port_reach", "network", subject).fault(what, cure, port=port, why=why)
     for subject, numbers in sorted(good.items()):
         yield Check("port_reach", "network", subject).ok(f"{len(numbers)} ports answer", ports=numbers)

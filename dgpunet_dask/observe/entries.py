@@ -1,0 +1,87 @@
+"""What a head knows of its hosts, put in the layout of `facts`. Pure.
+
+An agent tells its head what placement needs, seldom, and how its cards are, often. Where it sends all that `collect.collect_local` gathers
+too (``doctor``), that counts before both.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from dgpunet_dask.observe.facts import Facts
+
+
+def facts_of_entry(entry: Facts, reports: tuple[Facts, ...] = ()) -> dict[str, Any]:
+    """Return the facts of one host.
+
+    Parameters
+    ----------
+    entry
+        Its entry of the document: ``facts``, ``health``, ``doctor``.
+    reports
+        What agents have reported: rows of host, kind, and for ``xid`` uuid, xid, at, severity, meaning.
+    """
+    told = Facts(_mapping(entry.at("facts")), entry.host)
+    known = _of_a_node(told) if told.at("fleet") is not None else dict(told.raw)
+    known |= _mapping(entry.at("doctor"))
+    cards = known.get("cards")
+    if isinstance(cards, list):
+        known["cards"] = [_with_health(card, _mapping(entry.at("health", "cards"))) for card in cards]
+    events = [dict(row.raw) for row in reports if row.text("kind") == "xid" and row.text("host") == entry.host]
+    return known | ({"xid": events} if events else {})
+
+
+def _of_a_node(told: Facts) -> dict[str, Any]:
+    """Return what an agent tells placement, in our layout."""
+    devices = [row for row in told.rows("fleet", "devices") if row.text("kind") != "cpu"]
+    host = next(iter(told.rows("fleet", "hosts")), Facts({}, told.host))
+    arches = next((row.at("runtime_arches") for row in devices), None)
+    interface = _mapping(told.at("interface"))
+    return {
+        "cards": [{**row.raw, "index": index} for index, row in enumerate(devices)],
+        "software": {**_mapping(told.at("software")), **({} if arches is None else {"torch_arches": arches})},
+        "network": {
+            "interfaces": [{**interface, "up": True, "addresses": [interface.get("address")]}] if interface else [],
+            "chosen": {"interface": interface.get("name"), **{key: interface.get(key) for key in ("address", "why", "warning")}},
+        },
+        "power": {"source": host.at("power"), "battery": host.at("battery")},
+    }  # fmt: skip
+
+
+def _with_health(card: Any, health: Mapping[str, Any]) -> Any:
+    if not isinstance(card, Mapping):
+        return card
+    return {**card, **_mapping(health.get(str(card.get("uuid"))))}
+
+
+def workers_of(doc: Facts, entries: Mapping[str, Facts]) -> tuple[Facts, ...]:
+    """Return the rows of ``status --json``, else those that the agents keep."""
+    if doc.at("workers") is not None:
+        return doc.rows("workers")
+    return tuple(Facts({**row.raw, "host": name}, name) for name, entry in entries.items() for row in entry.rows("workers"))
+
+
+def reach_of(doc: Facts, entries: Mapping[str, Facts]) -> tuple[Facts, ...]:
+    """Return which ports were tried, and those of hosts that the head cannot reach."""
+    head = doc.text("head", "host") or "head"
+    shut = [(name, entry.text("unreachable")) for name, entry in entries.items()]
+    rows = ({"src": head, "dst": name, "port": None, "what": "agent", "ok": False, "why": why} for name, why in shut if why is not None)
+    return (*doc.rows("reach"), *(Facts(row, head) for row in rows))
+
+
+def links_of(doc: Facts) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return rows of what was measured lately and rows of the baseline; a table of links has both, and several rates, in one row."""
+    now, before = [], [dict(row.raw) for row in doc.rows("baseline")]
+    for row in doc.rows("links"):
+        rates = row.at("rates")
+        good = [rate for rate in rates if isinstance(rate, int | float)] if isinstance(rates, list) else []
+        now.append({**row.raw, "bytes_per_s": statistics.median(good) if good else row.at("bytes_per_s")})
+        if row.number("baseline") is not None:
+            before.append({"src": row.at("src"), "dst": row.at("dst"), "bytes_per_s": row.at("baseline")})
+    return now, before
+
+
+def _mapping(found: Any) -> dict[str, Any]:
+    return dict(found) if isinstance(found, Mapping) else {}
