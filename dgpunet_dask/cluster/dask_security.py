@@ -1,7 +1,7 @@
 """Dask's `Security` under the certificate of a host, for schedulers, workers, nannies and clients alike.
 
 Dask's own builds its contexts once from files, checks no name and knows no revocation list. This one gives the live contexts of
-`Identity`: a renewed certificate and a new revocation list hold for every connection from then on, and connections that stand live on.
+`Identity`: a renewed certificate and a new revocation list hold for every connection from then on; those that stand live on.
 """
 
 from __future__ import annotations
@@ -52,6 +52,10 @@ class ClusterSecurity(Security):
                 watch(identity, _FOR_EVER)
                 _WATCHED.add(self.folder)
         return identity
+
+    def _attr_to_dict(self) -> dict[str, Any]:
+        """Return what Dask's notebooks show of it."""
+        return {"folder": str(self.folder)}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ClusterSecurity, (str(self.folder),)

@@ -1,7 +1,7 @@
 """The cluster's certificate authority: signs the certificates of its hosts, revokes them, keeps what it signed.
 
-A request gives its public key and nothing else: names, addresses, role and rights are the head's decision. Certificates live a day and are
-renewed by their hosts, so a host that is not renewed is out within a day; the revocation list puts it out at once.
+A request gives its public key and nothing else: names, addresses, role and rights are the head's decision. Certificates live a day
+and are renewed by their hosts, so a host that is not renewed is out within a day; the revocation list puts it out at once.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Issued:
 class Authority:
     """The authority whose key lies in `folder`; `create` and `open` make it.
 
-    ``ca.key`` signs certificates and revocation lists, nothing else; ``authority.json`` holds what is issued, revoked and denied, and the
-    list in force; ``ca.crt`` and ``ca.crl`` are what every host gets. Several processes may use one folder.
+    ``ca.key`` signs certificates and revocation lists, nothing else; ``authority.json`` holds what is issued, revoked and denied, and
+    the list in force; ``ca.crt`` and ``ca.crl`` are what every host gets. Several processes may use one folder.
     """
 
     def __init__(self, folder: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
@@ -138,8 +138,8 @@ class Authority:
         csr_pem
             A PKCS#10 request with a P-256 key, signed by it.
         host, addresses, role
-            What the certificate says: common name, IP addresses (loopback is added), organisational unit. A ``client`` has neither names
-            nor addresses and cannot serve.
+            What the certificate says: common name, IP addresses (loopback is added), organisational unit. A ``client`` has neither
+            names nor addresses and cannot serve.
         now, life_s
             Seconds since 1970; seconds that it is valid.
 
@@ -154,7 +154,7 @@ class Authority:
         wanted = _checked_addresses(_checked_host(host), addresses)
         with self._record.change() as record:
             if host in record["denied"]:
-                raise CertificateRefused(why=f"the host {host} was removed from the cluster; invite it anew with `dgpunet-dask token create`")
+                raise CertificateRefused(why=f"{host} was removed from the cluster; invite it anew with `dgpunet-dask token create`")
             _forget_expired(record, now)
             own = _addresses_of_heads(record) if role != "head" else frozenset()
             kept = [address for address in wanted if str(address) not in own]
@@ -179,7 +179,7 @@ class Authority:
         Raises
         ------
         CertificateRefused
-            If the certificate is another's, revoked, or over for more than `RETURN_S`, or if the request shows no possession of its key.
+            If the certificate is another's, revoked, or over for more than `RETURN_S`; if the request shows no possession of its key.
         """
         key = requested_key(csr_pem)
         try:
@@ -374,8 +374,8 @@ def _forget_expired(record: dict[str, Any], now: float) -> None:
 
 def _signed_list(key: ec.EllipticCurvePrivateKey, issuer: x509.Certificate, record: dict[str, Any], now: float) -> str:
     start = datetime.fromtimestamp(now - SKEW_S, UTC)
-    # The next update is promised for a far day: a list that expires would stop every connection of a cluster whose head is away, while
-    # certificates end after a day anyway.
+    # The next update is promised for a far day: a list that expires would stop every connection of a cluster whose head is away,
+    # while certificates end after a day anyway.
     builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.subject).last_update(start).next_update(start + _CA_LIFE)
     builder = builder.add_extension(x509.CRLNumber(record["crl_number"]), critical=False)
     builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)

@@ -1,9 +1,9 @@
 """TLS contexts that follow their files: each new connection is made under the certificate and the revocation list in force.
 
-Dask, tornado and `http.client` take one `ssl.SSLContext` and keep it for good. Changing such a context in place is no way out: a new
-certificate is there for a moment without its key (and the interpreter lets other threads run in that moment), an authority cannot be
-taken out again, and of two revocation lists of the same second the older one wins. So what they get is a `LiveContext`, which hands
-every new connection to an ordinary context; that one is never changed but replaced as a whole.
+Dask, tornado and `http.client` take one `ssl.SSLContext` and keep it for good. Changing such a context in place is no way out: a
+new certificate is there for a moment without its key (and the interpreter lets other threads run in that moment), an authority
+cannot be taken out again, and of two revocation lists of the same second the older one wins. So what they get is a `LiveContext`,
+which hands every new connection to an ordinary context; that one is never changed but replaced as a whole.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ Clients = Literal["required", "optional"]
 
 
 class LiveContext(ssl.SSLContext):
-    """Hands each new connection to `current`. Its own flags say the same, for those who read them; it holds no key and no authority,
-    so whoever gets around `current` can neither serve nor trust anyone.
+    """Hands each new connection to `current`.
+
+    Its own flags say the same, for those who read them; it holds no key and no authority, so whoever gets around `current` can neither
+    serve nor trust anyone.
     """
 
     current: ssl.SSLContext
@@ -43,8 +45,8 @@ class LiveContext(ssl.SSLContext):
 def bare_context(protocol: int) -> ssl.SSLContext:
     """Return a context that trusts nobody yet, with what holds for every connection of a cluster.
 
-    TLS 1.3 alone: there a session can only be taken up again with a ticket, none is given, and so every connection checks the peer's
-    certificate anew, which is what makes a revocation bite.
+    TLS 1.3 alone: there a session can only be taken up again with a ticket, none is given, and so every connection checks the
+    peer's certificate anew, which is what makes a revocation bite.
     """
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3

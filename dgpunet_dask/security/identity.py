@@ -126,12 +126,12 @@ def install(folder: Path, certificate_pem: str, ca_pem: str, crl_pem: str) -> No
             certificate, ca = (x509.load_pem_x509_certificate(text.encode()) for text in (certificate_pem, ca_pem))
             key = _key_for(folder, certificate)
             certificate.verify_directly_issued_by(ca)
-            _check_list(x509.load_pem_x509_crl(crl_pem.encode()), ca)
+            crl = _checked_list(crl_pem, ca)
         except (ValueError, TypeError, InvalidSignature) as error:
             raise CertificateRefused(why=f"what the head sent does not fit together ({error or 'wrong signature'})") from error
-        write_private(folder / CA, ca_pem)
-        _install_list(folder, crl_pem, ca)
-        write_private(folder / NODE, f"{key_pem(key)}{certificate_pem}")
+        write_private(folder / CA, _pem(ca))
+        _install_list(folder, crl, ca)
+        write_private(folder / NODE, f"{key_pem(key)}{_pem(certificate)}")
         (folder / _REQUEST_KEY).unlink(missing_ok=True)
 
 
@@ -145,31 +145,35 @@ def install_crl(folder: Path, crl_pem: str) -> bool:
     """
     try:
         ca = x509.load_pem_x509_certificate((folder / CA).read_bytes())
-        _check_list(x509.load_pem_x509_crl(crl_pem.encode()), ca)
+        crl = _checked_list(crl_pem, ca)
     except (OSError, ValueError) as error:
         raise CertificateRefused(why=f"the revocation list is not this cluster's ({error})") from error
-    return _install_list(folder, crl_pem, ca)
+    return _install_list(folder, crl, ca)
 
 
-def _install_list(folder: Path, crl_pem: str, ca: x509.Certificate) -> bool:
+def _pem(part: x509.Certificate | x509.CertificateRevocationList) -> str:
+    """Return the text of what was checked: what came may hold more certificates behind the first, and OpenSSL would trust them all."""
+    return part.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _install_list(folder: Path, crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
     """Write the list unless the one there is as new: a late answer must not bring back what was revoked since."""
     path = folder / CRL
     with locked(path):
         try:
-            present = x509.load_pem_x509_crl(path.read_bytes())
-            _check_list(present, ca)
-            newer = _number(x509.load_pem_x509_crl(crl_pem.encode())) > _number(present)
+            newer = _number(crl) > _number(_checked_list(path.read_text(encoding="utf-8"), ca))
         except (OSError, ValueError):
             newer = True
         if newer:
-            write_private(path, crl_pem)
+            write_private(path, _pem(crl))
     return newer
 
 
-def _check_list(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> None:
-    key = ca.public_key()
+def _checked_list(text: str, ca: x509.Certificate) -> x509.CertificateRevocationList:
+    crl, key = x509.load_pem_x509_crl(text.encode()), ca.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not crl.is_signature_valid(key):
         raise ValueError("the revocation list has another signer")
+    return crl
 
 
 def _number(crl: x509.CertificateRevocationList) -> int:
@@ -255,7 +259,7 @@ def _facts(folder: Path) -> _Facts:
         certificate = x509.load_pem_x509_certificate((folder / NODE).read_bytes())
         ca = x509.load_pem_x509_certificate((folder / CA).read_bytes())
         certificate.verify_directly_issued_by(ca)
-        _check_list(x509.load_pem_x509_crl((folder / CRL).read_bytes()), ca)
+        _checked_list((folder / CRL).read_text(encoding="utf-8"), ca)
     except (OSError, ValueError, TypeError, InvalidSignature) as error:
         raise NoIdentity(folder=folder, why=str(error) or "another authority signed it") from error
     name = {attribute.oid: str(attribute.value) for attribute in certificate.subject}
@@ -309,7 +313,7 @@ class Identity:
         return now >= (facts.starts_s + SKEW_S + facts.expires_s) / 2
 
     def server_context(self, clients: Clients) -> ssl.SSLContext:
-        """Return the context of listeners whose clients must (or may) show a certificate of the cluster; one that is shown is checked."""
+        """Return the context of listeners whose clients must (or may) show a certificate of the cluster; what is shown is checked."""
         return self._live.context(clients)
 
     def client_context(self) -> ssl.SSLContext:

@@ -1,6 +1,7 @@
 """API keys of users: ``DGK1<CA fingerprint>::<id>.<secret>``, with a scope.
 
-The fingerprint lets a client check that it speaks to the right head before it shows the key. At rest there is a digest of the whole text.
+The fingerprint lets a client check that it speaks to the right head before it shows the key. At rest there is a digest of the whole
+text.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class KeyStore:
             If the user's name or the scope is none.
         """
         if not _USER.fullmatch(user):
-            raise BadValue(what="user", value=user, why="use letters, digits, dot, underscore, at sign and hyphen, at most 200 of them")
+            raise BadValue(what="user", value=user, why="use letters, digits, dot, underscore, @ and hyphen, at most 200 of them")
         if scope not in SCOPES:
             raise BadValue(what="scope", value=scope, why=f"it is one of {', '.join(SCOPES)}")
         name, secret = self._chance(6).hex(), base64.urlsafe_b64encode(self._chance(32)).rstrip(b"=").decode()

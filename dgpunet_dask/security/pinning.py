@@ -39,14 +39,18 @@ def pinned_context(fingerprint: str, address: tuple[str, int], timeout_s: float)
     OSError
         If nobody answers, or not with a certificate.
     """
-    pem = _fetched(address, timeout_s)
+    text = _fetched(address, timeout_s)
     try:
-        found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+        first = text.partition(ssl.PEM_FOOTER)[0]
+        der = ssl.PEM_cert_to_DER_cert(f"{first}{ssl.PEM_FOOTER}")
     except ValueError as error:
         raise ConnectionError(f"{address[0]}:{address[1]} answers, but not with a certificate") from error
+    found = hashlib.sha256(der).hexdigest()
     if not hmac.compare_digest(found, fingerprint.lower()):
-        why = f"{address[0]}:{address[1]} shows the authority {found}, and {fingerprint} was expected; ask the owner for a new token or key"
+        where = f"{address[0]}:{address[1]}"
+        why = f"{where} shows the authority {found}, and {fingerprint} was expected; ask the owner for a new token or key"
         raise CertificateRefused(why=why)
+    pem = ssl.DER_cert_to_PEM_cert(der)  # the bytes that were checked and no more: other certificates may stand behind the first
     return trusting(pem), pem
 
 

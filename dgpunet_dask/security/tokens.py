@@ -1,8 +1,8 @@
 """Join tokens: ``DG10<CA fingerprint>::<id>.<secret>::<address:port>[,…]`` (the form is k3s's).
 
-A token names the one host that it is for, works once and for a while, pins the cluster's authority, so that the joining host cannot be
-led to another, and says where the head answers. Only a digest of the secret is kept: it has 256 bits of chance, so a plain SHA-256 is
-enough (a slow hash is for what people think up).
+A token names the one host that it is for, works once and for a while, pins the cluster's authority, so that the joining host cannot
+be led to another, and says where the head answers. Only a digest of the secret is kept: it has 256 bits of chance, so a plain SHA-256
+is enough (a slow hash is for what people think up).
 """
 
 from __future__ import annotations
@@ -176,8 +176,8 @@ class TokenStore:
         with self._record.change() as record:
             rows = {i: row for i, row in _rows(record).items() if now < row["expires_s"] + _MEMORY_S}
             rows[token.id] = {
-                "host": host, "digest": _digest(token.secret), "created_s": now, "expires_s": now + ttl_s, "used_s": None, "request": None,
-                "revoked": False,
+                "host": host, "digest": _digest(token.secret), "created_s": now, "expires_s": now + ttl_s,
+                "used_s": None, "request": None, "revoked": False,
             }  # fmt: skip
             record.update(fingerprint=fingerprint, tokens=rows)
         return parse_token(token.text).text
@@ -190,8 +190,8 @@ class TokenStore:
         host
             The host that asks.
         request_digest
-            What its request is known by (`authority.request_digest`): the same host may repeat the same request for `REPEAT_S` seconds.
-            Empty: no repetition.
+            What its request is known by (`authority.request_digest`): the same host may repeat the same request for `REPEAT_S`
+            seconds. Empty: no repetition.
 
         Raises
         ------

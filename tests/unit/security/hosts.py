@@ -7,9 +7,7 @@ import time
 from pathlib import Path
 
 from dgpunet_dask.security.authority import LIFE_S, Authority, Issued
-from dgpunet_dask.security.identity import Identity, install, make_request
-
-ADDRESS = "10.1.0.{}"
+from dgpunet_dask.security.identity import Identity, install, install_crl, make_request
 
 
 class Cluster:
@@ -22,7 +20,9 @@ class Cluster:
     def folder(self, host: str) -> Path:
         return self.root / host
 
-    def enrol(self, host: str, role: str = "node", addresses: tuple[str, ...] = (), ago_s: float = 0.0, life_s: float = LIFE_S) -> Issued:
+    def enrol(
+        self, host: str, role: str = "node", addresses: tuple[str, ...] = (), ago_s: float = 0.0, life_s: float = LIFE_S
+    ) -> Issued:
         """Give a host a (new) certificate, made `ago_s` seconds ago."""
         now = time.time() - ago_s
         request = make_request(self.folder(host), host)
@@ -37,8 +37,6 @@ class Cluster:
 
     def publish(self, *hosts: str) -> None:
         """Bring the revocation list to hosts, as the answer to a heartbeat does."""
-        from dgpunet_dask.security.identity import install_crl
-
         for host in hosts:
             install_crl(self.folder(host), self.authority.crl_pem(time.time()))
             Identity(self.folder(host)).refresh()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import stat
 import time
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dgpunet_dask.errors import BadValue, CertificateRefused, NewerFormat, NoIdentity, UnreadablePath, UsageError
-from dgpunet_dask.security.authority import RETURN_S, Authority, request_digest, requested_key
+from dgpunet_dask.security.authority import RETURN_S, Authority, key_pem, request_digest, requested_key
 from dgpunet_dask.security.files import PrivateJson
 from dgpunet_dask.security.identity import make_request, make_return_request
 from tests.unit.security.hosts import Cluster, Connection, refused
@@ -148,7 +149,8 @@ def test_a_node_cannot_sign_certificates(cluster, tmp_path):
     key, mine = serialization.load_pem_private_key(pem, None), x509.load_pem_x509_certificate(pem)
     forged_key = ec.generate_private_key(ec.SECP256R1())
     forged = (
-        x509.CertificateBuilder().subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "head")])).issuer_name(mine.subject)
+        x509.CertificateBuilder().issuer_name(mine.subject)
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "head")]))
         .public_key(forged_key.public_key()).serial_number(5).not_valid_before(datetime.now(UTC) - timedelta(hours=1))
         .not_valid_after(datetime.now(UTC) + timedelta(hours=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
@@ -156,10 +158,6 @@ def test_a_node_cannot_sign_certificates(cluster, tmp_path):
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(mine.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )  # fmt: skip
-    import ssl
-
-    from dgpunet_dask.security.authority import key_pem
-
     chain = tmp_path / "forged.pem"
     chain.write_text(key_pem(forged_key) + "".join(c.public_bytes(serialization.Encoding.PEM).decode() for c in (forged, mine)))
     impostor = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -271,7 +269,9 @@ def test_without_its_record_it_is_not_opened(cluster):
         Authority.open(cluster.authority.folder)
 
 
-@pytest.mark.parametrize(("text", "error"), [('{"version": 2}', NewerFormat), ("{", UnreadablePath), ("[]", UnreadablePath), ("{}", UnreadablePath)])
+@pytest.mark.parametrize(
+    ("text", "error"), [('{"version": 2}', NewerFormat), ("{", UnreadablePath), ("[]", UnreadablePath), ("{}", UnreadablePath)]
+)
 def test_a_record_that_cannot_be_read_lets_nobody_in(cluster, text, error):
     (cluster.authority.folder / "authority.json").write_text(text)
     with pytest.raises(error):

@@ -113,12 +113,26 @@ class TestInstall:
         theirs = papers(other, "zen")
         before = files(cluster.folder("xps"))
         given = {
-            "certificate": (theirs[0], authority, crl), "authority": (certificate, theirs[1], theirs[2]), "list": (certificate, authority, theirs[2]),
-            "garbage": (certificate, authority, "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----"), "empty": ("", authority, crl),
+            "certificate": (theirs[0], authority, crl),
+            "authority": (certificate, theirs[1], theirs[2]),
+            "list": (certificate, authority, theirs[2]),
+            "garbage": (certificate, authority, "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----"),
+            "empty": ("", authority, crl),
         }[wrong]  # fmt: skip
         with pytest.raises(CertificateRefused, match="does not fit together"):
             install(cluster.folder("xps"), *given)
         assert files(cluster.folder("xps")) == before
+
+    def test_what_stands_behind_the_first_certificate_is_not_trusted(self, cluster, tmp_path):
+        other = Cluster(tmp_path, "other")
+        foreign = other.authority.certificate_pem
+        certificate, authority, crl = papers(cluster, "xps")
+        install(cluster.folder("xps"), certificate + foreign, authority + foreign, crl + foreign)
+        cluster.authority.revoke(cluster.enrol("zen").serial, NOW)
+        assert install_crl(cluster.folder("xps"), cluster.authority.crl_pem(NOW) + foreign)
+        assert foreign.encode() not in b"".join(files(cluster.folder("xps")).values())
+        context = Identity(cluster.folder("xps")).server_context("required")
+        assert "self-signed" in refused(context, other.identity("evil").client_context())
 
     def test_an_older_list_never_comes_back(self, cluster):
         cluster.enrol("xps")

@@ -79,7 +79,9 @@ def test_the_list_says_all_but_the_secret(store, key):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("user", "scope", "fingerprint"), [("", "viewer", CA), ("a b", "viewer", CA), ("ann", "root", CA), ("ann", "viewer", "x")])
+@pytest.mark.parametrize(
+    ("user", "scope", "fingerprint"), [("", "viewer", CA), ("a b", "viewer", CA), ("ann", "root", CA), ("ann", "viewer", "x")]
+)
 def test_what_makes_no_key(store, user, scope, fingerprint):
     with pytest.raises((BadValue, BadToken)):
         store.create(user, scope, NOW, fingerprint=fingerprint)
@@ -87,4 +89,5 @@ def test_what_makes_no_key(store, user, scope, fingerprint):
 
 
 def test_each_scope_allows_all_before_it():
-    assert [[allows(have, need) for need in SCOPES] for have in SCOPES] == [[True, False, False], [True, True, False], [True, True, True]]
+    table = [[allows(have, need) for need in SCOPES] for have in SCOPES]
+    assert table == [[True, False, False], [True, True, False], [True, True, True]]

@@ -172,7 +172,10 @@ def test_the_list_tells_states_and_forgets_after_a_week(store, token):
     assert [i.host for i in store.list(NOW + 8 * 86_400)] == ["new"]
 
 
-@pytest.mark.parametrize(("host", "addresses", "error"), [("", ["a:1"], BadValue), ("a b", ["a:1"], BadValue), ("xps", [], BadValue), ("xps", ["a"], BadToken), ("xps", ["a::1:1"], BadToken)])
+@pytest.mark.parametrize(
+    ("host", "addresses", "error"),
+    [("", ["a:1"], BadValue), ("a b", ["a:1"], BadValue), ("xps", [], BadValue), ("xps", ["a"], BadToken), ("xps", ["a::1:1"], BadToken)],
+)
 def test_what_makes_no_token(store, host, addresses, error):
     with pytest.raises(error):
         store.create(host, addresses, CA, ttl_s=1, now=NOW)
