@@ -65,8 +65,8 @@ class Issued:
 class Authority:
     """The authority whose key lies in `folder`; `create` and `open` make it.
 
-    ``ca.key`` signs certificates and revocation lists, nothing else; ``authority.json`` holds what is issued, revoked and denied, and
-    the list in force; ``ca.crt`` and ``ca.crl`` are what every host gets. Several processes may use one folder.
+    ``ca.key`` signs certificates and revocation lists, nothing else; ``authority.json`` holds what is issued, revoked and denied,
+    and the list in force; ``ca.crt`` and ``ca.crl`` are what every host gets. Several processes may use one folder.
     """
 
     def __init__(self, folder: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
@@ -154,7 +154,7 @@ class Authority:
         wanted = _checked_addresses(_checked_host(host), addresses)
         with self._record.change() as record:
             if host in record["denied"]:
-                raise CertificateRefused(why=f"{host} was removed from the cluster; invite it anew with `dgpunet-dask token create`")
+                raise CertificateRefused(why=f"{host} was removed from the cluster; invite it with `dgpunet-dask token create`")
             _forget_expired(record, now)
             own = _addresses_of_heads(record) if role != "head" else frozenset()
             kept = [address for address in wanted if str(address) not in own]
@@ -179,7 +179,7 @@ class Authority:
         Raises
         ------
         CertificateRefused
-            If the certificate is another's, revoked, or over for more than `RETURN_S`; if the request shows no possession of its key.
+            If the certificate is another's, revoked, or over for more than `RETURN_S`; if the request is not signed by its key.
         """
         key = requested_key(csr_pem)
         try:

@@ -17,8 +17,8 @@ Clients = Literal["required", "optional"]
 class LiveContext(ssl.SSLContext):
     """Hands each new connection to `current`.
 
-    Its own flags say the same, for those who read them; it holds no key and no authority, so whoever gets around `current` can neither
-    serve nor trust anyone.
+    Its own flags say the same, for those who read them; it holds no key and no authority, so whoever gets around `current` can
+    neither serve nor trust anyone.
     """
 
     current: ssl.SSLContext

@@ -152,7 +152,7 @@ def install_crl(folder: Path, crl_pem: str) -> bool:
 
 
 def _pem(part: x509.Certificate | x509.CertificateRevocationList) -> str:
-    """Return the text of what was checked: what came may hold more certificates behind the first, and OpenSSL would trust them all."""
+    """Return the text of what was checked: what came may hold more certificates behind the first, and OpenSSL would trust all."""
     return part.public_bytes(serialization.Encoding.PEM).decode()
 
 
@@ -313,7 +313,7 @@ class Identity:
         return now >= (facts.starts_s + SKEW_S + facts.expires_s) / 2
 
     def server_context(self, clients: Clients) -> ssl.SSLContext:
-        """Return the context of listeners whose clients must (or may) show a certificate of the cluster; what is shown is checked."""
+        """Return the context of listeners whose clients must (or may) show a certificate of the cluster; one shown is checked."""
         return self._live.context(clients)
 
     def client_context(self) -> ssl.SSLContext:

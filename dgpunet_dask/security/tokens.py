@@ -1,8 +1,8 @@
 """Join tokens: ``DG10<CA fingerprint>::<id>.<secret>::<address:port>[,…]`` (the form is k3s's).
 
 A token names the one host that it is for, works once and for a while, pins the cluster's authority, so that the joining host cannot
-be led to another, and says where the head answers. Only a digest of the secret is kept: it has 256 bits of chance, so a plain SHA-256
-is enough (a slow hash is for what people think up).
+be led to another, and says where the head answers. Only a digest of the secret is kept: it has 256 bits of chance, so a plain
+SHA-256 is enough (a slow hash is for what people think up).
 """
 
 from __future__ import annotations
