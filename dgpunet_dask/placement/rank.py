@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from dgpunet_dask.model.decision import Scored
 from dgpunet_dask.model.fleet import Charge, Device, Fleet, Host
@@ -124,6 +124,27 @@ def rate_of(source: str, host: str, field: Field) -> float | None:
     """Return the bytes per second from `source` to `host`: measured, else the slower of the links that are stated; ``None``: not known."""
     stated = [field.links[end] for end in (host, source) if end in field.links]
     return field.measured.get((source, host), min(stated, default=None))
+
+
+def transfers(fleet: Fleet, request: Request) -> dict[str, dict[str, Any]]:
+    """Return, by host, the seconds that bringing the inputs would take (``None``: not known of any) and whether each rate was measured.
+
+    ``{"b": {"seconds": 2.0, "from": {"a": {"bytes": …, "bytes_per_s": …, "measured": True}}}}``; empty without inputs.
+    """
+    field, found = field_of(fleet, request), {}
+    for host in sorted({d.host for d in fleet.devices} if request.demand.inputs else ()):
+        sources = {where: _source(field.places.get(where, where), host, int(size), field) for where, size in request.demand.inputs.items()}
+        away = {where: told for where, told in sources.items() if told is not None}
+        known = not away or any(told["bytes_per_s"] is not None for told in away.values())
+        found[host] = {"seconds": transfer_s(host, field) if known else None, "from": away}
+    return found
+
+
+def _source(source: str, host: str, size: int, field: Field) -> dict[str, Any] | None:
+    """Return what is known of bringing `size` bytes from `source`, ``None`` where they lie on `host`."""
+    if source == host:
+        return None
+    return {"bytes": size, "bytes_per_s": rate_of(source, host, field), "measured": (source, host) in field.measured}
 
 
 def duration_s(device: Device, charges: Sequence[Charge], field: Field) -> float:

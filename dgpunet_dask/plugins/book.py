@@ -138,6 +138,11 @@ class Book:
             self._spoken.pop(name, None)
         return gone
 
+    def host_of(self, address: str) -> str | None:
+        """Return the host of the worker at `address`, ``None`` where it speaks for no device."""
+        names = self.devices_of.get(address)
+        return self.pool.slot(names[0]).device.host if names else None
+
     # Units
 
     def charge(self, record: Record, slots: Sequence[Slot], plan: Plan | None = None) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgpunet_dask.model.policy import Layer
 from dgpunet_dask.placement.estimate import Estimates
+from dgpunet_dask.placement.rank import transfers
 from dgpunet_dask.plugins.facts import to_wire
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
         return {user or "": had for user, had in plugin.pump.usage.had.items()}
 
     def dgpunet_links(links: Iterable[tuple[str, str, float]]) -> None:
-        plugin.book.pool.set_links({(src, dst): float(rate) for src, dst, rate in links})
+        plugin.set_links({(src, dst): float(rate) for src, dst, rate in links})
 
     asked = (dgpunet_fleet, dgpunet_placements, dgpunet_explain, dgpunet_policy, dgpunet_trace, dgpunet_learned, dgpunet_usage)
     return {f.__name__: f for f in (*asked, dgpunet_estimates, dgpunet_links, dgpunet_own, dgpunet_set_policy)}
@@ -94,7 +95,8 @@ def explain(plugin: PlacementPlugin, key: Key) -> dict[str, Any]:
     """Return why `key` is where it is.
 
     `managed` is false for a task without a demand. `passed`: how often others went before the head of its queue on devices that it
-    could use; `kept`: devices held free for that head; `waits_for`: the busy device that would finish it first.
+    could use; `kept`: devices held free for that head; `waits_for`: the busy device that would finish it first. `transfers`, where inputs
+    lie elsewhere: what bringing them to each host would take, and whether the link was measured.
     """
     record = plugin.records.get(key)
     if record is None:
@@ -111,6 +113,8 @@ def explain(plugin: PlacementPlugin, key: Key) -> dict[str, Any]:
     decision = plugin.pump.decide(signature, verdicts=True)
     verdicts = {name: [v.to_json() for v in found] for name, found in decision.refusals.items()}
     ranking = [{"device": s.device, "total": s.total, "finish_s": s.finish_s, "parts": dict(s.parts)} for s in decision.ranking]
+    ways = transfers(plugin.book.pool.fleet(), plugin.book.pool.plan(signature.demand).request)
+    answer |= {"transfers": ways} if ways else {}
     told = {"outcome": decision.outcome, "summary": decision.summary(), "verdicts": verdicts, "ranking": ranking}
     request = plugin.book.pool.plan(signature.demand).request
     united = {"priority": request.demand.priority, "rules": list(request.rules), "estimate_s": request.work_s if request.known else None}

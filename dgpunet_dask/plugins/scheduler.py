@@ -31,6 +31,7 @@ from dgpunet_dask.placement.policy_file import parse_policies
 from dgpunet_dask.placement.trace import Ended
 from dgpunet_dask.plugins import hosts, rpc
 from dgpunet_dask.plugins.book import Book
+from dgpunet_dask.plugins.inputs import Inputs
 from dgpunet_dask.plugins.journal import Journal
 from dgpunet_dask.plugins.observing import KEPT, Observer, StartStops, run_seconds
 from dgpunet_dask.plugins.pump import Pump
@@ -89,6 +90,7 @@ class PlacementPlugin(SchedulerPlugin):
         self.journal = Journal(self.clock.wall, self.book.pool.fleet)
         self.pump = Pump(scheduler, self.book, self.journal, self._evict, self.clock.monotonic)
         self._signatures = Signatures()
+        self._inputs = Inputs(self.book.host_of)
         self._settling: dict[str, Record] = {}
         self._evicting: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._retired: set[str] = set()
@@ -144,6 +146,11 @@ class PlacementPlugin(SchedulerPlugin):
         """Take what the head has learned."""
         self.observer.told = estimates
         self._learn()
+
+    def set_links(self, links: Mapping[tuple[str, str], float]) -> None:
+        """Decide by these measured links, bytes per second from one host to another."""
+        self.book.pool.set_links(links)
+        self._inputs.set_links(links)
 
     def recall(self, estimates: Estimates) -> None:
         """Know what an earlier scheduler had learned by itself, of stages and models that this one has not met yet."""
@@ -201,6 +208,7 @@ class PlacementPlugin(SchedulerPlugin):
         try:
             if finish == "no-worker":
                 if start != finish and not record.settling:  # a move out of it that Dask refused shows as none
+                    self._inputs.look(record)
                     self.pump.wait(record)
             elif record.holder is not None and not (finish == "memory" and record.ts.actor):
                 self._left(record, finish, kwargs.get("startstops"))
