@@ -249,3 +249,23 @@ def compress_for(bytes_per_s: float | None, ratio: float, codec: Codec) -> bool:
 def break_even(ratio: float, codec: Codec) -> float:
     """Return the bytes per second of a link above which compressing to `ratio` costs more than it saves."""
     return (1 - ratio) / (1 / codec.pack_bytes_per_s + 1 / codec.unpack_bytes_per_s)
+
+
+#: What Dask can compress with, by its name there: rates of text on one core of a desktop. Of these only zlib comes with Python.
+CODECS: Final = (Codec("lz4", 5e8, 2e9), Codec("zstd", 3e8, 9e8), Codec("zlib", 3e7, 2e8))
+#: Of its size, what packed text compresses to. Vectors and images hardly compress, and Dask sends as they are what a sample shows so.
+TEXT_RATIO: Final = 0.5
+
+
+def comm_compression(rates: Iterable[float], available: Collection[str], ratio: float = TEXT_RATIO) -> str | None:
+    """Return the codec for Dask's comms in a whole cluster, ``None`` for none, by the measured `rates` of its links.
+
+    Dask compresses between two processes only if both are set to the same codec, so there is one answer for all hosts. With equal traffic
+    on all links the harmonic mean of their rates decides.
+    """
+    known = [rate for rate in rates if _is_rate(rate)]
+    if not known:
+        return None
+    mean = statistics.harmonic_mean(known)
+    paying = [codec for codec in CODECS if codec.name in available and compress_for(mean, ratio, codec)]
+    return max(paying, key=lambda codec: break_even(ratio, codec)).name if paying else None

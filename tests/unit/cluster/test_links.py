@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgpunet_dask.cluster.links import EVERY_S, LOST_S, RETRY_S, Codec, Degraded, LinkTable, break_even, compress_for
+from dgpunet_dask.cluster.links import EVERY_S, LOST_S, RETRY_S, Codec, Degraded, LinkTable, break_even, comm_compression, compress_for
 from dgpunet_dask.errors import NewerFormat
 
 HOSTS = ["a", "b", "c", "d", "e"]
@@ -167,3 +167,20 @@ def test_compression_is_used_where_it_pays(link, ratio, codec, pays):
 @given(st.floats(0.01, 0.99), st.floats(1e6, 1e10))
 def test_compression_pays_below_the_break_even(ratio, link):
     assert compress_for(link, ratio, LZ4) is (link < break_even(ratio, LZ4)) or link == pytest.approx(break_even(ratio, LZ4))
+
+
+@pytest.mark.parametrize(
+    ("rates", "available", "want"),
+    [
+        ([], ["lz4"], None),
+        ([1.1e9] * 4, ["lz4", "zlib"], None),  # 10 GbE
+        ([1.1e8] * 4, ["lz4", "zlib"], "lz4"),  # 1 GbE
+        ([1.1e8] * 4, ["zlib"], None),
+        ([5e6] * 4, ["zlib"], "zlib"),
+        ([1.1e9, 1.1e9, 5e7], ["lz4"], "lz4"),  # one slow link takes most of the time
+        ([1.1e9, 1.1e9, 9e8], ["lz4"], None),
+        ([5e6], [], None),
+    ],
+)
+def test_one_codec_for_a_cluster_where_it_pays(rates, available, want):
+    assert comm_compression(rates, available) == want
