@@ -10,7 +10,7 @@ What `collect.collect_local` gathers::
                 temperature_c, power_w, power_limit_w, power_limit_default_w, utilisation, throttle: [name], ecc, display, reserve_mib,
                 pcie: {generation, generation_max, width, width_max}, recovery_action, processes: [{pid, mib, name, ours}]}]
     xid       [{uuid, xid, at, severity: critical|warning|job|silent, meaning}]  events that the driver told of
-    nvml      {available, why}
+    nvml      {available, why, nodes}       nodes: how many cards this process has access to
     pci       [{address, device, driver}]   NVIDIA cards on the bus, whether or not a driver runs them
     software  {python, dgpunet_dask, torch, torch_cuda, torch_arches, …}
     network   {interfaces: [{name, kind, addresses, mtu, speed_mbit_s, duplex, up}], chosen: {interface, address, why}}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import platform
 import socket
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +19,7 @@ import psutil
 from dgpunet_dask.hardware.nvml import Card, probe_cards
 from dgpunet_dask.hardware.presence import power_now
 from dgpunet_dask.hardware.probe import device_names, reserve_mib
+from dgpunet_dask.hardware.runtime import torch_arches, version_of
 
 PCI: Final = Path("/sys/bus/pci/devices")
 NVIDIA: Final = "0x10de"
@@ -61,9 +65,10 @@ def _process(pid: int, mib: int | None, ours: Collection[int]) -> dict[str, Any]
 
 
 def nvml() -> dict[str, Any]:
-    """Return whether the driver's library answers."""
+    """Return whether the driver's library answers, and to how many cards this process has access: a container may have fewer than the bus."""
     found = probe_cards()
-    return {"available": bool(found), "why": None if found else "it is not installed, or does not answer"}
+    nodes = [path for path in Path("/dev").glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()]
+    return {"available": bool(found), "why": None if found else "it is not installed, or does not answer", "nodes": len(nodes) or None}
 
 
 def pci(folder: Path = PCI) -> list[dict[str, Any]] | None:
@@ -203,19 +208,23 @@ def xids(seen: Sequence[tuple[str, int, float]]) -> list[dict[str, Any]]:
 
 def software(arches: Path | None) -> dict[str, Any]:
     """Return the versions of what computes here."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    from dgpunet_dask.hardware.runtime import torch_arches
-
+    built = torch_arches(arches)
     found: dict[str, Any] = {"python": platform.python_version(), "os": platform.platform()}
     for package in ("dgpunet_dask", "dask", "distributed", "dask_cuda", "torch", "numpy"):
         try:
             found[package] = version(package.replace("_", "-"))
         except PackageNotFoundError:
             found[package] = None
-    built = torch_arches(arches)
-    return {**found, "sqlite": _sqlite_version(), "torch_arches": None if built is None else list(built)}
+    return {**found, **_torch(), "sqlite": _sqlite_version(), "torch_arches": None if built is None else list(built)}
+
+
+def _torch() -> dict[str, Any]:
+    """Return torch's version and its CUDA, as its own ``version.py`` says: importing torch takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return {}
+    told = version_of(Path(spec.origin).with_name("version.py").read_text(encoding="utf-8"))
+    return {"torch": told.get("__version__"), "torch_cuda": told.get("cuda")} if told else {}
 
 
 def _sqlite_version() -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from dgpunet_dask.testing.fake_nvml import FakeCard, FakeUse, build, compiler, environment, write_uses
 from tests.acceptance.conftest import Cli
 from tests.helpers import ROOT
 
@@ -58,6 +60,21 @@ def test_it_runs_as_anybody() -> None:
     found = json.loads(done.stdout.partition("\n\n{")[2].join(["{", ""]))
     assert {"driver", "disk", "memory", "home"} <= {finding["check"] for finding in found["findings"]}
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(compiler() is None or sys.platform != "linux", reason="the fake is compiled, for Linux")
+def test_cards_and_who_holds_them(tmp_path: Path) -> None:
+    card = FakeCard("NVIDIA GeForce RTX 5090", "GPU-00000000-0000-0000-0000-000000005090", 32607, 9000, (12, 0))
+    state = tmp_path / "state"
+    write_uses(state, [FakeUse(card.uuid, 9000, display=True, computing={os.getpid(): 8000, 999_999_999: 500})])
+    cli = Cli(tmp_path / "h")
+    env = {**cli.env, **environment(build(tmp_path / "nvml"), [card], state)}
+    done = subprocess.run(cli.argv("doctor", "--json", "--no-canary"), env=env, capture_output=True, text=True, timeout=120, check=False)
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"] if finding["subject"].endswith("/rtx5090-0")}
+    assert found["foreign_memory"]["level"] == "warn"
+    assert f"(pid {os.getpid()}, 8000 MiB)" in found["foreign_memory"]["what"]
+    assert found["display_reserve"]["level"] == "ok"
+    assert "canary stands in" in found["ecc"]["what"]
 
 
 @pytest.mark.long

@@ -39,7 +39,7 @@ def driver(facts: Facts) -> Iterator[Finding]:
         return
     if not facts.flag("nvml", "available"):
         yield _no_driver(check, facts, on_bus) if on_bus else check.ok("no NVIDIA card: work with `cpu_ok` runs here")
-    elif len({card.number("index") for card in cards}) < len(on_bus):
+    elif len({card.number("index") for card in cards}) < min(len(on_bus), facts.number("nvml", "nodes") or len(on_bus)):
         yield check.fault(
             f"{len(on_bus)} NVIDIA cards are on the bus, and the driver answers for fewer",
             "reseat the card and its power cables, look for `Xid 79` in `dmesg`, then restart the machine",
