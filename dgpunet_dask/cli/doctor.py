@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
-from dgpunet_dask.errors import CheckFailed, LoopbackOnly, NoHead, UsageError
+from dgpunet_dask.errors import CheckFailed, LoopbackOnly, NoHead, NotFound, UsageError
 
 if TYPE_CHECKING:
     from dgpunet_dask.cluster.config import Ports
@@ -39,6 +39,8 @@ def doctor(
     if (token or head) and not pre:
         raise UsageError(detail="TOKEN and --head go with --pre. Add it, or name a cluster with --cluster.")
     findings = _pre(context, token, head, canary) if pre else _findings(context, host, canary)
+    if host is not None and not findings:
+        raise NotFound(what=f"host {host!r}")
     _show(context, findings, as_json=as_json)
 
 
@@ -53,7 +55,7 @@ def _show(context: CliContext, findings: Sequence[Finding], *, as_json: bool) ->
         emit_json({"findings": [finding.to_json() for finding in in_order(findings)], "summary": count, "error": error})
     else:
         for line in lines(findings, signs_for(sys.stdout.encoding), quiet=context.quiet):
-            click.echo(printable(line, keep="\t√×"))
+            click.echo(printable(line))
     if count["fault"]:
         raise SystemExit(CheckFailed.exit_code)
 

@@ -4,7 +4,7 @@ The document is that of ``GET /v1/doctor``::
 
     head       {host: NAME}
     hosts      {NAME: {state: "ready", seen_s_ago: 1.2, doctor: {...}, facts: {...}, health: {cards: {UUID: {...}}},
-                       workers: [{device, state}], unreachable: why}}
+                       workers: [{device, state}], unreachable: why, clock_offset_s: how far ahead of the head's}}
                `doctor` is what `collect.collect_local` gathered there; without it, `entries` reads what agents tell their head anyway
     links      [{src, dst, rates | bytes_per_s, rtt_s, at, baseline}]      each direction by itself
     baseline   [{src, dst, bytes_per_s}]                                   what the links once did, where not in the rows above

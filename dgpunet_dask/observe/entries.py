@@ -19,7 +19,7 @@ def facts_of_entry(entry: Facts, reports: tuple[Facts, ...] = ()) -> dict[str, A
     Parameters
     ----------
     entry
-        Its entry of the document: ``facts``, ``health``, ``doctor``.
+        Its entry of the document: ``facts``, ``health``, ``doctor``, ``clock_offset_s``.
     reports
         What agents have reported: rows of host, kind, and for ``xid`` uuid, xid, at, severity, meaning.
     """
@@ -29,6 +29,9 @@ def facts_of_entry(entry: Facts, reports: tuple[Facts, ...] = ()) -> dict[str, A
     cards = known.get("cards")
     if isinstance(cards, list):
         known["cards"] = [_with_health(card, _mapping(entry.at("health", "cards"))) for card in cards]
+    offset = entry.number("clock_offset_s")
+    if offset is not None:
+        known["clock"] = {**_mapping(known.get("clock")), "offset_s": offset}
     events = [dict(row.raw) for row in reports if row.text("kind") == "xid" and row.text("host") == entry.host]
     return known | ({"xid": events} if events else {})
 

@@ -40,7 +40,11 @@ def lines(findings: Iterable[Finding], signs: Mapping[Level, str] = SIGNS, *, qu
             yield from _lines(finding, signs)
         yield ""
     count = summary(known)
-    yield f"{count['ok']} ok, {count['warn']} warnings, {count['fault']} faults"
+    yield f"{count['ok']} ok, {_count(count['warn'], 'warning')}, {_count(count['fault'], 'fault')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _lines(finding: Finding, signs: Mapping[Level, str]) -> Iterator[str]:

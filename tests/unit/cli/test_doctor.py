@@ -108,6 +108,7 @@ def test_all_hosts_of_a_cluster_or_one(machine, reach, capfd):
     assert "× a: nothing has been heard of it" in capfd.readouterr().out
     assert run(["doctor", "--host", "b"]) == 0
     assert " a:" not in capfd.readouterr().out
+    assert run(["doctor", "--host", "c"]) == 102
 
 
 def test_a_head_on_loopback_knows_this_machine_alone(machine, reach, capfd):

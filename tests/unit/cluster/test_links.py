@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgpunet_dask.cluster.links import EVERY_S, LOST_S, RETRY_S, Codec, Degraded, LinkTable, break_even, comm_compression, compress_for
+from dgpunet_dask.cluster.links import (
+    EVERY_S,
+    LOST_S,
+    RETRY_S,
+    Codec,
+    Degraded,
+    LinkTable,
+    break_even,
+    comm_compression,
+    compress_for,
+)
 from dgpunet_dask.errors import NewerFormat
 
 HOSTS = ["a", "b", "c", "d", "e"]

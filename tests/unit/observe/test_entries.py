@@ -64,6 +64,12 @@ def test_a_host_that_the_head_cannot_reach():
     assert "firewall" in wrong(found)[0].cure
 
 
+def test_a_clock_that_the_head_has_compared():
+    doc = document()
+    doc["hosts"]["b"]["clock_offset_s"] = 40.0
+    assert marks(check_cluster(doc)) == [("clock", "fault", "b")]
+
+
 def test_a_worker_that_waits_and_a_link_below_its_baseline():
     doc = document()
     doc["hosts"]["b"]["workers"][0]["state"] = "waiting"

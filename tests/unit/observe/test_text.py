@@ -18,7 +18,7 @@ def test_grouped_by_cause_with_evidence_and_cure_below_what_is_wrong():
     assert list(lines(FOUND)) == [
         "hardware", "--------", "× pc/gpu: the card fell off", "    evidence  uuid=GPU-1", "    cure      restart", "",
         "system", "------", "! pc: is off", "    evidence  offset_s=2.0", "    cure      set it", "√ pc: there is room", "",
-        "1 ok, 1 warnings, 1 faults",
+        "1 ok, 1 warning, 1 fault",
     ]  # fmt: skip
 
 
