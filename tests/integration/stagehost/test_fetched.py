@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from dgpunet_dask.errors import FolderMissing
+from dgpunet_dask.jobs.task import SOCKET_VARIABLE, Parcel, StageCall, run_stage
 from dgpunet_dask.stagehost.fetching import find_folder, note_model
 from dgpunet_dask.stagehost.frames import pack, unpack
 from tests.integration.stagehost.helpers import DIGEST, Agent, spec
@@ -18,6 +19,10 @@ class Reads(Stage):
         self.model = model
     def __call__(self, batch):
         return [(self.model, (Path(self.model) / "config.json").read_text()) for _ in batch]
+
+class Light(Stage):
+    def __call__(self, batch):
+        return [item + 1 for item in batch]
 """
 
 
@@ -58,6 +63,18 @@ def test_workload_and_model_are_brought_once_and_the_name_stays(hosts, tmp_path)
     assert second.now(second.hosts.residents)["g"][0]["model"] == str(model)
     ((where, _),) = unpack(first.client.call(loads, pack([0])).frames)
     assert where == str(model)  # it is not copied on the host that has it
+
+
+def test_a_light_stage_in_a_worker_has_its_workload_fetched_by_the_agent(hosts, monkeypatch):
+    first, second, asked = hosts
+    digest = "e1" * 32  # no other test has imported it into this process
+    first.write(STAGES, digest=digest)
+    monkeypatch.setenv("DGPUNET_HOME", str(second.home.root))
+    monkeypatch.setenv(SOCKET_VARIABLE, str(second.home.agent_socket))
+    call = StageCall(spec("Light", digest=digest), light=True, retries=0)
+    for _ in range(2):
+        assert unpack(run_stage(call, Parcel(pack([1, 2]), 2)).frames) == [2, 3]
+    assert asked == ["workload"]
 
 
 def test_a_stage_on_the_heads_host_is_given_the_name(hosts, tmp_path):
