@@ -71,9 +71,10 @@ def fleet_from_json(raw: Mapping[str, Any]) -> Fleet:
 
 
 def live_fleet(raw: Mapping[str, Any]) -> Fleet:
-    """Return the fleet that the scheduler's plugin reports: hosts, devices, charges and states as plain mappings."""
+    """Return the fleet that the scheduler's plugin reports: hosts, devices, charges, states and links as plain values."""
     known = fleet_from_json(raw)
-    return Fleet(known.hosts, known.devices, tuple(Charge(**c) for c in raw["charges"]), dict(raw["states"]))
+    links = {(src, dst): rate for src, dst, rate in raw.get("links", ())}
+    return replace(known, charges=tuple(Charge(**c) for c in raw["charges"]), states=dict(raw["states"]), links=links)
 
 
 def _device_from(raw: Mapping[str, Any]) -> Device:

@@ -101,9 +101,13 @@ class Explaining:
         }
 
     async def _turn(self, key: str) -> dict[str, Any]:
-        """Return how often others went before a waiting task on devices that it could use, and which devices are kept free for it."""
+        """Return how often others went before a waiting task on devices that it could use, and which devices are kept free for it.
+
+        Where its inputs lie on other hosts, `transfers` tells what bringing them to each would take.
+        """
         found = await self.queue(key)
-        return {"passed": found.get("passed", 0), "kept": found.get("kept", [])}
+        turn = {"passed": found.get("passed", 0), "kept": found.get("kept", [])}
+        return turn | ({"transfers": found["transfers"]} if found.get("transfers") else {})
 
 
 def _job(holder: str) -> str | None:

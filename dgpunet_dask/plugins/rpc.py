@@ -1,7 +1,7 @@
 """What the scheduler answers about placement: plain mappings, for the head, `explain` and the status page.
 
 =========================  ==============================================================================================
-``dgpunet_fleet``          hosts, devices, charges, states (of devices that do not run), lingering holders, waiting tasks
+``dgpunet_fleet``          hosts, devices, charges, states (of devices that do not run), links, lingering holders, waiting tasks
 ``dgpunet_placements``     the decision log after a sequence number
 ``dgpunet_estimates``      takes what the head has learned (`placement.estimate.Estimates.to_json`)
 ``dgpunet_explain``        one task: its state, its place in the queue, and every verdict of every device
@@ -75,8 +75,9 @@ def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
 def fleet(plugin: PlacementPlugin) -> dict[str, Any]:
     """Return the fleet as it is now.
 
-    `lingering` names charges of calls that run on after their task has gone. `waiting` counts queued tasks; some may have been
-    cancelled since. `succeeded` counts the units that have ended well on each device since the scheduler started.
+    `links`: measured bytes per second from one host to another. `lingering` names charges of calls that run on after their task has gone.
+    `waiting` counts queued tasks; some may have been cancelled since. `succeeded` counts the units that have ended well on each device
+    since the scheduler started.
     """
     plugin.pump.look()
     now = plugin.book.pool.fleet()
@@ -85,6 +86,7 @@ def fleet(plugin: PlacementPlugin) -> dict[str, Any]:
         "devices": [to_wire(d) for d in now.devices],
         "charges": [to_wire(c) for c in now.charges],
         "states": dict(now.states),
+        "links": [[src, dst, rate] for (src, dst), rate in sorted(now.links.items())],
         "lingering": sorted(plugin.book.lingering),
         "waiting": len(plugin.pump.queues),
         "succeeded": dict(plugin.book.succeeded),

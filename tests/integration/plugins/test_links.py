@@ -3,6 +3,7 @@
 import dask
 import pytest
 
+from dgpunet_dask.cluster.fleets import live_fleet
 from dgpunet_dask.testing.placement import card, placed_cluster, work
 
 GB = 10**9
@@ -40,4 +41,5 @@ async def test_a_large_result_of_another_task_is_an_input():
         assert told["transfers"]["a"]["seconds"] == 0.0
         assert told["transfers"]["b"]["seconds"] == pytest.approx(4.0, rel=0.2)
         assert told["transfers"]["b"]["from"]["a"]["measured"] is True
+        assert live_fleet(await cluster.fleet()).links == {("a", "b"): 1e7, ("b", "a"): 1e7}
         assert cluster.charges() == {}
