@@ -120,7 +120,7 @@ class Blobs:
         whys: dict[str, str] = {}
         for peer in await self._holders(kind, digest, peers, whys):
             try:
-                return await self._copy(kind, digest, peer)
+                return await self._persist(kind, digest, peer)
             except WrongBytes as error:
                 log.error("%s gave a wrong %s %s: %s", peer.host, kind, digest[:16], error)
                 self._banned[peer.host] = self._clock.monotonic() + BAN_S
@@ -154,6 +154,17 @@ class Blobs:
             else:
                 whys[peer.host] = "it does not have it"
         return sorted(holders, key=lambda peer: peer.is_head)
+
+    async def _persist(self, kind: Kind, digest: str, peer: Peer) -> Path:
+        """Copy from `peer`, on a new connection where one ended, as long as each brings something."""
+        part = store_of(self.home, kind) / f".part-{digest}"
+        while True:
+            before = await asyncio.to_thread(_size_of, part)
+            try:
+                return await self._copy(kind, digest, peer)
+            except PeerFailed:
+                if await asyncio.to_thread(_size_of, part) < before + CHUNK:
+                    raise
 
     async def _copy(self, kind: Kind, digest: str, peer: Peer) -> Path:
         """Copy the folder from `peer`; what an earlier try has brought is kept where it is what the peer has."""
@@ -288,6 +299,10 @@ def _hash_start(path: Path) -> tuple[hashlib._Hash, int]:
                 hashed.update(piece)
                 have += len(piece)
     return hashed, have
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -21,6 +21,7 @@ An answer is ``{"ok": {…}}``, or ``{"error": why, "code": word}`` with ``busy`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import ssl
@@ -42,6 +43,7 @@ MOST_BYTES: Final = 1 << 30
 MOST_SECONDS: Final = 1.5
 _MOST_PORTS: Final = 64
 _PIECE: Final = 256 << 10
+_RUN_OUT_S: Final = 5.0
 
 
 class Shelf(Protocol):
@@ -69,6 +71,8 @@ class Limits:
         Files sent at once; others wait.
     idle_s
         How long a connection may be silent between two requests.
+    life_s
+        How old a connection may become and still ask: one whose certificate was revoked meanwhile ends then.
     stall_s
         How long a caller may take no bytes before it is given up.
     probe_s
@@ -78,6 +82,7 @@ class Limits:
     connections: int = 64
     reads: int = 8
     idle_s: float = 60.0
+    life_s: float = 300.0
     stall_s: float = 30.0
     probe_s: float = 2.0
 
@@ -165,7 +170,8 @@ class PeerServer:
             log.warning("a peer request with the certificate of %s was refused", subject.get("commonName"))
             await call.refuse(Refusal("refused", "the peer port is for the hosts of the cluster"))
             return
-        while not call.over and (request := await call.next()) is not None:
+        ends = self._clock.monotonic() + self._limits.life_s
+        while not call.over and self._clock.monotonic() <= ends and (request := await call.next()) is not None:
             try:
                 await self._answer(call, request)
             except Refusal as refusal:
@@ -214,6 +220,7 @@ class PeerServer:
                 return
             nbytes, took_s = await drink(call.reader, most, seconds, self._clock)
             await call.answer({"bytes": nbytes, "seconds": took_s})
+        await _let_run_out(call.reader)
 
     async def _has(self, call: _Call, request: Mapping[str, Any]) -> None:
         kind, digest = request["kind"], request["digest"]
@@ -312,6 +319,14 @@ async def pour(writer: asyncio.StreamWriter, most: int, seconds: float, clock: C
         left -= min(left, _PIECE)
         async with asyncio.timeout(ends - now + 1.0):
             await writer.drain()
+
+
+async def _let_run_out(reader: asyncio.StreamReader) -> None:
+    """Take what still comes until the caller closes: closing before it would reset the connection, and the answer could be lost."""
+    with contextlib.suppress(OSError):
+        async with asyncio.timeout(_RUN_OUT_S):
+            while await reader.read(_PIECE):
+                pass
 
 
 async def drink(reader: asyncio.StreamReader, most: int, seconds: float, clock: Clock) -> tuple[int, float]:

@@ -144,7 +144,7 @@ async def test_a_peer_that_dies_in_the_middle_is_replaced_by_another(three, tmp_
 
     async def dies(call, file, offset):
         await call.answer({"size": len(WEIGHTS) - offset})
-        call.writer.write(WEIGHTS[offset : offset + (1 << 20)])
+        call.writer.write(WEIGHTS[offset : offset + 100_000])
         await call.writer.drain()
         raise ConnectionResetError("power cut")
 
@@ -152,6 +152,27 @@ async def test_a_peer_that_dies_in_the_middle_is_replaced_by_another(three, tmp_
     folder = await b.blobs.ensure("model", digest, peers_of(h, a))
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert [p.name for p in b.home.models.glob(".part*")] == []
+
+
+async def test_a_connection_that_ends_is_made_again_while_each_brings_something(three, tmp_path):
+    h, a, _ = three
+    digest = note_model(h.home, model_in(tmp_path / "model"))
+    offsets, send = [], h.server._send_file
+
+    async def flaky(call, file, offset):
+        offsets.append(offset)
+        if "safetensors" in file.name and offset < 2 << 20:
+            await call.answer({"size": len(WEIGHTS) - offset})
+            call.writer.write(WEIGHTS[offset : offset + (1 << 20)])
+            await call.writer.drain()
+            call.writer.close()
+            raise ConnectionResetError("out of reach")
+        await send(call, file, offset)
+
+    h.server._send_file = flaky
+    folder = await a.blobs.ensure("model", digest, peers_of(h))
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert {1 << 20, 2 << 20} <= set(offsets)
 
 
 # Peers that lie

@@ -52,8 +52,9 @@ async def test_a_bandwidth_is_bytes_that_arrived_per_second(pair, direction):
 async def test_a_measurement_ends_with_its_time(pair):
     h, a = pair
     began = asyncio.get_running_loop().time()
-    assert await a.client.bandwidth(h.peer, "up", seconds=0.1) > 0
-    assert asyncio.get_running_loop().time() - began < 1.0
+    for _ in range(10):  # the answer must come through though more was on its way
+        assert await a.client.bandwidth(h.peer, "up", nbytes=1 << 30, seconds=0.05) > 0
+    assert asyncio.get_running_loop().time() - began < 5.0
 
 
 async def test_one_measurement_runs_on_a_host_at_a_time(pair):
@@ -203,6 +204,15 @@ async def test_silent_and_stalling_callers_are_given_up(tmp_path):
             await stalling.ask("read", kind="model", digest=digest, name="w.bin", offset=0)
             stalling.writer.transport.pause_reading()
             await asyncio.to_thread(until, lambda: not h.server._open)
+        assert (await a.client.ping(h.peer)).host == "h"
+
+
+async def test_an_old_connection_ends_though_it_goes_on_asking(tmp_path):
+    async with nodes(tmp_path, ["h", "a"], limits=Limits(life_s=0.2)) as (h, a):
+        async with a.client.link(h.peer) as link:
+            with pytest.raises(PeerFailed, match="closed"):
+                while True:
+                    await link.ask("ping")
         assert (await a.client.ping(h.peer)).host == "h"
 
 
