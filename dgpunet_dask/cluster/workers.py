@@ -167,6 +167,7 @@ def _env(device: Device, site: WorkerSite, facts_file: Path, threads: int) -> di
         "DGPUNET_HOME": str(site.home),
         "DGPUNET_STAGE_THREADS": str(threads),
         "DGPUNET_PROBED": "1" if site.probed else "",
+        "DGPUNET_HIDE_PAGES": "1" if site.meeting is not None else "",
     }
 
 

@@ -39,6 +39,7 @@ from dgpunet_dask.daemons.lifeline import watch
 from dgpunet_dask.daemons.policies import Policies
 from dgpunet_dask.daemons.recording import Recording
 from dgpunet_dask.daemons.register import Register, kill_descendants
+from dgpunet_dask.daemons.starter import Starter
 from dgpunet_dask.daemons.tasklearning import TaskLearning
 from dgpunet_dask.errors import DgpunetError, StartFailed
 from dgpunet_dask.hardware.cpu import usable_cpus
@@ -93,6 +94,9 @@ class Head:
     report
         Tells the starter how far it is.
     """
+
+    #: Finds the folder of a model for other hosts; ``None`` where there are none.
+    find_model: Callable[[str], Path | None] | None = None
 
     def __init__(self, options: HeadOptions, report: Callable[[dict[str, Any]], None]) -> None:
         self.options = options
@@ -263,7 +267,9 @@ class Head:
 
         host = HeadHost(device=self.head_device, threads=usable_cpus(), home=self.home.root)
         agent = functools.partial(AgentClient, self.home.agent_socket)
-        ports = ServicePorts(self._dask, agent, self.settled, host, on_oom=self._on_oom, policy=lambda: self.policies.policy)
+        ports = ServicePorts(
+            self._dask, agent, self.settled, host, self._on_oom, lambda: self.policies.policy, find_model=self.find_model
+        )
         jobs = JobService(self.home, ports)
         jobs.begin()
         self.deriving.learned = lambda: jobs.learned.estimates
@@ -391,7 +397,7 @@ class Head:
 
 
 def head_host(fleet: Fleet) -> str:
-    """Return the CPU device of the host where sources and gather stages run: the first with the role ``head``, else the first."""
+    """Return the CPU device of the first host with the role ``head``, else of the first host."""
     heads = [host for host in fleet.hosts if "head" in host.roles] or list(fleet.hosts)
     return heads[0].cpu_device if heads else "cpu"
 
@@ -413,25 +419,6 @@ def read_fleet(simulate: Path | None, home: Home) -> Fleet:
     if simulate is not None:
         return simulated_fleet(simulate)
     return local_fleet(arches=functools.partial(torch_arches, home.torch_arches))
-
-
-class Starter:
-    """The head's standard output until it is ready: a pipe to the command that started it."""
-
-    def __init__(self, log_file: Path) -> None:
-        self.log_file = log_file
-        self.open = True
-
-    def tell(self, message: dict[str, Any]) -> None:
-        """Send one message; after ``ready`` or an error the pipe is replaced by the log."""
-        if not self.open:
-            return
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.write(json.dumps(message) + "\n")
-            sys.stdout.flush()
-        if "ready" in message or "error" in message:
-            self.open = False
-            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
 
 def _end_at_once() -> None:

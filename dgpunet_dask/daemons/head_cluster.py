@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from distributed import Client
@@ -45,6 +46,7 @@ class ClusterHead(Head):
             raise NeedsHead(what="this command")
         self.config: ClusterConfig = config
         self.children = children.Children(self.home, fatal=self.stop, on_scheduler_lost=self._scheduler_lost, cluster=config)
+        self.find_model = _folder_of_model
         self.began_s = self.policies.clock.monotonic()
 
     async def run(self) -> None:
@@ -143,6 +145,12 @@ class ClusterHead(Head):
         api = f"https://{self.config.api[0]}"
         found = {**await super().status(), "workers": sorted(workers, key=lambda w: str(w["name"]))}
         return {**found, "cluster_api": api, "dashboard": f"{api}/dashboard/status"}
+
+
+def _folder_of_model(name: str) -> Path | None:
+    from dgpunet_dask.retrieval.modelfiles import find_model
+
+    return find_model(name).folder
 
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,10 @@ class Invitations:
             raise NotFound(what=f"Token {token_id}")
         return {"id": token_id, "revoked": True}
 
+    def revoke_host(self, host: str) -> None:
+        """Make all unused tokens of a host worthless: it was removed, and comes back only by a new one."""
+        self._tokens.revoke_host(host)
+
     def key_create(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Make a key: ``{"user", "scope", "ttl_s"}``."""
         user, scope = text_of(body, "user"), text_of(body, "scope")

@@ -147,12 +147,16 @@ class WorkerKeeper:
             await asyncio.sleep(LOOK_S)
             now = self.clock.monotonic()
             pids = [kept.process.pid for kept in self.kept if kept.process is not None]
-            still = await asyncio.to_thread(lambda pids=pids: [pid for pid in pids if stands_still(pid)])
-            since = {pid: since.get(pid, now) for pid in still}
+            since = {pid: since.get(pid, now) for pid in await asyncio.to_thread(standing_still, pids)}
             for pid, began in since.items():
                 if now - began >= STOPPED_S:
                     log.error("worker process %d was stopped for %.0f s and is replaced", pid, now - began)
                     kill_tree(pid)
+
+
+def standing_still(pids: Iterable[int]) -> list[int]:
+    """Return those of which a process stands still."""
+    return [pid for pid in pids if stands_still(pid)]
 
 
 def stands_still(pid: int) -> bool:

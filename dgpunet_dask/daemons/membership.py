@@ -14,13 +14,13 @@ from typing import Any, Final
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.config import ClusterConfig
 from dgpunet_dask.cluster.headfile import write_private
+from dgpunet_dask.cluster.link_keeper import LinkKeeper
 from dgpunet_dask.cluster.nodes import Node, Roll, Seen, drained, held_devices, name_cards, node_row, roll_from, state_of
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.invitations import Invitations
-from dgpunet_dask.daemons.linkbook import LinkBook
 from dgpunet_dask.errors import BadValue, DgpunetError, JoinRefused, NoSuchNode
 from dgpunet_dask.hardware.software import compare_software, software_facts, software_from
-from dgpunet_dask.security.authority import Authority, request_digest
+from dgpunet_dask.security.authority import Authority, Role, request_digest
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Membership:
         self.boot = secrets.token_hex(8)
         self.authority = Authority.open(home.pki)
         self.invitations = Invitations(home.pki, config, self.authority, self.clock)
-        self.links = LinkBook(home.links_file, self.clock)
+        self.links = LinkKeeper(home.links_file, self.clock)
         self.software = software_facts()
         self.roll = self._read()
         self.seen: dict[str, Seen] = {}
@@ -139,7 +139,7 @@ class Membership:
 
     def _certificate(self, host: str, csr: str, addresses: Sequence[str]) -> dict[str, Any]:
         now = self.clock.wall()
-        role = "head" if host == self.config.host else "node"
+        role: Role = "head" if host == self.config.host else "node"
         issued = self.authority.issue(csr, host=host, addresses=list(addresses), role=role, now=now)
         return {
             "certificate": issued.certificate_pem, "expires_s": issued.expires_s, "ca": self.authority.certificate_pem,
@@ -224,7 +224,7 @@ class Membership:
             "epoch": self.roll.epoch,
             "scheduler": self.config.scheduler,
             "names": dict(node.cards),
-            "run_workers": seen.refused is None and node.hold != "drained" and not need_facts,
+            "run_workers": None if need_facts else seen.refused is None and node.hold != "drained",  # None: as they are
             "why": seen.refused or node.hold_why,
             "acked": acked,
             "lost": lost,
@@ -287,7 +287,7 @@ class Membership:
             try:
                 await self.look()
             except DgpunetError as error:  # the scheduler is being started again
-                self._held = None
+                self.scheduler_lost()
                 log.debug("the scheduler is away: %s", error)
 
     async def look(self) -> None:
@@ -303,9 +303,17 @@ class Membership:
             if node.hold == "draining" and node.host not in self._draining:
                 await self._drain(node)
         await self._forget()
+        await self._tell_links()
+
+    async def _tell_links(self) -> None:
         fresh = self.links.news()
-        if fresh is not None:
+        if fresh is None:
+            return
+        try:
             await self.reach.ask("dgpunet_links", links=fresh)
+        except DgpunetError:
+            self.links.told = None
+            raise
 
     def scheduler_lost(self) -> None:
         """Tell the next scheduler everything anew."""
@@ -367,10 +375,12 @@ class Membership:
         return [node_row(node, self.seen.get(host), now, self._devices(node, rows)) for host, node in sorted(self.roll.nodes.items())]
 
     def _devices(self, node: Node, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Return the host's devices as placement sees them; of those that it does not see, what the host told of its cards."""
         found = {str(row["name"]): row for row in rows if row["host"] == node.host}
-        names = [*node.cards.values(), f"{node.host}/cpu"]
-        missing = {"host": node.host, "vram_mib": None, "charged_mib": 0, "state": "lost"}
-        return [found.get(name, {"name": name, **missing}) for name in sorted(names)]
+        seen = self.seen.get(node.host)
+        told = {d.get("uuid"): d for d in (seen.facts.get("fleet", {}).get("devices", ()) if seen else ())}
+        cards = {name: told.get(uuid, {}) for uuid, name in node.cards.items()} | {f"{node.host}/cpu": {}}
+        return [found.get(name) or _absent(name, node.host, cards[name]) for name in sorted(cards)]
 
     async def node_action(self, host: str, action: str, body: dict[str, Any]) -> dict[str, Any]:
         """Cordon, uncordon, drain or remove a host; return it as `nodes` shows it."""
@@ -395,6 +405,7 @@ class Membership:
         if node.host == self.config.host:
             raise BadValue(what="node", value=node.host, why="it is the head's own host; `dgpunet-dask down` stops the cluster")
         revoked = self.authority.revoke_host(node.host, self.clock.wall())
+        self.invitations.revoke_host(node.host)
         self.roll = self.roll.without(node.host)
         self._write(self.roll)
         self.seen.pop(node.host, None)
@@ -412,7 +423,7 @@ class Membership:
             for host, seen in sorted(self.seen.items())
             if host in self.roll.nodes
         }  # fmt: skip
-        silent = {host: {"facts": {}, "seen_s_ago": None, "state": "joining"} for host in self.roll.nodes if host not in hosts}
+        silent: dict[str, Any] = {host: {"facts": {}, "seen_s_ago": None, "state": "joining"} for host in self.roll.nodes if host not in hosts}
         head = {"host": self.config.host, "software": asdict(self.software), "epoch": self.roll.epoch, "address": self.config.address}
         return {"head": head, "hosts": {**hosts, **silent}, **self.links.to_json(), "reports": list(self.reports), "listeners": []}
 
@@ -439,3 +450,7 @@ class Membership:
     async def key_revoke(self, key_id: str) -> dict[str, Any]:
         """Make a key worthless."""
         return self.invitations.key_revoke(key_id)
+
+
+def _absent(name: str, host: str, card: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": name, "host": host, "model": card.get("model"), "vram_mib": card.get("vram_mib"), "charged_mib": 0, "state": "lost"}

@@ -112,6 +112,7 @@ class NodeAgent:
 
     async def _open(self) -> None:
         await self.hosts.start()
+        await asyncio.to_thread(self.blobs.clean)
         try:
             await self.server.start(self.config.address, self.config.ports.peer)
         except OSError as error:
@@ -168,7 +169,7 @@ class NodeAgent:
         }
 
     async def _unanswered(self, error: DgpunetError) -> None:
-        silent_s = self.clock.monotonic() - self.answered_s
+        silent_s, self._needs_facts = self.clock.monotonic() - self.answered_s, True  # a new head may answer next
         log.warning("the head does not answer since %.0f s: %s", silent_s, error)
         if silent_s >= ORPHAN_S and not self._orphaned:
             self._orphaned = True
@@ -197,6 +198,8 @@ class NodeAgent:
     async def _run_workers(self, answer: Mapping[str, Any]) -> None:
         """Run the workers that the head wants, under the names that it gives."""
         assert self.fleet is not None, "probed before the first heartbeat"
+        if answer["run_workers"] is None:  # a new head, that has not heard yet what is here
+            return
         fleet = named(self.fleet, answer["names"])
         wanted = (answer["scheduler"], fleet.devices, fleet.hosts[0].roles) if answer["run_workers"] else None
         if wanted == self._running:

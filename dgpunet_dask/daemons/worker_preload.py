@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.clock import SystemClock
+from dgpunet_dask.daemons.hidden_pages import hide_prefix
 from dgpunet_dask.daemons.watching import PROBED, watch
 from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.plugins.facts import device_from_wire, host_from_wire
@@ -25,6 +26,11 @@ log = logging.getLogger(__name__)
 #: A worker that lost its scheduler waits for its running tasks, which wait for their stages: after this long it ends all the same,
 #: so that its successor can join. The stages' results are lost with the scheduler anyway.
 LINGER_S: Final = 3.0
+#: The same without running tasks: a nanny's child waits for threads of its own otherwise, while a new scheduler waits for its successor.
+IDLE_LINGER_S: Final = 1.0
+
+#: Set for workers whose pages are under a secret path.
+HIDE_PAGES: Final = "DGPUNET_HIDE_PAGES"
 
 _subscriptions: list[Subscription] = []
 _ending = threading.Event()
@@ -38,6 +44,8 @@ async def dask_setup(worker: Any) -> None:
     evict = functools.partial(_evict, agent)
     plugin = await announce(worker, host_from_wire(facts["host"]), devices, agent=facts["agent"], evict=evict)
     loop = asyncio.get_running_loop()
+    if os.environ.get(HIDE_PAGES):
+        loop.call_later(0, hide_prefix, worker)
     names = [device.name for device in devices]
     loop.call_later(0, lambda: _background(_subscribe, worker, plugin, agent, names))
     if os.environ.get(PROBED):
@@ -68,11 +76,11 @@ def _subscribe(worker: Any, plugin: DeviceWorker, agent: AgentClient, devices: l
         log.warning("what is loaded on %s will not be known: %s", ", ".join(devices), error)
 
 
-async def dask_teardown(_: Any) -> None:
+async def dask_teardown(worker: Any) -> None:
     """Stop listening and watching, and see to it that the worker ends soon."""
     _ending.set()
     while _subscriptions:
         await asyncio.to_thread(_subscriptions.pop().close)
-    ends = threading.Timer(LINGER_S, os._exit, (0,))
+    ends = threading.Timer(LINGER_S if worker.state.executing else IDLE_LINGER_S, os._exit, (0,))
     ends.daemon = True
     ends.start()

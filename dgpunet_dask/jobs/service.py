@@ -31,6 +31,7 @@ from dgpunet_dask.errors import (
 )
 from dgpunet_dask.jobs.commit import commit_text
 from dgpunet_dask.jobs.learning import Learning
+from dgpunet_dask.jobs.models import FindModel, model_digests, with_digests
 from dgpunet_dask.jobs.params import complete_params
 from dgpunet_dask.jobs.plan import HeadHost, JobPlan, facts_from_wire, of_user, plan_job
 from dgpunet_dask.jobs.record import JobRecord, events_on_disk
@@ -74,6 +75,8 @@ class ServicePorts:
         Says how far a demand may grow that ran out of memory: the policy's clause for it.
     policy
         Gives the policy in force.
+    find_model
+        Returns the folder of a model's name on this host; ``None``: there are no other hosts that could want it.
     """
 
     dask: Callable[[], Client]
@@ -82,6 +85,7 @@ class ServicePorts:
     host: HeadHost
     on_oom: Callable[[Demand], OnOom] = lambda _: DEFAULT_ON_OOM
     policy: Callable[[], Policy] = lambda: NO_POLICY
+    find_model: FindModel | None = None
 
 
 class JobService:
@@ -256,7 +260,7 @@ class JobService:
     async def _run(self, record: JobRecord, workload: Workload, user: str | None) -> None:
         agent = self.ports.agent()
         plan = await self._planned(workload, record.status.params, record.status.job_id, record.folder / "scratch", agent)
-        plan = of_user(plan, user)
+        plan = await self._with_models(of_user(plan, user), workload, record.status.params)
         await self._check_placeable(plan)
         await self.learned.now()  # the scheduler may be a new one
         in_flight = await self._in_flight()
@@ -265,6 +269,12 @@ class JobService:
         await runner.run()
         await self._copy_placements()
         _add_rate(record)
+
+    async def _with_models(self, plan: JobPlan, workload: Workload, params: Mapping[str, Any]) -> JobPlan:
+        """Name the job's models by digest where there are other hosts, which copy them from one another."""
+        if self.ports.find_model is None:
+            return plan
+        return with_digests(plan, await in_thread(model_digests, self.home, workload, params, self.ports.find_model))
 
     async def _concluded(self, record: JobRecord, error: DgpunetError | None) -> None:
         """Clear up after a job and give it its last state, on disk before anybody can hear of it."""

@@ -22,6 +22,8 @@ from dgpunet_dask.stagehost.spec import CallResult, StageCallSpec
 
 #: Compute threads of a stage on a card; the agent sets it where simulated cards share the cores of one machine.
 THREADS_VARIABLE: Final = "DGPUNET_STAGE_THREADS"
+#: Computes the work of cards on this torch device instead: for clusters whose cards do not exist.
+TORCH_DEVICE_VARIABLE: Final = "DGPUNET_TORCH_DEVICE"
 #: Where the agent of this host listens; the agent sets it too.
 SOCKET_VARIABLE: Final = "DGPUNET_AGENT_SOCKET"
 
@@ -146,7 +148,7 @@ def _on_device(spec: StageCallSpec, device: Device, charged_mib: int | None) -> 
         return replace(spec, device=device.name, torch_device="cpu", vram_mib=None, resident_mib=0)
     threads = int(os.environ.get(THREADS_VARIABLE) or usable_cpus())
     vram_mib = charged_mib or spec.vram_mib or device.usable_mib
-    torch_device = "cuda:0" if device.uuid else "cpu"
+    torch_device = os.environ.get(TORCH_DEVICE_VARIABLE) or ("cuda:0" if device.uuid else "cpu")
     return replace(spec, device=device.name, torch_device=torch_device, vram_mib=vram_mib, threads=threads)
 
 
