@@ -58,6 +58,16 @@ def probe_cards() -> list[Card]:
         return [card for index in range(count) if (card := _probe(pynvml, index, driver)) is not None]
 
 
+def driver_versions() -> tuple[tuple[int, ...] | None, tuple[int, int] | None]:
+    """Return the driver's version, and the newest CUDA that it runs, such as (12, 4); ``None`` each where there is none."""
+    try:
+        import pynvml
+    except ImportError:
+        return None, None
+    with _session(pynvml) as open_:
+        return (_driver(pynvml), _cuda(pynvml)) if open_ else (None, None)
+
+
 @contextlib.contextmanager
 def watching() -> Iterator[Callable[[str], CardUse | None]]:
     """Give a function that tells the use of a card by its UUID or index, ``None`` where the card cannot be asked.
@@ -111,6 +121,11 @@ def _driver(pynvml: Any) -> tuple[int, ...] | None:
     text = _text(_ask(pynvml, pynvml.nvmlSystemGetDriverVersion))
     parts = text.split(".") if text else []
     return tuple(map(int, parts)) if parts and all(p.isdigit() for p in parts) else None
+
+
+def _cuda(pynvml: Any) -> tuple[int, int] | None:
+    found = _ask(pynvml, pynvml.nvmlSystemGetCudaDriverVersion_v2)
+    return None if found is None else (found // 1000, found % 1000 // 10)
 
 
 def _text(raw: Any) -> str | None:

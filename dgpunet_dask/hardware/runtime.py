@@ -42,7 +42,7 @@ def torch_arches(cache: Path | None = None) -> Arches | None:
     override = os.environ.get(OVERRIDE)
     if override is not None:
         return tuple(arch for arch in override.replace(",", " ").split() if is_arch(arch))
-    version = _installed()
+    version = installed_torch()
     if version is None:
         return None
     if version.get("cuda") is None:
@@ -56,6 +56,17 @@ def torch_arches(cache: Path | None = None) -> Arches | None:
         kept = {key: list(arches)}
         _keep(cache, kept)
     return tuple(kept[key])
+
+
+def installed_torch() -> dict[str, Any] | None:
+    """Return what the installed torch says of its version, without importing it: ``__version__``, ``cuda``, ``git_version``; ``None`` without one."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        return version_of(Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")) or None
+    except OSError:
+        return None
 
 
 def version_of(text: str) -> dict[str, Any]:
@@ -77,16 +88,6 @@ def arches_of(printed: str) -> Arches | None:
     """Return the arches in what the asking process printed, ``None`` where it did not get to it."""
     line = next((line for line in printed.splitlines() if line.startswith("arches")), None)
     return None if line is None else tuple(word for word in line.split()[1:] if is_arch(word))
-
-
-def _installed() -> dict[str, Any] | None:
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    try:
-        return version_of(Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")) or None
-    except OSError:
-        return None
 
 
 def _asked() -> Arches | None:
