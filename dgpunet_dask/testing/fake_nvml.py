@@ -23,6 +23,16 @@ class FakeCard:
     capability: tuple[int, int] = (8, 9)
 
 
+#: The cards of the home fleet (`policies/fleets/home5.yaml`), by host.
+HOME5: Mapping[str, FakeCard] = {
+    "m18r2": FakeCard("NVIDIA GeForce RTX 4090 Laptop GPU", "GPU-00000000-0000-4000-8000-00000000409a", 16376),
+    "g16": FakeCard("NVIDIA GeForce RTX 4080 Laptop GPU", "GPU-00000000-0000-4000-8000-00000000408a", 12282),
+    "tower3090": FakeCard("NVIDIA GeForce RTX 3090", "GPU-00000000-0000-4000-8000-000000003090", 24576, 0, (8, 6)),
+    "xps17": FakeCard("NVIDIA GeForce RTX 4070 Laptop GPU", "GPU-00000000-0000-4000-8000-00000000407a", 8188),
+    "tower5090": FakeCard("NVIDIA GeForce RTX 5090", "GPU-00000000-0000-4000-8000-000000005090", 32607, 0, (12, 0)),
+}
+
+
 @dataclass(frozen=True)
 class FakeUse:
     """What a card tells at one moment.
