@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
-from dgpunet_dask.errors import OtherFleetRunning, OtherPolicyRunning
+from dgpunet_dask.errors import OtherFleetRunning, OtherPolicyRunning, UsageError
 
 if TYPE_CHECKING:
     from dgpunet_dask.cluster.headfile import HeadFile
@@ -29,11 +29,14 @@ def up(context: CliContext, simulate: Path | None, policy: tuple[Path, ...]) -> 
     Returns once all its workers have joined. If it runs already, nothing changes; with another fleet or other policy files that is an
     error. Policy files are read again whenever they change.
     """
-    from dgpunet_dask.daemons.embedded import clear_remains, current_head, start_lock, starting
+    from dgpunet_dask.daemons.embedded import awaited_head, clear_remains, joined_cluster, start_lock, starting
 
     wanted = check_files(simulate, policy)
+    joined = joined_cluster(context.home)
+    if joined is not None:
+        raise UsageError(detail=f"This machine belongs to the cluster of {joined}. `dgpunet-dask join` starts its part of it again.")
     with start_lock(context.home):
-        head = current_head(context.home)
+        head = awaited_head(context.home)
         if head is not None:
             _keep(context, head, wanted, policy)
             return

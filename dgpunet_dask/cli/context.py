@@ -28,22 +28,30 @@ class CliContext:
     ----------
     home
         ``$DGPUNET_HOME``.
-    cluster
+    named
         ``--cluster``, else ``$DGPUNET_CLUSTER``.
     verbose, quiet
         How much goes to stderr.
     """
 
     home: Home
-    cluster: str | None = None
+    named: str | None = None
     verbose: bool = False
     quiet: bool = False
+
+    @property
+    def cluster(self) -> str | None:
+        """The cluster that was named, else the one that this machine has joined; ``None``: the head under this home, if any."""
+        from dgpunet_dask.daemons.embedded import joined_cluster
+
+        return self.named or joined_cluster(self.home)
 
     def head_runs(self) -> bool:
         """Whether a head that outlives this command answers: a named cluster, or one that `up` or `head` started."""
         from dgpunet_dask.daemons.embedded import running_head
+        from dgpunet_dask.daemons.register import supervisor_of
 
-        return self.cluster is not None or running_head(self.home) is not None
+        return self.cluster is not None or running_head(self.home) is not None or supervisor_of(self.home) is not None
 
     def require_head(self, what: str) -> None:
         """Raise NeedsHead unless a head runs that outlives this command."""
@@ -52,11 +60,11 @@ class CliContext:
 
     def reach(self) -> ApiClient:
         """Return a connection to the cluster that runs, embedded or not; NoHead without one."""
-        from dgpunet_dask.daemons.embedded import client_of, current_head, named_cluster
+        from dgpunet_dask.daemons.embedded import awaited_head, client_of, named_cluster
 
         if self.cluster is not None:
             return named_cluster(self.home, self.cluster, os.environ)
-        head = current_head(self.home)
+        head = awaited_head(self.home)
         if head is None:
             raise NoHead(where=self.home.root)
         return client_of(head)

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Final
 
 from dgpunet_dask.cluster.api_client import ApiClient, Lease
+from dgpunet_dask.cluster.config import read_config
 from dgpunet_dask.cluster.headfile import HeadFile, read_head_file
 from dgpunet_dask.cluster.tls import Trust, is_loopback
 from dgpunet_dask.cluster.wire import error_from_wire
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn, wait_until
-from dgpunet_dask.daemons.register import Register, Registered
+from dgpunet_dask.daemons.register import Register, Registered, supervisor_of
 from dgpunet_dask.errors import DgpunetError, NoHead, StartFailed, UsageError
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 STOP_S: Final = 20.0
 #: A head that was stopped during its start.
 ABORT_S: Final = 8.0
+#: How long a head whose supervisor runs may take to come back.
+RETURN_S: Final = 60.0
 
 Say = Callable[[str], None]
 
@@ -50,8 +53,8 @@ def attach(
 ) -> Iterator[ApiClient]:
     """Give a connection to a cluster.
 
-    In this order: `cluster`, ``$DGPUNET_CLUSTER``, the head under `home`, else an embedded cluster, which stops when the last command
-    that uses it has ended.
+    In this order: `cluster`, ``$DGPUNET_CLUSTER``, the cluster that this machine has joined, the head under `home`, else an embedded
+    cluster, which stops when the last command that uses it has ended.
 
     Parameters
     ----------
@@ -69,7 +72,7 @@ def attach(
     StartFailed
         If an embedded cluster does not start.
     """
-    named = cluster or (os.environ if environ is None else environ).get("DGPUNET_CLUSTER")
+    named = cluster or (os.environ if environ is None else environ).get("DGPUNET_CLUSTER") or joined_cluster(home)
     if named:
         client = named_cluster(home, named, os.environ if environ is None else environ)
         client.status()
@@ -124,6 +127,30 @@ def _address_of(named: str) -> urllib.parse.SplitResult:
     return address
 
 
+def joined_cluster(home: Home) -> str | None:
+    """Return the address of the head whose cluster this machine has joined, ``None`` where it has not, or is the head's own.
+
+    Raises
+    ------
+    UsageError
+        If ``cluster.json`` is damaged.
+    """
+    config = read_config(home.cluster_file)
+    return f"https://{config.api[0]}" if config is not None and config.membership == "node" else None
+
+
+def awaited_head(home: Home) -> HeadFile | None:
+    """Return the head under `home`; one that its supervisor is starting again is waited for, `RETURN_S` seconds at most.
+
+    Without this a command in that moment would start a cluster of its own beside the supervisor's.
+    """
+    wait_until(lambda: current_head(home) is not None or supervisor_of(home) is None, RETURN_S)
+    head = current_head(home)
+    if head is None and supervisor_of(home) is not None:
+        raise NoHead(where=f"{home.root} (it is being started again; see {home.run / 'logs'})")
+    return head
+
+
 def current_head(home: Home) -> HeadFile | None:
     """Return the head whose file lies under `home` if its process still runs, embedded or not."""
     head = read_head_file(home.head_file)
@@ -164,7 +191,7 @@ def clear_remains(home: Home) -> list[Registered]:
 def _held(home: Home, simulate: Path | None, say: Say) -> tuple[HeadFile, Lease]:
     """Return the head under `home` and a lease on it, starting an embedded one where there is none."""
     with start_lock(home):
-        found = current_head(home)
+        found = awaited_head(home)
         if found is not None:
             with contextlib.suppress(DgpunetError):
                 return found, client_of(found).lease()
