@@ -87,9 +87,9 @@ class Client:
         found = read_workload(find_workload(workload, cwd=Path.cwd()))
         return self.submit_read(found, cast_params(found, pairs, cwd=Path.cwd()))
 
-    def submit_read(self, workload: Workload, params: Mapping[str, Any]) -> JobStatus:
-        """Submit a workload that was read and parameters that were cast."""
-        return self.api.submit(self._request(workload, params))
+    def submit_read(self, workload: Workload, params: Mapping[str, Any], *, shared: bool = False) -> JobStatus:
+        """Submit a workload that was read and parameters that were cast. `shared`: every user of the cluster may read the job."""
+        return self.api.submit({**self._request(workload, params), "shared": shared})
 
     def plan(self, workload: Workload, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return where each stage could go now, without running it."""

@@ -28,7 +28,7 @@ def list_jobs(context: CliContext, as_json: bool) -> None:
         return
     for status in found:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.submitted_at))
-        click.echo(f"{status.job_id}  {status.state:<9}  {started}  {status.seconds:8.1f} s  {status.workload}")
+        click.echo(f"{status.job_id}  {status.state:<9}  {started}  {status.seconds:8.1f} s  {status.owner or '-':<12}  {status.workload}")
 
 
 @jobs.command()

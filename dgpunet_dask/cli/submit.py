@@ -15,12 +15,14 @@ from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printa
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a parameter; repeat the key for a list.")
 @click.option("--detach", is_flag=True, help="Return at once; needs a running head.")
 @click.option("--dry-run", is_flag=True, help="Show where each stage could go, and run nothing.")
+@click.option("--shared", is_flag=True, help="Let every user of the cluster read this job; it is yours alone otherwise.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="Stop waiting after S seconds (exit code 101).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @pass_context
 def submit(
-    context: CliContext, workload: str, settings: tuple[str, ...], detach: bool, dry_run: bool, timeout_s: float | None, as_json: bool
-) -> None:
+    context: CliContext, workload: str, settings: tuple[str, ...], detach: bool, dry_run: bool, shared: bool, timeout_s: float | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Run WORKLOAD: a shipped name such as embed-codebase, or the path of a folder with a job.yaml."""
     from dgpunet_dask.client import Client
     from dgpunet_dask.jobs.params import cast_params, split_settings
@@ -34,7 +36,7 @@ def submit(
         if dry_run:
             show_plan(client.plan(found, params), as_json=as_json)
             return
-        status = client.submit_read(found, params)
+        status = client.submit_read(found, params, shared=shared)
         if detach:
             emit_json({"job_id": status.job_id, "state": status.state}) if as_json else click.echo(status.job_id)
             return

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from dgpunet_dask.cluster.api_client import ApiClient, Lease
 from dgpunet_dask.cluster.config import read_config
 from dgpunet_dask.cluster.headfile import HeadFile, read_head_file
@@ -263,11 +265,25 @@ def _abort(process: OwnedProcess, home: Home) -> None:
 
 
 def stop_cluster(home: Home) -> tuple[bool, list[Registered]]:
-    """Stop the head under `home`, and end what a killed one left; return whether one ran, and what had to be ended."""
+    """Stop what runs under `home`, head or a machine's part of a cluster, and end what a killed one left.
+
+    Returns whether one ran, and what had to be ended.
+    """
     with start_lock(home):
-        head = current_head(home)
+        head, supervisor = current_head(home), supervisor_of(home)
         if head is not None:
             with contextlib.suppress(DgpunetError):
                 client_of(head).shutdown()
                 _wait_for_end(head)
-        return head is not None, clear_remains(home)
+        if supervisor is not None:
+            _stop_supervisor(supervisor)
+        return head is not None or supervisor is not None, clear_remains(home)
+
+
+def _stop_supervisor(supervisor: Registered) -> None:
+    """Have a supervisor end its daemons in good order, and wait for its end."""
+    process = supervisor.process()
+    if process is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    wait_until(lambda: supervisor.process() is None, STOP_S)

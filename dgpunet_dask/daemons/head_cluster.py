@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,7 @@ from dgpunet_dask.daemons.joining import certify_head
 from dgpunet_dask.daemons.membership import Membership, Reach
 from dgpunet_dask.daemons.secret import http_prefix
 from dgpunet_dask.errors import DgpunetError, NeedsHead, StartFailed
+from dgpunet_dask.security.authority import LIFE_S
 from dgpunet_dask.security.identity import Identity
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: How many seconds the certificates of hosts live, where it is not a day: to see them renewed.
+LIFE_VARIABLE: Final = "DGPUNET_CERTIFICATE_LIFE_S"
 #: How often, and how many seconds in all, a host's peer port is tried before it is called unreachable.
 REACH_TRIES: Final = 3
 REACH_WAIT_S: Final = 2.0
@@ -55,7 +59,8 @@ class ClusterHead(Head):
         self.identity = Identity(self.home.pki)
         self.peers = PeerClient(self.identity.client_context())
         reach = Reach(self._ask, self._retire, self._rows, self._reachable)
-        self.membership = Membership(self.home, self.config, reach, self.policies.clock)
+        life_s = float(os.environ.get(LIFE_VARIABLE) or LIFE_S)
+        self.membership = Membership(self.home, self.config, reach, self.policies.clock, life_s)
         await super().run()
 
     def _security(self) -> Any:

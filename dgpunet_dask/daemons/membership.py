@@ -20,7 +20,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.invitations import Invitations
 from dgpunet_dask.errors import BadValue, DgpunetError, JoinRefused, NoSuchNode
 from dgpunet_dask.hardware.software import compare_software, software_facts, software_from
-from dgpunet_dask.security.authority import Authority, Role, request_digest
+from dgpunet_dask.security.authority import LIFE_S, Authority, Role, request_digest
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,10 @@ class Reach:
 class Membership:
     """All hosts of one cluster. Errors are DgpunetErrors."""
 
-    def __init__(self, home: Home, config: ClusterConfig, reach: Reach, clock: Clock | None = None) -> None:
-        self.home, self.config, self.reach = home, config, reach
+    def __init__(
+        self, home: Home, config: ClusterConfig, reach: Reach, clock: Clock | None = None, life_s: float = LIFE_S
+    ) -> None:
+        self.home, self.config, self.reach, self.life_s = home, config, reach, life_s
         self.clock = clock or SystemClock()
         self.boot = secrets.token_hex(8)
         self.authority = Authority.open(home.pki)
@@ -140,7 +142,7 @@ class Membership:
     def _certificate(self, host: str, csr: str, addresses: Sequence[str]) -> dict[str, Any]:
         now = self.clock.wall()
         role: Role = "head" if host == self.config.host else "node"
-        issued = self.authority.issue(csr, host=host, addresses=list(addresses), role=role, now=now)
+        issued = self.authority.issue(csr, host=host, addresses=list(addresses), role=role, now=now, life_s=self.life_s)
         return {
             "certificate": issued.certificate_pem, "expires_s": issued.expires_s, "ca": self.authority.certificate_pem,
             "crl": self.authority.crl_pem(now), "left_out": list(issued.left_out),

@@ -83,7 +83,7 @@ class NodeAgent:
         self.epoch: int | None = None
         self.answered_s = self.clock.monotonic()
         self._needs_facts = True
-        self._orphaned = False
+        self._orphaned = self._asked_anew = False
         self._running: tuple[Any, ...] | None = None
         self._measurement: asyncio.Task[None] | None = None
 
@@ -226,8 +226,10 @@ class NodeAgent:
     # Certificates
 
     async def _renew(self) -> None:
-        """Ask for a new certificate at half the life of the present one."""
-        if self.identity.due(self.clock.wall()):
+        """Ask for a new certificate at half the life of the present one, or where this host has another address now."""
+        moved = self.config.address not in self.identity.addresses and not self._asked_anew
+        if moved or self.identity.due(self.clock.wall()):
+            self._asked_anew = True  # once: the head may have its reason to leave an address out
             request = make_request(self.home.pki, self.config.host)
             await asyncio.to_thread(self._install, await asyncio.to_thread(self.api.renew, request))
 

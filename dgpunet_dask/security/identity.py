@@ -54,6 +54,7 @@ class _Facts:
     starts_s: float
     expires_s: float
     fingerprint: str
+    addresses: frozenset[str]
 
 
 def peer_of(certificate: Any) -> Peer | None:
@@ -266,8 +267,16 @@ def _facts(folder: Path) -> _Facts:
     return _Facts(
         host=name[NameOID.COMMON_NAME], role=name[NameOID.ORGANIZATIONAL_UNIT_NAME], serial=serial_text(certificate.serial_number),
         starts_s=certificate.not_valid_before_utc.timestamp(), expires_s=certificate.not_valid_after_utc.timestamp(),
-        fingerprint=ca.fingerprint(hashes.SHA256()).hex(),
+        fingerprint=ca.fingerprint(hashes.SHA256()).hex(), addresses=_addresses(certificate),
     )  # fmt: skip
+
+
+def _addresses(certificate: x509.Certificate) -> frozenset[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return frozenset()
+    return frozenset(str(address) for address in names.get_values_for_type(x509.IPAddress))
 
 
 class Identity:
@@ -306,6 +315,11 @@ class Identity:
     def fingerprint(self) -> str:
         """SHA-256 of the authority's certificate: which cluster this is."""
         return self._live.load_once().fingerprint
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        """The IP addresses that it names, loopback among them."""
+        return self._live.load_once().addresses
 
     def due(self, now: float) -> bool:
         """Tell whether half of its life is over, so that it should be renewed."""
