@@ -67,7 +67,7 @@ def device_of(card: Card, name: str, host: str, arches: tuple[str, ...] | None =
         model=card.model,
         vram_mib=card.vram_mib,
         capability=card.capability,
-        speed=prior_speed(card.capability, card.vram_mib),
+        speed=_speed(card),
         reserve_mib=reserve_mib(card),
         driver=card.driver,
         runtime_arches=arches,
@@ -82,6 +82,13 @@ def reserve_mib(card: Card) -> int:
     if not card.display or card.vram_mib is None:
         return RESERVE_MIB
     return max(RESERVE_MIB, min(DISPLAY_MOST_MIB, card.vram_mib // DISPLAY_SHARE))
+
+
+def _speed(card: Card) -> float:
+    """Return the speed to assume of a card; of a MIG instance the part of its card's that its memory is."""
+    if card.whole_mib is None or card.vram_mib is None:
+        return prior_speed(card.capability, card.vram_mib)
+    return round(prior_speed(card.capability, card.whole_mib) * card.vram_mib / card.whole_mib, 2)
 
 
 def prior_speed(capability: tuple[int, ...] | None, vram_mib: int | None) -> float:
