@@ -1,26 +1,35 @@
 """What is installed here, so that hosts can be compared: versions by name, and one hash over all packages that this one needs.
 
-Nothing heavy is imported to find out: versions come from the packages' metadata, torch's CUDA from its own ``version.py``.
+Nothing heavy is imported to find out: versions come from the packages' metadata, torch's CUDA from its own ``version.py``. It is asked once
+per process, for what a process has imported stays as it was.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import json
+import os
 import platform
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from email.parser import HeaderParser
 from importlib import metadata
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dgpunet_dask import __version__
+from dgpunet_dask.errors import BadValue
 from dgpunet_dask.hardware.nvml import driver_versions
 from dgpunet_dask.hardware.runtime import installed_torch
 from dgpunet_dask.hardware.skew import Skew, compare
 
 ROOT: Final = "dgpunet-dask"
+#: A JSON object of what to tell instead of what is so, as ``{"distributed": "2025.1.0"}``: an aid to try hosts that differ.
+OVERRIDE: Final = "DGPUNET_SOFTWARE_OVERRIDE"
+_LISTS: Final = frozenset({"torch_arches", "packages"})
 _NAME: Final = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?")
 _EXTRA: Final = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 
@@ -70,7 +79,90 @@ def software_facts(arches: Sequence[str] | None = None) -> Software:
     ----------
     arches
         What the installed torch has code for, where it was asked (`runtime.torch_arches`).
+
+    Raises
+    ------
+    BadValue
+        The environment's ``DGPUNET_SOFTWARE_OVERRIDE`` is no JSON object of what `Software` has.
     """
+    facts = _facts(os.environ.get(OVERRIDE))
+    return facts if arches is None else replace(facts, torch_arches=tuple(arches))
+
+
+def software_from(raw: Mapping[str, Any]) -> Software:
+    """Return what another host told of itself, as JSON; what is missing, of another kind or not known here is not reported."""
+    known: dict[str, Any] = {}
+    for field in fields(Software):
+        value = raw.get(field.name)
+        if field.name in _LISTS:
+            listed = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+            known |= {field.name: tuple(value)} if listed and value is not None else {}
+        elif isinstance(value, str):
+            known[field.name] = value
+    return Software(**known)
+
+
+def compare_software(mine: Software, theirs: Software) -> list[Skew]:
+    """Return how the software of two hosts differs, the worst first: what is alike is told as well, as ``ok``."""
+    return compare(_named(mine), _named(theirs), mine.packages, theirs.packages)
+
+
+class Package(NamedTuple):
+    """What a package's metadata say: its version, and the lines of its requirements."""
+
+    version: str
+    requires: Sequence[str] = ()
+
+
+def installed_package(name: str) -> Package | None:
+    """Return an installed package, ``None`` where there is none of that name."""
+    try:
+        found = metadata.distribution(name)
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+    text = found.read_text("METADATA")
+    if text is None:  # installed by an old tool, which keeps them elsewhere
+        return Package(found.version, found.requires or ())
+    headers = HeaderParser().parsestr(text.partition("\n\n")[0])  # what follows is the whole README, slow to parse
+    return Package(str(headers["Version"]), [str(line) for line in headers.get_all("Requires-Dist", ())])
+
+
+def locked(root: str = ROOT, find: Callable[[str], Package | None] = installed_package) -> tuple[str, ...]:
+    """Return ``name==version`` of `root` and of all that it needs, as far as installed, sorted by name.
+
+    Markers other than extras are not weighed: what another platform needs is hardly installed on this one.
+
+    Parameters
+    ----------
+    find
+        Tells of a package by its normal name (lower case, hyphens).
+    """
+    find = functools.cache(find)
+    todo: deque[tuple[str, frozenset[str]]] = deque([(_normal(root), frozenset())])
+    seen: set[tuple[str, frozenset[str]]] = set()
+    versions: dict[str, str] = {}
+    while todo:
+        one = todo.popleft()
+        package = None if one in seen else find(one[0])
+        if package is None:
+            continue
+        seen.add(one)
+        versions[one[0]] = package.version
+        todo.extend(_needs(package.requires, one[1]))
+    return tuple(f"{name}=={version}" for name, version in sorted(versions.items()))
+
+
+def lock_hash(packages: Iterable[str]) -> str:
+    """Return the SHA-256 of ``name==version`` lines, in hex; their order does not count."""
+    return hashlib.sha256("".join(f"{line}\n" for line in sorted(packages)).encode()).hexdigest()
+
+
+@functools.cache
+def _facts(override: str | None) -> Software:
+    return _asked() if override is None else _overridden(_facts(None), override)
+
+
+def _asked() -> Software:
     packages = locked()
     torch = installed_torch() or {}
     driver, cuda = driver_versions()
@@ -85,7 +177,6 @@ def software_facts(arches: Sequence[str] | None = None) -> Software:
         dask_cuda=_version("dask-cuda"),
         torch=torch.get("__version__") or _version("torch"),
         torch_cuda=torch.get("cuda"),
-        torch_arches=None if arches is None else tuple(arches),
         numpy=_version("numpy"),
         openvino=_version("openvino"),
         faiss=_version("faiss-cpu", "faiss-gpu", "faiss"),
@@ -96,44 +187,23 @@ def software_facts(arches: Sequence[str] | None = None) -> Software:
     )
 
 
-def software_from(raw: Mapping[str, Any]) -> Software:
-    """Return what another host told of itself, as JSON; what is missing, of another kind or not known here is not reported."""
-    known: dict[str, Any] = {}
-    for field in fields(Software):
-        value = raw.get(field.name)
-        if field.name in {"torch_arches", "packages"}:
-            listed = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
-            known |= {field.name: tuple(value)} if listed and value is not None else {}
-        elif isinstance(value, str):
-            known[field.name] = value
-    return Software(**known)
-
-
-def compare_software(mine: Software, theirs: Software) -> list[Skew]:
-    """Return how the software of two hosts differs, the worst first: what is alike is told as well, as ``ok``."""
-    return compare(_named(mine), _named(theirs), mine.packages, theirs.packages)
-
-
-def locked(root: str = ROOT, installed: Iterable[metadata.Distribution] | None = None) -> tuple[str, ...]:
-    """Return ``name==version`` of `root` and of all that it needs, as far as installed, sorted by name.
-
-    Markers other than extras are not weighed: what another platform needs is hardly installed on this one.
-    """
-    found = {_normal(d.name): d for d in (metadata.distributions() if installed is None else installed) if d.name}
-    todo: deque[tuple[str, frozenset[str]]] = deque([(_normal(root), frozenset())])
-    seen: set[tuple[str, frozenset[str]]] = set()
-    while todo:
-        one = todo.popleft()
-        if one in seen or one[0] not in found:
-            continue
-        seen.add(one)
-        todo.extend(_needs(found[one[0]].requires or (), one[1]))
-    return tuple(sorted(f"{name}=={found[name].version}" for name in {name for name, _ in seen}))
-
-
-def lock_hash(packages: Iterable[str]) -> str:
-    """Return the SHA-256 of ``name==version`` lines, in hex; their order does not count."""
-    return hashlib.sha256("".join(f"{line}\n" for line in sorted(packages)).encode()).hexdigest()
+def _overridden(facts: Software, text: str) -> Software:
+    """Return `facts` with what `text`, a JSON object, says instead; packages that are not these have another hash."""
+    why = 'set it to a JSON object such as {"distributed": "2025.1.0"}, or unset it'
+    try:
+        told = json.loads(text)
+    except ValueError:
+        raise BadValue(what=OVERRIDE, value=text, why=why) from None
+    known = {field.name for field in fields(Software)}
+    if not isinstance(told, dict) or not told.keys() <= known:
+        raise BadValue(what=OVERRIDE, value=text, why=f"{why}; it may have {', '.join(sorted(known))}")
+    read = software_from(told)
+    changed = {name: getattr(read, name) for name in told}
+    if json.loads(json.dumps(changed)) != told:
+        raise BadValue(what=OVERRIDE, value=text, why="packages and torch_arches are lists of texts, all else is a text or null")
+    if "packages" in told and "lock_hash" not in told:
+        changed["lock_hash"] = lock_hash(changed["packages"])
+    return replace(facts, **changed)
 
 
 def _needs(requirements: Iterable[str], extras: frozenset[str]) -> Iterable[tuple[str, frozenset[str]]]:
@@ -147,7 +217,7 @@ def _needs(requirements: Iterable[str], extras: frozenset[str]) -> Iterable[tupl
 
 
 def _named(software: Software) -> dict[str, str | None]:
-    return {f.name: getattr(software, f.name) for f in fields(Software) if f.name not in {"torch_arches", "packages"}}
+    return {f.name: getattr(software, f.name) for f in fields(Software) if f.name not in _LISTS}
 
 
 def _normal(name: str) -> str:

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
+import sys
 from dataclasses import asdict, replace
+from importlib import metadata
 
 import pytest
 
 import dgpunet_dask
+from dgpunet_dask.errors import BadValue
 from dgpunet_dask.hardware.nvml import Card
 from dgpunet_dask.hardware.skew import arch_skew
-from dgpunet_dask.hardware.software import Software, compare_software, lock_hash, locked, software_facts, software_from
+from dgpunet_dask.hardware.software import (
+    OVERRIDE,
+    Package,
+    Software,
+    compare_software,
+    installed_package,
+    lock_hash,
+    locked,
+    software_facts,
+    software_from,
+)
 
 PACKAGES = ("click==8.1.7", "dask==2026.7.1", "numpy==2.4.6", "psutil==7.0")
 MINE = Software(
     python="3.11.7", dgpunet_dask="0.4.2", dask="2026.7.1", distributed="2026.7.1", dask_cuda="26.10.0", torch="2.13.0+cu130",
     numpy="2.4.6", faiss="1.15.1", packages=PACKAGES, lock_hash=lock_hash(PACKAGES),
 )  # fmt: skip
-
-
-class Distribution:
-    def __init__(self, name, version, *requires):
-        self.name, self.version, self.requires = name, version, list(requires) or None
 
 
 def test_equal_hosts_are_ok_and_nothing_else():
@@ -112,16 +121,60 @@ def test_this_host():
     assert not any(line.startswith(("pytest==", "ruff==")) for line in facts.packages), "tools of developers are not needed"
 
 
+def test_it_is_asked_once_and_nothing_heavy_is_loaded():
+    script = (
+        "import sys\nfrom dgpunet_dask.hardware.software import software_facts\n"
+        "assert software_facts() is not None and software_facts().packages is software_facts().packages\n"
+        "print(*(sys.modules.keys() & {'torch', 'distributed', 'dask', 'numpy', 'faiss', 'openvino', 'dask_cuda'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_an_override_stands_in_for_what_is_so(monkeypatch):
+    plain = software_facts()
+    monkeypatch.setenv(OVERRIDE, '{"distributed": "2025.1.0", "torch": null}')
+    assert software_facts() == replace(plain, distributed="2025.1.0", torch=None)
+    assert compare_software(plain, software_facts())[0].level == "refuse"
+    monkeypatch.setenv(OVERRIDE, '{"packages": ["a==1"]}')
+    assert software_facts() == replace(plain, packages=("a==1",), lock_hash=lock_hash(["a==1"]))
+    monkeypatch.delenv(OVERRIDE)
+    assert software_facts() == plain
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"novel": "1"}', '{"dask": 3}', '{"packages": "a==1"}', '{"packages": null}'])
+def test_an_override_that_says_nothing_clear_is_refused(monkeypatch, text):
+    monkeypatch.setenv(OVERRIDE, text)
+    with pytest.raises(BadValue, match=OVERRIDE):
+        software_facts()
+
+
 def test_the_lock_follows_requirements_and_extras():
-    installed = [
-        Distribution("Top", "1", "Mid.dle[fast,big]>=2", "absent>1; python_version > '3'", "spare; extra == 'other'"),
-        Distribution("mid_dle", "2", "low", 'Quick; extra == "fast"', "never; extra == 'slow'", "round-trip"),
-        Distribution("low", "3", "top"),
-        Distribution("quick", "4"),
-        Distribution("round_trip", "5", "mid-dle"),
-        *(Distribution(name, "9") for name in ("never", "spare", "stranger")),
-    ]
-    assert locked("top", installed) == ("low==3", "mid-dle==2", "quick==4", "round-trip==5", "top==1")
+    needs = ["Mid.dle[fast,big]>=2", "absent>1; python_version > '3'", "spare; extra == 'other'"]
+    installed = {
+        "top": Package("1", needs),
+        "mid-dle": Package("2", ["low", 'Quick; extra == "fast"', "never; extra == 'slow'", "round_trip"]),
+        "low": Package("3", ["top"]),
+        "quick": Package("4"),
+        "round-trip": Package("5", ["mid-dle"]),
+        **dict.fromkeys(("never", "spare", "stranger"), Package("9")),
+    }
+    assert locked("Top", installed.get) == ("low==3", "mid-dle==2", "quick==4", "round-trip==5", "top==1")
+
+
+@pytest.mark.parametrize("name", ["dask", "scikit-learn", "click", "pytest"])
+def test_what_is_installed_is_read_as_the_standard_library_reads_it(name):
+    try:
+        version, requires = metadata.version(name), metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        assert installed_package(name) is None
+    else:
+        assert installed_package(name) == Package(version, requires)
+
+
+@pytest.mark.parametrize("name", ["no-such-package-here", ""])
+def test_what_is_not_installed_is_not_there(name):
+    assert installed_package(name) is None
 
 
 def test_the_hash_is_of_the_set():
