@@ -11,7 +11,7 @@ from typing import IO, Any, Final
 
 from dgpunet_dask.cluster.tls import NO_TRUST, TlsConnection, Trust
 from dgpunet_dask.cluster.wire import error_from_wire, job_from_wire
-from dgpunet_dask.errors import DgpunetError, JobLost, NoHead
+from dgpunet_dask.errors import DgpunetError, JobLost, NoHead, NotAllowed
 from dgpunet_dask.model.job import JobStatus
 
 #: A head on this machine answers within milliseconds; inspecting a workload's stages may import torch first.
@@ -251,6 +251,8 @@ def _quoted(part: str) -> str:
 
 def reported(response: http.client.HTTPResponse, api: str) -> DgpunetError:
     """Return the error that a response carries; without one, what answers is no head of ours."""
+    if response.status == 401:
+        return NotAllowed(what=f"Asking the head at {api}", why="$DGPUNET_API_KEY is not set to a key of this cluster")
     with contextlib.suppress(ValueError, KeyError, AttributeError, *_GONE):
         told = json.loads(response.read())["error"]
         return error_from_wire({**told, "exit_code": 1} if str(told["code"]).startswith("http_") else told)

@@ -60,6 +60,7 @@ class Seen:
     workers: Sequence[Mapping[str, Any]] = ()
     stagehosts: Sequence[Mapping[str, Any]] = ()
     health: Mapping[str, Any] = field(default_factory=dict)
+    listeners: Sequence[Mapping[str, Any]] = ()
     left: bool = False
     refused: str | None = None
     unreachable: str | None = None

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ from dgpunet_dask.daemons.head import Head, HeadOptions
 from dgpunet_dask.daemons.joining import certify_head
 from dgpunet_dask.daemons.membership import Membership, Reach
 from dgpunet_dask.daemons.secret import http_prefix
+from dgpunet_dask.daemons.surveying import survey
 from dgpunet_dask.errors import DgpunetError, NeedsHead, StartFailed
 from dgpunet_dask.security.authority import LIFE_S
 from dgpunet_dask.security.identity import Identity
@@ -58,7 +60,7 @@ class ClusterHead(Head):
         certify_head(self.home.pki, self.config, self.policies.clock.wall())
         self.identity = Identity(self.home.pki)
         self.peers = PeerClient(self.identity.client_context())
-        reach = Reach(self._ask, self._retire, self._rows, self._reachable)
+        reach = Reach(self._ask, self._retire, self._rows, self._reachable, partial(survey, self.peers, self.config))
         life_s = float(os.environ.get(LIFE_VARIABLE) or LIFE_S)
         self.membership = Membership(self.home, self.config, reach, self.policies.clock, life_s)
         await super().run()

@@ -18,7 +18,8 @@ from dgpunet_dask.cluster.link_keeper import LinkKeeper
 from dgpunet_dask.cluster.nodes import Node, Roll, Seen, drained, held_devices, name_cards, node_row, roll_from, state_of
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.invitations import Invitations
-from dgpunet_dask.errors import BadValue, DgpunetError, JoinRefused, NoSuchNode
+from dgpunet_dask.daemons.surveying import Survey
+from dgpunet_dask.errors import BadValue, CertificateRefused, DgpunetError, JoinRefused, NoSuchNode
 from dgpunet_dask.hardware.software import compare_software, software_facts, software_from
 from dgpunet_dask.security.authority import LIFE_S, Authority, Role, request_digest
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: How often silence, draining and what is held are looked at.
 PERIOD_S: Final = 1.0
+#: How often what does not belong any more is looked for.
+SWEEP_S: Final = 5.0
 #: How long workers may take to hand their results over when they leave.
 RETIRE_S: Final = 60.0
 #: Reports that are kept for `nodes`, `doctor` and `report`.
@@ -48,12 +51,15 @@ class Reach:
         Gives the devices as the plugin sees them: rows with `name`, `host`, `state` and what is charged.
     reachable
         Tries a host's peer port from here: ``None`` if it answers, else why not.
+    survey
+        Tries the documented ports of hosts, both ways.
     """
 
     ask: Ask
     retire: Callable[[Sequence[str]], Awaitable[None]]
     fleet: Callable[[], Awaitable[list[dict[str, Any]]]]
     reachable: Callable[[Node], Awaitable[str | None]]
+    survey: Callable[[Sequence[Node]], Awaitable[Survey]]
 
 
 class Membership:
@@ -77,6 +83,7 @@ class Membership:
         self._held: dict[str, str] | None = None
         self._reaching: dict[str, asyncio.Task[None]] = {}
         self._draining: set[str] = set()
+        self._swept_s = 0.0
 
     def _read(self) -> Roll:
         """Return the hosts that earlier heads knew, under the next epoch."""
@@ -179,7 +186,15 @@ class Membership:
     # Heartbeats
 
     async def heartbeat(self, host: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Take what a host reports; return what its agent shall do."""
+        """Take what a host reports; return what its agent shall do.
+
+        Raises
+        ------
+        CertificateRefused
+            If the host was removed; its certificates are revoked, and every listener follows within seconds.
+        """
+        if self.authority.is_denied(host):
+            raise CertificateRefused(why=f"the host {host} was removed from the cluster. Invite it anew with `dgpunet-dask token create`")
         node = self.roll.nodes.get(host) or Node(host=host, address=str(body["address"]), joined_at=self.clock.wall())
         before = self.seen.get(host)
         facts = body.get("facts") or (before.facts if before and before.facts_digest == body.get("facts_digest") else None)
@@ -192,7 +207,7 @@ class Membership:
         self.seen[host] = Seen(
             at_s=self.clock.monotonic(), boot=str(body["boot"]), facts=facts or {}, facts_digest=str(body.get("facts_digest") or ""),
             workers=body.get("workers") or (), stagehosts=body.get("stagehosts") or (), health=body.get("health") or {},
-            refused=self._refused(facts), unreachable=before.unreachable if before else None,
+            refused=self._refused(facts), unreachable=before.unreachable if before else None, listeners=body.get("listeners") or (),
         )  # fmt: skip
         if before is None or before.boot != body["boot"]:
             self._reach(host)
@@ -304,8 +319,10 @@ class Membership:
         for node in list(self.roll.nodes.values()):
             if node.hold == "draining" and node.host not in self._draining:
                 await self._drain(node)
-        await self._forget()
         await self._tell_links()
+        if now - self._swept_s >= SWEEP_S:
+            self._swept_s = now
+            await self._sweep()
 
     async def _tell_links(self) -> None:
         fresh = self.links.news()
@@ -350,13 +367,14 @@ class Membership:
         if present is not None and present.hold == "draining":  # nobody changed their mind meanwhile
             self._put(replace(present, hold="drained", hold_until=None))
 
-    async def _forget(self) -> None:
-        """Take cards out of the fleet that are in no machine any more."""
-        rows = await self.reach.fleet()
+    async def _sweep(self) -> None:
+        """Take out what does not belong any more: cards that are in no machine, workers of hosts that were removed."""
         known = {name for node in self.roll.nodes.values() for name in (*node.cards.values(), f"{node.host}/cpu")}
-        gone = [row["name"] for row in rows if row["name"] not in known and row["state"] == "lost"]
+        gone = [row["name"] for row in await self.reach.fleet() if row["name"] not in known and row["state"] == "lost"]
         if gone:
             await self.reach.ask("dgpunet_forget", devices=gone)
+        for host in set(await self.reach.ask("dgpunet_hosts")) - set(self.roll.nodes):
+            await self.reach.ask("dgpunet_expel", host=host)
 
     # What people ask
 
@@ -411,23 +429,29 @@ class Membership:
         self.roll = self.roll.without(node.host)
         self._write(self.roll)
         self.seen.pop(node.host, None)
-        await self._lose(node.host)
+        with contextlib.suppress(DgpunetError):
+            await self.reach.ask("dgpunet_expel", host=node.host)
         return {"host": node.host, "removed": True, "certificates_revoked": revoked}
 
     async def doctor(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return what `doctor` examines: hosts with their facts, links with their baseline, the last reports."""
+        """Return what `doctor` examines: hosts with their facts, ports tried now, links with their baseline, the last reports."""
         now = self.clock.monotonic()
-        hosts = {
-            host: {
-                "facts": dict(seen.facts), "seen_s_ago": round(now - seen.at_s, 1), "state": state_of(self.roll.nodes[host], seen, now),
-                "health": dict(seen.health), "workers": list(seen.workers), "unreachable": seen.unreachable,
-            }
-            for host, seen in sorted(self.seen.items())
-            if host in self.roll.nodes
-        }  # fmt: skip
-        silent: dict[str, Any] = {host: {"facts": {}, "seen_s_ago": None, "state": "joining"} for host in self.roll.nodes if host not in hosts}
+        states = {host: state_of(node, self.seen.get(host), now) for host, node in self.roll.nodes.items()}
+        found = await self.reach.survey([self.roll.nodes[h] for h, state in states.items() if state in ("ready", "cordoned", "draining")])
+        hosts = {host: self._examined(host, state, found.offsets.get(host), now) for host, state in states.items()}
         head = {"host": self.config.host, "software": asdict(self.software), "epoch": self.roll.epoch, "address": self.config.address}
-        return {"head": head, "hosts": {**hosts, **silent}, **self.links.to_json(), "reports": list(self.reports), "listeners": []}
+        listeners = [{"host": host, **row} for host, seen in self.seen.items() for row in seen.listeners]
+        found_now = {"reach": list(found.reach), "listeners": listeners, "reports": list(self.reports)}
+        return {"head": head, "hosts": hosts, **self.links.to_json(), **found_now}
+
+    def _examined(self, host: str, state: str, offset_s: float | None, now: float) -> dict[str, Any]:
+        seen = self.seen.get(host)
+        if seen is None:
+            return {"facts": {}, "seen_s_ago": None, "state": state}
+        return {
+            "facts": dict(seen.facts), "seen_s_ago": round(now - seen.at_s, 1), "state": state, "health": dict(seen.health),
+            "workers": list(seen.workers), "unreachable": seen.unreachable, "clock_offset_s": offset_s,
+        }  # fmt: skip
 
     async def token_create(self, body: dict[str, Any]) -> dict[str, Any]:
         """Make a join token."""

@@ -33,6 +33,7 @@ from dgpunet_dask.daemons.agent import ORPHAN_S as CALL_ORPHAN_S
 from dgpunet_dask.daemons.agent import end_with_children
 from dgpunet_dask.daemons.keeping import WorkerKeeper
 from dgpunet_dask.daemons.lifeline import watch
+from dgpunet_dask.daemons.listeners import own_listeners
 from dgpunet_dask.daemons.node_facts import facts_of, named, probe_node
 from dgpunet_dask.daemons.node_health import NodeHealth
 from dgpunet_dask.daemons.spool import Spool
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 ORPHAN_S: Final = 900.0
 #: The machine is looked at anew this often: cards and drivers change while it runs, too.
 PROBE_S: Final = 300.0
+#: What listens here is looked at this often.
+LIST_S: Final = 20.0
 #: How long leaving in good order may take.
 LEAVE_S: Final = 2.0
 
@@ -80,6 +83,7 @@ class NodeAgent:
         self.health = NodeHealth(self.spool, self.clock)
         self.fleet: Fleet | None = None
         self.facts: dict[str, Any] = {}
+        self.listeners: list[dict[str, Any]] = []
         self.epoch: int | None = None
         self.answered_s = self.clock.monotonic()
         self._needs_facts = True
@@ -98,6 +102,7 @@ class NodeAgent:
         shutil.rmtree(self.home.run / "scratch" / "workers", ignore_errors=True)
         await self._open()
         beating = asyncio.create_task(self._beats())
+        listing = asyncio.create_task(self._list())
         watching = asyncio.create_task(self.health.run(lambda: self.fleet, self.hosts.rows))
         ended = asyncio.create_task(stop.wait())
         try:
@@ -105,10 +110,16 @@ class NodeAgent:
             if beating.done():
                 beating.result()
         finally:
-            for task in (beating, watching, ended, *([self._measurement] if self._measurement else [])):
+            for task in (beating, watching, listing, ended, *([self._measurement] if self._measurement else [])):
                 task.cancel()
-            await asyncio.gather(beating, watching, ended, return_exceptions=True)
+            await asyncio.gather(beating, watching, listing, ended, return_exceptions=True)
             await self._close()
+
+    async def _list(self) -> None:
+        """Look at what this host's processes listen on, now and then."""
+        while True:
+            self.listeners = await asyncio.to_thread(own_listeners, self.config.ports)
+            await asyncio.sleep(LIST_S)
 
     async def _open(self) -> None:
         await self.hosts.start()
@@ -163,6 +174,7 @@ class NodeAgent:
             "workers": self.workers.rows(),
             "stagehosts": [{**row, "epoch": self.epoch} for row in self.hosts.rows()],
             "health": self.health.row(),
+            "listeners": self.listeners,
             "reports": self.spool.batch(),
             "crl": crl_digest(self.home.pki),
             "certificate_expires": self.identity.expires_s,

@@ -3,6 +3,7 @@
 ====================  ==========================================================================================================
 ``dgpunet_hosts``     the workers of each host, and how many tasks they have
 ``dgpunet_lose``      takes a host's workers out at once: its agent is silent, and Dask itself would wait for minutes
+``dgpunet_expel``     the same for a host that was removed from the cluster, with every other connection of its certificate
 ``dgpunet_hold``      takes the devices that are held back, with the state of each; the others go on
 ``dgpunet_forget``    takes devices that are no more
 ====================  ==========================================================================================================
@@ -34,13 +35,16 @@ def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
     async def dgpunet_lose(host: str) -> list[str]:
         return await lose(plugin, host)
 
+    async def dgpunet_expel(host: str) -> list[str]:
+        return await expel(plugin, host)
+
     def dgpunet_hold(holds: Mapping[str, DeviceState]) -> None:
         hold(plugin, holds)
 
     def dgpunet_forget(devices: Iterable[str]) -> list[str]:
         return forget(plugin, devices)
 
-    return {f.__name__: f for f in (dgpunet_hosts, dgpunet_lose, dgpunet_hold, dgpunet_forget)}
+    return {f.__name__: f for f in (dgpunet_hosts, dgpunet_lose, dgpunet_expel, dgpunet_hold, dgpunet_forget)}
 
 
 def hosts(plugin: PlacementPlugin) -> dict[str, Any]:
@@ -72,6 +76,22 @@ async def lose(plugin: PlacementPlugin, host: str) -> list[str]:
         logger.warning("worker %s is given up: nothing is heard of host %s", address, host)
         await plugin.scheduler.remove_worker(address, stimulus_id=f"dgpunet-lost-{host}")
     return lost
+
+
+async def expel(plugin: PlacementPlugin, host: str) -> list[str]:
+    """Remove the workers of a host, and end the connections of clients with its certificate: revocation stops new ones alone."""
+    lost = await lose(plugin, host)
+    for key, batched in list(plugin.scheduler.client_comms.items()):
+        if batched.comm is not None and certified_for(batched.comm) == host:
+            logger.warning("client %s is cut off: host %s was removed", key, host)
+            batched.abort()
+    return lost
+
+
+def certified_for(comm: Any) -> str | None:
+    """Return the host in the certificate at the other end, ``None`` without TLS."""
+    subject = (getattr(comm, "extra_info", None) or {}).get("peercert", {}).get("subject", ())
+    return next((str(value) for group in subject for name, value in group if name == "commonName"), None)
 
 
 def hold(plugin: PlacementPlugin, holds: Mapping[str, DeviceState]) -> None:

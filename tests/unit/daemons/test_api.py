@@ -9,7 +9,7 @@ import pytest
 
 from dgpunet_dask.cluster.api_client import ApiClient
 from dgpunet_dask.daemons.api import JSON_BYTES_MAX, WORKLOAD_BYTES_MAX, listen
-from dgpunet_dask.errors import BadValue, DgpunetError, NoHead, NoSuchJob
+from dgpunet_dask.errors import BadValue, DgpunetError, NoHead, NoSuchJob, NotAllowed
 from tests.unit.daemons.serving import DIGEST, KEY, Served, make_context
 
 
@@ -151,7 +151,7 @@ async def test_errors_arrive_as_what_they_are(served):
     assert str(missing.value) == str(NoSuchJob(job_id="none"))
     with pytest.raises(BadValue):
         await asyncio.to_thread(served.client.submit, {})
-    with pytest.raises(DgpunetError, match="API key"):
+    with pytest.raises(NotAllowed, match="DGPUNET_API_KEY"):
         await asyncio.to_thread(ApiClient(served.client.api, "wrong").status)
 
 
