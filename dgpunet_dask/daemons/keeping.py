@@ -123,7 +123,8 @@ class WorkerKeeper:
         try:
             return await worker.ended()
         finally:
-            kill_tree(worker.pid)
+            if worker.returncode is None:  # else the number may be somebody else's by now
+                kill_tree(worker.pid)
             worker.kill()
             kept.process = None
             self.register.remove(worker.pid)
@@ -190,5 +191,6 @@ def kill_tree(pid: int) -> None:
 def how_ended(status: int | str | None) -> str:
     """Return an exit status in words: the signal's name where there was one."""
     if isinstance(status, int) and status < 0:
-        return f"killed by {signal.Signals(-status).name}"
+        known = -status in set(signal.Signals)  # of the real-time signals, only the first and the last have names
+        return f"killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
     return f"exit status {status}" if isinstance(status, int) else str(status)
