@@ -109,8 +109,8 @@ class Supervisor:
             child = self._spawn(daemon)
         except OSError as error:
             return str(error)
-        self.register.add(child.pid, daemon.name)
         try:
+            self.register.add(child.pid, daemon.name)
             return await child.ended()
         finally:
             await asyncio.shield(child.stop(STOP_S))
