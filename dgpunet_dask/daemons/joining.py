@@ -203,13 +203,14 @@ def until_ready(home: Home, config: ClusterConfig, alive: Callable[[], bool], sa
             raise StartFailed(why="its daemons ended", logs=home.run / "logs")
         with contextlib.suppress(DgpunetError):
             row = api.me()
+        if row.get("state") == "refused":
+            raise StartFailed(why=f"the head runs no workers here: {row['why']}", logs=home.run / "logs")
+        if row and row["seen_s_ago"] is not None:
             devices = row["devices"]
             here = [device["name"] for device in devices if device["state"] in ("running", "cordoned", "draining")]
-            if row["state"] == "refused":
-                raise StartFailed(why=f"the head runs no workers here: {row['why']}", logs=home.run / "logs")
-            if (now := f"{len(here)} of {len(devices)} workers have joined") != told and row["seen_s_ago"] is not None:
+            if (now := f"{len(here)} of {len(devices)} workers have joined") != told:
                 say(told := now)
-            if devices and len(here) == len(devices) and row["seen_s_ago"] is not None and row["facts_known"]:
+            if devices and len(here) == len(devices) and row["facts_known"]:
                 return row
         time.sleep(_POLL_S)
     raise StartFailed(why=f"its workers did not join within {timeout_s:g} s ({told or row.get('state', 'the head does not answer')})", logs=home.run / "logs")
