@@ -55,13 +55,16 @@ def unit_text(what: str, command: Sequence[str], environment: Mapping[str, str],
     """
     return _TEMPLATE.format(
         what=what,
-        command=" ".join(map(quoted, command)),
+        command=" ".join((quoted(command[0]), *(quoted(word.replace("$", "$$")) for word in command[1:]))),
         environment="\n".join(f"Environment={quoted(f'{name}={value}')}" for name, value in sorted(environment.items())),
         target="multi-user.target" if system else "default.target",
     )
 
 
 def quoted(word: str) -> str:
-    """Return a word as systemd reads it back: its quotes, backslashes, ``%`` and ``$`` mean themselves (systemd.service(5))."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$").replace("\n", "\\n")
+    """Return a word as systemd reads it back: its quotes, backslashes, line ends and ``%`` mean themselves (systemd.syntax(7)).
+
+    ``$`` has a meaning in the arguments of a command alone, neither in its program nor in ``Environment=`` (systemd.exec(5)).
+    """
+    escaped = re.sub(r"[\x01-\x1f\x7f]", lambda c: f"\\x{ord(c[0]):02x}", word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%"))
     return escaped if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", word) else f'"{escaped}"'
