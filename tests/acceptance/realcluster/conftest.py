@@ -1,0 +1,1 @@
+"""Real clusters take their time to come up: each module has one for all its tests."""
