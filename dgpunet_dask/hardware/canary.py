@@ -1,0 +1,264 @@
+"""A known computation, compared bit for bit: it finds a card that computes wrong without saying so, as consumer cards without ECC may.
+
+Each step has one right result, whatever the order in which a device adds: whole numbers small enough that every partial sum is exact, integer
+arithmetic, patterns in memory. What is rounded (the chain) is only compared with itself, time after time, for devices may round otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from dgpunet_dask.clock import Clock, SystemClock
+
+#: Side of the matrices. With factors up to 63, sums stay below 2**22: exact in float32, and with TF32's short factors.
+SIZE: Final = 1024
+#: Sums of as many products of -1, 0 and 1 are exact in float16, however they are split.
+SIZE_HALF: Final = 1024
+ELEMENTS: Final = 1 << 20
+ROUNDS: Final = 16
+REPEATS: Final = 3
+#: More than any card's cache: the patterns must come from memory.
+MEMORY_MIB: Final = 256
+#: Alternate bits, both ways round, all and none.
+PATTERNS: Final = (0x5555555555555555, -0x5555555555555556, -1, 0)
+#: Starting a process, importing torch from a cold disk and opening a card take most of it.
+APART_S: Final = 180.0
+
+_SCRIPT: Final = (
+    "import json, sys; from dataclasses import asdict; from dgpunet_dask.hardware.canary import canary; "
+    "a = json.loads(sys.argv[1]); print('canary', json.dumps(asdict(canary(a.pop('torch_device'), a.pop('seed'), **a))))"
+)
+
+#: Gets the name of a step and the tensor that it computed, and may spoil it: tests only.
+Fault = Callable[[str, Any], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryResult:
+    """What the canary found.
+
+    Parameters
+    ----------
+    device
+        As torch calls it.
+    ok
+        Whether all results were the known ones; ``None`` if it could not run.
+    mismatches
+        How many elements were wrong, and runs that did not repeat; ``None`` if it could not run.
+    failed
+        The steps that were: ``matmul``, ``half``, ``integer``, ``chain``, ``memory``.
+    digest
+        SHA-256 of all results in hex: the same again with the same seed on the same kind of device.
+    seconds
+        All of it took so long, without importing torch.
+    gflops
+        10**9 float32 operations a second in the matrix products; an idle card that falls far behind its kind is slowed.
+    why
+        What kept it from running.
+    """
+
+    device: str
+    ok: bool | None
+    mismatches: int | None = None
+    failed: tuple[str, ...] = ()
+    digest: str | None = None
+    seconds: float | None = None
+    gflops: float | None = None
+    why: str | None = None
+
+
+def canary(torch_device: str, seed: int, *, memory_mib: int = MEMORY_MIB, fault: Fault | None = None, clock: Clock | None = None) -> CanaryResult:
+    """Compute what is known and return whether it came out.
+
+    A process that does so keeps the card open: see `canary_apart`.
+
+    Parameters
+    ----------
+    torch_device
+        ``cpu``, ``cuda`` or ``cuda:1``.
+    seed
+        Chooses the inputs.
+    memory_mib
+        How much of the device's memory is written and read back; four thirds of it are used.
+    """
+    clock = SystemClock() if clock is None else clock
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return CanaryResult(device=torch_device, ok=None, why=f"torch cannot be imported: {error}")
+    try:
+        return _Run(torch, torch_device, seed, clock, fault).all(memory_mib)
+    except (RuntimeError, AssertionError, ValueError) as error:  # no such device, no memory, a card that is lost
+        return CanaryResult(device=torch_device, ok=None, why=f"{type(error).__name__}: {_first_line(str(error))}")
+
+
+def canary_apart(
+    torch_device: str, seed: int, *, card: str | None = None, memory_mib: int = MEMORY_MIB, timeout_s: float = APART_S, python: str = sys.executable
+) -> CanaryResult:
+    """Run the canary in a process of its own, so that no card stays open and none that hangs holds the caller for ever.
+
+    Parameters
+    ----------
+    card
+        UUID of the only card that the process sees, as ``cuda:0``; ``None`` shows it what this one sees.
+    """
+    asked = json.dumps({"torch_device": torch_device, "seed": seed, "memory_mib": memory_mib})
+    environment = {**os.environ, **({} if card is None else {"CUDA_VISIBLE_DEVICES": card})}
+    try:
+        done = subprocess.run(
+            [python, "-c", _SCRIPT, asked], capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return CanaryResult(device=torch_device, ok=None, why=f"it did not end within {timeout_s:g} s")
+    except OSError as error:
+        return CanaryResult(device=torch_device, ok=None, why=f"its process did not start: {error}")
+    return result_of(done.stdout) or CanaryResult(device=torch_device, ok=None, why=_ended(done.returncode, done.stderr))
+
+
+def result_of(printed: str) -> CanaryResult | None:
+    """Return the result in what a canary's process printed, ``None`` where it did not get to it."""
+    line = next((line for line in printed.splitlines() if line.startswith("canary {")), None)
+    if line is None:
+        return None
+    raw: Mapping[str, Any] = json.loads(line.removeprefix("canary "))
+    return CanaryResult(**{**raw, "failed": tuple(raw["failed"])})
+
+
+@dataclass
+class _Run:
+    torch: Any
+    device: str
+    seed: int
+    clock: Clock
+    fault: Fault | None
+    wrong: dict[str, int] = field(default_factory=dict)
+    hashed: Any = field(default_factory=hashlib.sha256)
+
+    def all(self, memory_mib: int) -> CanaryResult:
+        began = self.clock.monotonic()
+        gflops = self.matmul()
+        if self.torch.device(self.device).type != "cpu":  # half precision is what tensor cores are for; a CPU would take seconds
+            self.half()
+        self.integer()
+        self.chain()
+        self.memory(memory_mib)
+        return CanaryResult(
+            device=self.device,
+            ok=not self.wrong,
+            mismatches=sum(self.wrong.values()),
+            failed=tuple(self.wrong),
+            digest=self.hashed.hexdigest(),
+            seconds=round(self.clock.monotonic() - began, 4),
+            gflops=gflops,
+        )
+
+    def matmul(self) -> float | None:
+        """Multiply matrices of whole numbers in float32, and return the speed. The CPU's float64 tells what is right."""
+        left, right = self.whole(SIZE, 63, 1), self.whole(SIZE, 63, 2)
+        known = (left.double() @ right.double()).float()
+        ours, theirs = left.float().to(self.device), right.float().to(self.device)
+        self.wait(ours @ theirs)  # the first product loads libraries
+        began = self.clock.monotonic()
+        products = [ours @ theirs for _ in range(REPEATS)]
+        self.wait(products[-1])
+        took = self.clock.monotonic() - began
+        for product in products:
+            self.check("matmul", product, known)
+        return round(2 * SIZE**3 * REPEATS / took / 1e9, 1) if took > 0 else None
+
+    def half(self) -> None:
+        """Multiply matrices of -1, 0 and 1 in float16."""
+        left, right = self.whole(SIZE_HALF, 1, 3), self.whole(SIZE_HALF, 1, 4)
+        known = (left.double() @ right.double()).half()
+        ours, theirs = left.half().to(self.device), right.half().to(self.device)
+        for _ in range(REPEATS):
+            self.check("half", ours @ theirs, known)
+
+    def integer(self) -> None:
+        """Let a generator of pseudo-random numbers run on each element, on the device and on the CPU."""
+        start = self.torch.arange(ELEMENTS, dtype=self.torch.int64) + self.seed % (1 << 30)
+        self.check("integer", _scrambled(start.to(self.device)), _scrambled(start))
+
+    def chain(self) -> None:
+        """Add, multiply, divide and take roots in float32, more than once: each time must give the same bits."""
+        start = self.torch.rand(ELEMENTS, generator=self.generator(5)).to(self.device) + 0.5
+        digests = []
+        for _ in range(REPEATS):
+            value = start
+            for _ in range(ROUNDS):
+                value = (value * 1.7 + 0.3).sqrt() / (start + 0.9)
+            digests.append(self.seen("chain", value))
+        self.count("chain", len(set(digests)) - 1)
+
+    def memory(self, mib: int) -> None:
+        """Write patterns and read them back, at last each element's own number."""
+        block = self.torch.empty(max(1, mib) << 17, dtype=self.torch.int64, device=self.device)
+        for pattern in PATTERNS:
+            self.spoilt("memory", block.fill_(pattern))
+            self.count("memory", int((block != pattern).sum()))
+        del block
+        part = max(1, mib) << 16  # half, for the numbers that it is compared with are as large
+        numbers = self.torch.arange(part, dtype=self.torch.int64, device=self.device)
+        self.spoilt("memory", numbers)
+        self.count("memory", int((numbers != self.torch.arange(part, dtype=self.torch.int64, device=self.device)).sum()))
+
+    def check(self, step: str, result: Any, known: Any) -> None:
+        """Compare with what is known."""
+        self.seen(step, result)
+        self.count(step, int((result.cpu() != known).sum()))
+
+    def seen(self, step: str, result: Any) -> bytes:
+        """Return the digest of a result, and add it to that of all."""
+        self.spoilt(step, result)
+        digest = hashlib.sha256(result.cpu().contiguous().numpy().data).digest()
+        self.hashed.update(digest)
+        return digest
+
+    def spoilt(self, step: str, result: Any) -> None:
+        if self.fault is not None:
+            self.fault(step, result)
+
+    def count(self, step: str, wrong: int) -> None:
+        if wrong:
+            self.wrong[step] = self.wrong.get(step, 0) + wrong
+
+    def whole(self, size: int, limit: int, number: int) -> Any:
+        """Return a square matrix of whole numbers from -limit to limit."""
+        return self.torch.randint(-limit, limit + 1, (size, size), generator=self.generator(number))
+
+    def generator(self, number: int) -> Any:
+        """Return the generator of the inputs of that number. It is the CPU's: inputs are the same on every device."""
+        return self.torch.Generator().manual_seed((self.seed * 8 + number) % (1 << 63))
+
+    def wait(self, result: Any) -> None:
+        """Wait until a result is there: a card's work goes on after the call."""
+        result[:1, :1].cpu()
+
+
+def _scrambled(values: Any) -> Any:
+    for _ in range(ROUNDS):
+        values = (values * 1103515245 + 12345) & 0x7FFFFFFF  # below 2**62 in between: nothing overflows
+        values = values ^ (values >> 7)
+    return values
+
+
+def _ended(code: int, errors: str) -> str:
+    how = f"its process was killed by signal {-code}" if code < 0 else f"its process ended with code {code}"
+    said = errors.strip().splitlines()
+    return f"{how}: {said[-1][:300]}" if said else how
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0][:300]
+
+
+def as_row(result: CanaryResult, device: str) -> dict[str, Any]:
+    """Return a result as a row of facts, under the name of the device in the fleet."""
+    return {**asdict(result), "device": device, "torch_device": result.device, "failed": list(result.failed)}
