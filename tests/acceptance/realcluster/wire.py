@@ -20,7 +20,7 @@ _BUFFER = 64 << 20
 _RCVBUFFORCE = 33
 _SOL_PACKET, _STATISTICS = 263, 6
 _IPV4, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD
-_TCP, _UDP, _IGMP, _ICMPV6 = 6, 17, 2, 58
+_TCP, _UDP, _IGMP, _ICMPV6, _OPTIONS = 6, 17, 2, 58, 0
 _SYN, _ACK = 0x02, 0x10
 HOME = IPv4Network(f"{SUBNET}.0/24")
 #: A handshake record of TLS, and an alert: what may come first in either direction.
@@ -128,8 +128,8 @@ class Wiretap:
             self._ipv4(data[14:])
         elif kind == _ARP:
             self._known(IPv4Address(data[38:42]), "ARP")
-        elif kind == _IPV6 and data[20] == _ICMPV6:
-            return  # neighbours are found that way
+        elif kind == _IPV6 and _ICMPV6 in (data[20], data[54] if data[20] == _OPTIONS else None):
+            return  # the kernel looks for neighbours, and tells which groups it hears
         else:
             self.heard.strange.append(f"protocol {kind:#x}: {data[14:60].hex()}")
 
