@@ -57,11 +57,11 @@ class ClusterHead(Head):
 
     async def run(self) -> None:
         """Start everything under a fresh certificate, serve until `stop`, end everything."""
-        certify_head(self.home.pki, self.config, self.policies.clock.wall())
+        life_s = float(os.environ.get(LIFE_VARIABLE) or LIFE_S)
+        certify_head(self.home.pki, self.config, self.policies.clock.wall(), life_s)
         self.identity = Identity(self.home.pki)
         self.peers = PeerClient(self.identity.client_context())
         reach = Reach(self._ask, self._retire, self._rows, self._reachable, partial(survey, self.peers, self.config))
-        life_s = float(os.environ.get(LIFE_VARIABLE) or LIFE_S)
         self.membership = Membership(self.home, self.config, reach, self.policies.clock, life_s)
         await super().run()
 

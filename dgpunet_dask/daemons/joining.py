@@ -21,7 +21,7 @@ from dgpunet_dask.errors import BadName, DgpunetError, StartFailed, UsageError
 from dgpunet_dask.hardware.cpu import host_name
 from dgpunet_dask.hardware.network import Choice, choose_interface, interfaces, local_addresses, route_to
 from dgpunet_dask.hardware.software import software_facts
-from dgpunet_dask.security.authority import Authority
+from dgpunet_dask.security.authority import LIFE_S, Authority
 from dgpunet_dask.security.identity import Identity, install, make_request
 from dgpunet_dask.security.tokens import parse_token
 
@@ -94,12 +94,12 @@ def prepare_head(home: Home, *, name: str | None, listen: str | None, roles: Seq
     return config
 
 
-def certify_head(folder: Path, config: ClusterConfig, now: float) -> None:
+def certify_head(folder: Path, config: ClusterConfig, now: float, life_s: float = LIFE_S) -> None:
     """Give the head's host a fresh certificate for all its present addresses: it may have moved since the last start."""
     authority = Authority.open(folder)
     addresses = dict.fromkeys((config.address, *(address for address in local_addresses() if "%" not in address)))
     request = make_request(folder, config.host)
-    issued = authority.issue(request, host=config.host, addresses=list(addresses), role="head", now=now)
+    issued = authority.issue(request, host=config.host, addresses=list(addresses), role="head", now=now, life_s=life_s)
     install(folder, issued.certificate_pem, authority.certificate_pem, authority.crl_pem(now))
 
 
