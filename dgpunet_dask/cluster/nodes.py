@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
+from dgpunet_dask.errors import NewerFormat
+
 Hold = Literal["cordoned", "draining", "drained"]
 NodeState = Literal["joining", "ready", "cordoned", "draining", "drained", "refused", "stopped", "lost"]
 
@@ -20,6 +22,8 @@ VERSION: Final = 1
 BEAT_S: Final = 2.0
 #: A host that says nothing for so long is lost: four beats may fail, and a cut cable is known well within 15 s.
 LOST_S: Final = 10.0
+#: Cards that are no longer in a host, and whose names are kept free for them.
+GONE_KEPT: Final = 16
 _NUMBERED: Final = re.compile(r"(.+)-\d+")
 
 
@@ -31,6 +35,10 @@ class Node:
     ----------
     cards
         Device name by the card's UUID: names are unique in the fleet, and stay with the card.
+    gone
+        The same of cards that were here, the last of which keep their names: one that fell off its bus comes back under its own.
+    forced
+        Whether it was let in although its versions differ.
     hold, hold_until, hold_why
         What an operator, or a fault, holds back; when draining ends whatever runs (seconds since 1970); and why.
     """
@@ -40,6 +48,8 @@ class Node:
     roles: tuple[str, ...] = ()
     joined_at: float = 0.0
     cards: Mapping[str, str] = field(default_factory=dict)
+    gone: Mapping[str, str] = field(default_factory=dict)
+    forced: bool = False
     peer_port: int = 0
     hold: Hold | None = None
     hold_until: float | None = None
@@ -99,6 +109,15 @@ def name_cards(known: Mapping[str, str], taken: Iterable[str], cards: Sequence[t
     return names
 
 
+def renamed(node: Node, others: Iterable[Node], cards: Sequence[tuple[str, str]]) -> Node:
+    """Return `node` with these cards, by UUID and the name that the host itself would give each; those that it had are kept in `gone`."""
+    taken = [name for other in others if other.host != node.host for name in (*other.cards.values(), *other.gone.values())]
+    known = {**node.gone, **node.cards}
+    present = {uuid for uuid, _ in cards}
+    gone = dict([(uuid, name) for uuid, name in known.items() if uuid not in present][-GONE_KEPT:])
+    return replace(node, cards=name_cards(known, [*taken, *gone.values()], list(dict(cards).items())), gone=gone)
+
+
 def _free(wish: str, used: set[str]) -> str:
     found = _NUMBERED.fullmatch(wish)
     base = found[1] if found else wish
@@ -142,6 +161,11 @@ def node_row(node: Node, seen: Seen | None, now_s: float, devices: Sequence[Mapp
     }
 
 
+def absent(name: str, host: str, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of a device that placement does not see; `card`: what its host told of it."""
+    return {"name": name, "host": host, "model": card.get("model"), "vram_mib": card.get("vram_mib"), "charged_mib": 0, "state": "lost"}
+
+
 def _worker(worker: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "worker_pid": None if worker is None else worker.get("pid"),
@@ -171,19 +195,21 @@ class Roll:
         return json.dumps({"version": VERSION, "epoch": self.epoch, "nodes": rows}, indent=1)
 
 
-def roll_from(text: str) -> Roll:
+def roll_from(text: str, path: object = "nodes.json") -> Roll:
     """Return what `Roll.to_json` gave.
 
     Raises
     ------
+    NewerFormat
+        If a newer release wrote it.
     ValueError
-        If it is damaged, or of a newer release.
+        If it is damaged.
     """
     raw = json.loads(text)
-    if raw.get("version") != VERSION:
-        raise ValueError(f"its format version is {raw.get('version')!r}, and this release reads {VERSION}")
     try:
-        nodes = [Node(**{**row, "roles": tuple(row["roles"])}) for row in raw["nodes"]]
+        if raw["version"] > VERSION:
+            raise NewerFormat(path=path, found=raw["version"], known=VERSION)
+        nodes = [Node(**{**row, "roles": tuple(row["roles"]), "cards": dict(row["cards"])}) for row in raw["nodes"]]
         return Roll({node.host: node for node in nodes}, int(raw["epoch"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it is damaged ({error})") from error

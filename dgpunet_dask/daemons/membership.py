@@ -14,10 +14,11 @@ from typing import Any, Final
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.config import ClusterConfig
 from dgpunet_dask.cluster.headfile import write_private
+from dgpunet_dask.cluster.heartbeats import Beat, beat_from, refusal, texts_of
 from dgpunet_dask.cluster.link_keeper import LinkKeeper
-from dgpunet_dask.cluster.nodes import Node, Roll, Seen, drained, held_devices, name_cards, node_row, roll_from, state_of
+from dgpunet_dask.cluster.nodes import Node, Roll, Seen, absent, drained, held_devices, node_row, renamed, roll_from, state_of
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.daemons.invitations import Invitations
+from dgpunet_dask.daemons.invitations import Invitations, number_of
 from dgpunet_dask.daemons.surveying import Survey
 from dgpunet_dask.errors import BadValue, CertificateRefused, DgpunetError, JoinRefused, NoSuchNode
 from dgpunet_dask.hardware.software import compare_software, software_facts, software_from
@@ -74,26 +75,30 @@ class Membership:
         self.authority = Authority.open(home.pki)
         self.invitations = Invitations(home.pki, config, self.authority, self.clock)
         self.links = LinkKeeper(home.links_file, self.clock)
+        self.links.to_json()  # reads them: a file of a newer release is to stop the start, not every heartbeat
         self.software = software_facts()
         self.roll = self._read()
         self.seen: dict[str, Seen] = {}
         self.lost: set[str] = set()
         self.reports: list[dict[str, Any]] = []
-        self._acked: dict[tuple[str, str], int] = {}
+        self._acked: dict[str, tuple[str, int]] = {}  # host -> its boot, and the number of its last report
+        self._given_up: dict[str, set[int]] = {}  # host -> workers that ran while it was lost
         self._held: dict[str, str] | None = None
         self._reaching: dict[str, asyncio.Task[None]] = {}
-        self._draining: set[str] = set()
+        self._leaving: dict[str, asyncio.Task[None]] = {}
         self._swept_s = 0.0
 
     def _read(self) -> Roll:
         """Return the hosts that earlier heads knew, under the next epoch."""
         roll = Roll()
         try:
-            roll = roll_from(self.home.nodes_file.read_text(encoding="utf-8"))
+            roll = roll_from(self.home.nodes_file.read_text(encoding="utf-8"), self.home.nodes_file)
         except FileNotFoundError:
             log.info("the first head of this cluster")
-        except (ValueError, OSError) as error:
-            log.error("%s cannot be read and is begun anew; hosts appear again with their next heartbeat: %s", self.home.nodes_file, error)
+        except ValueError as error:
+            damaged = self.home.nodes_file.with_name(f"{self.home.nodes_file.name}.damaged")
+            log.error("%s is set aside; hosts appear again with their next heartbeat, held back no more: %s", self.home.nodes_file, error)
+            self.home.nodes_file.replace(damaged)
         roll = replace(roll, epoch=roll.epoch + 1)
         self._write(roll)
         return roll
@@ -132,6 +137,7 @@ class Membership:
         if not all(isinstance(text[name], str) for name in ("host", "csr")):
             raise BadValue(what="request", value=sorted(request), why="send host, csr, addresses, software, and a token")
         host, csr = str(text["host"]), str(text["csr"])
+        addresses, roles = texts_of(request, "addresses") or (peer_address,), texts_of(request, "roles")
         warnings = self._versions(request.get("software"), force=bool(request.get("force")))
         if isinstance(text["certificate"], str):
             self.authority.recognise(text["certificate"], csr, host=host, now=self.clock.wall())
@@ -140,11 +146,10 @@ class Membership:
                 raise JoinRefused(host=host, why="the head's own host has that name. Choose another with `--name`, and make a token for it")
             self.invitations.redeem(str(text["token"] or ""), host, request_digest(csr))
             self.authority.allow(host)
-        addresses = [str(address) for address in request.get("addresses") or [peer_address]]
-        roles = [str(role) for role in request.get("roles") or ()]
+        given = self._certificate(host, csr, addresses)
         node = self.roll.nodes.get(host) or Node(host=host, address=addresses[0], joined_at=self.clock.wall())
-        self._put(replace(node, address=addresses[0], roles=tuple(roles) or node.roles))
-        return {**self._certificate(host, csr, addresses), "cluster": self.config.cluster, "warnings": warnings}
+        self._put(replace(node, address=addresses[0], roles=roles or node.roles, forced=bool(request.get("force"))))
+        return {**given, "cluster": self.config.cluster, "warnings": warnings}
 
     def _certificate(self, host: str, csr: str, addresses: Sequence[str]) -> dict[str, Any]:
         now = self.clock.wall()
@@ -192,46 +197,47 @@ class Membership:
         ------
         CertificateRefused
             If the host was removed; its certificates are revoked, and every listener follows within seconds.
+        BadValue
+            If it is not what a host may say; what it said before stays.
         """
         if self.authority.is_denied(host):
             raise CertificateRefused(why=f"the host {host} was removed from the cluster. Invite it anew with `dgpunet-dask token create`")
-        node = self.roll.nodes.get(host) or Node(host=host, address=str(body["address"]), joined_at=self.clock.wall())
+        beat = beat_from(body)
+        node = self.roll.nodes.get(host) or Node(host=host, address=beat.address, joined_at=self.clock.wall())
         before = self.seen.get(host)
-        facts = body.get("facts") or (before.facts if before and before.facts_digest == body.get("facts_digest") else None)
+        facts = beat.facts or (before.facts if before and before.facts and before.facts_digest == beat.facts_digest else None)
         if facts is not None:
             node = self._named(node, facts)
-        node = replace(node, address=str(body["address"]), peer_port=int(body["peer_port"]), roles=tuple(body.get("roles") or node.roles))
+        node = replace(node, address=beat.address, peer_port=beat.peer_port, roles=beat.roles or node.roles)
         self._put(node)
-        was_lost = host in self.lost
-        self.lost.discard(host)
         self.seen[host] = Seen(
-            at_s=self.clock.monotonic(), boot=str(body["boot"]), facts=facts or {}, facts_digest=str(body.get("facts_digest") or ""),
-            workers=body.get("workers") or (), stagehosts=body.get("stagehosts") or (), health=body.get("health") or {},
-            refused=self._refused(facts), unreachable=before.unreachable if before else None, listeners=body.get("listeners") or (),
+            at_s=self.clock.monotonic(), boot=beat.boot, facts=facts or {}, facts_digest=beat.facts_digest, workers=beat.workers,
+            stagehosts=beat.stagehosts, health=beat.health, listeners=beat.listeners, refused=None if node.forced else refusal(self.software, facts),
+            unreachable=before.unreachable if before else None,
         )  # fmt: skip
-        if before is None or before.boot != body["boot"]:
+        if before is None or before.boot != beat.boot:
             self._reach(host)
-        acked = self._take_reports(host, str(body["boot"]), body.get("reports") or ())
-        return self._answer(node, body, acked=acked, lost=was_lost, need_facts=facts is None)
+        acked = self._take_reports(host, beat.boot, beat.reports)
+        return self._answer(self.roll.nodes[host], beat, acked=acked, lost=self._to_restart(host, beat), need_facts=facts is None)
+
+    def _to_restart(self, host: str, beat: Beat) -> bool:
+        """Whether workers run that were given up while the host was lost. Said until they are others: an answer may not arrive."""
+        running = {worker["pid"] for worker in beat.workers if worker.get("pid") is not None}
+        if host in self.lost:
+            self.lost.discard(host)
+            self._given_up[host] = running
+        self._given_up[host] = self._given_up.get(host, set()) & running
+        return bool(self._given_up[host])
 
     def _named(self, node: Node, facts: Mapping[str, Any]) -> Node:
-        """Give each card of the host its name in the fleet; cards that were taken out lose theirs."""
-        taken = [name for other in self.roll.nodes.values() if other.host != node.host for name in other.cards.values()]
-        cards = name_cards(node.cards, taken, [(str(uuid), str(wish)) for uuid, wish in facts.get("cards", ())])
-        gone = sorted(set(node.cards.values()) - set(cards.values()))
-        if cards != node.cards and node.cards:
-            log.info("host %s has other cards: %s new, %s gone", node.host, sorted(set(cards.values()) - set(node.cards.values())), gone)
-        return replace(node, cards=cards)
+        """Give each card of the host its name in the fleet; those of cards that were taken out stay free for a while."""
+        named = renamed(node, self.roll.nodes.values(), [(uuid, wish) for uuid, wish in facts.get("cards") or ()])
+        before, now = set(node.cards.values()), set(named.cards.values())
+        if before not in (now, set()):
+            log.info("host %s has other cards: %s new, %s gone", node.host, sorted(now - before), sorted(before - now))
+        return named
 
-    def _refused(self, facts: Mapping[str, Any] | None) -> str | None:
-        """Return why a host may run no workers, ``None`` if it may."""
-        software = None if facts is None else facts.get("software")
-        if not isinstance(software, Mapping):
-            return None
-        refused = [str(skew) for skew in compare_software(self.software, software_from(software)) if skew.level == "refuse"]
-        return "; ".join(refused) or None
-
-    def _answer(self, node: Node, body: Mapping[str, Any], *, acked: int, lost: bool, need_facts: bool) -> dict[str, Any]:
+    def _answer(self, node: Node, beat: Beat, *, acked: int, lost: bool, need_facts: bool) -> dict[str, Any]:
         seen = self.seen[node.host]
         crl = self.authority.crl_pem(self.clock.wall())
         digest = hashlib.sha256(crl.encode()).hexdigest()
@@ -246,7 +252,7 @@ class Membership:
             "acked": acked,
             "lost": lost,
             "need_facts": need_facts,
-            "crl": None if body.get("crl") == digest else crl,
+            "crl": None if beat.crl == digest else crl,
             "peers": [self._peer(other) for other in others if state_of(other, self.seen.get(other.host), self.clock.monotonic()) == "ready"],
             "measure": self._to_measure(node.host),
         }
@@ -263,19 +269,19 @@ class Membership:
 
     def _take_reports(self, host: str, boot: str, reports: Iterable[Mapping[str, Any]]) -> int:
         """Take each report once, also where its acknowledgement was lost; return the number of the last."""
-        known = self._acked.get((host, boot), 0)
+        last, known = self._acked.get(host, (boot, 0))
+        known = known if last == boot else 0
         for report in reports:
-            number = int(report["n"])
-            if number > known:
-                known = number
+            if report["n"] > known:
+                known = report["n"]
                 self._report(host, report)
-        self._acked[host, boot] = known
+        self._acked[host] = (boot, known)
         return known
 
     def _report(self, host: str, report: Mapping[str, Any]) -> None:
-        self.reports.append({"host": host, **report})
+        self.reports.append({**report, "host": host})
         del self.reports[:-REPORTS_KEPT]
-        if report["kind"] == "link":
+        if report["kind"] == "link" and report.get("dst") in self.roll.nodes:
             self.links.measured({**report, "src": host})
         elif report["kind"] == "card_fault" and host in self.roll.nodes:
             node = self.roll.nodes[host]
@@ -285,27 +291,37 @@ class Membership:
 
     def _reach(self, host: str) -> None:
         """Try the host's peer port from here; what stands in the way is shown with the host."""
+        node = self.roll.nodes[host]
 
         async def reach() -> None:
-            why = await self.reach.reachable(self.roll.nodes[host])
+            why = await self.reach.reachable(node)
             if host in self.seen:
                 self.seen[host] = replace(self.seen[host], unreachable=why)
             if why is not None:
                 log.error("host %s reaches the head, and the head does not reach it: %s", host, why)
 
+        if host in self._reaching:
+            self._reaching[host].cancel()
         self._reaching[host] = asyncio.create_task(reach())
 
     # What goes on by itself
 
     async def run(self) -> None:
         """Follow silence, draining, held and vanished devices, and links, until cancelled."""
-        while True:
-            await asyncio.sleep(PERIOD_S)
-            try:
-                await self.look()
-            except DgpunetError as error:  # the scheduler is being started again
-                self.scheduler_lost()
-                log.debug("the scheduler is away: %s", error)
+        try:
+            while True:
+                await asyncio.sleep(PERIOD_S)
+                await self._look_again()
+        finally:
+            for task in (*self._leaving.values(), *self._reaching.values()):
+                task.cancel()
+
+    async def _look_again(self) -> None:
+        try:
+            await self.look()
+        except DgpunetError as error:  # the scheduler is being started again
+            self.scheduler_lost()
+            log.debug("the scheduler is away: %s", error)
 
     async def look(self) -> None:
         """Do once what is due now."""
@@ -317,7 +333,7 @@ class Membership:
                 await self._lose(host)
         await self._hold()
         for node in list(self.roll.nodes.values()):
-            if node.hold == "draining" and node.host not in self._draining:
+            if node.hold == "draining" and node.host not in self._leaving:
                 await self._drain(node)
         await self._tell_links()
         if now - self._swept_s >= SWEEP_S:
@@ -350,20 +366,21 @@ class Membership:
             self._held = held
 
     async def _drain(self, node: Node) -> None:
-        """Let the workers of a draining host leave once they are idle, or its deadline has passed."""
+        """Let the workers of a draining host leave once they are idle, or its deadline has passed. Nothing else waits for that."""
         here = (await self.reach.ask("dgpunet_hosts")).get(node.host, {"workers": [], "tasks": 0})
-        if not drained(node, busy=bool(here["tasks"]), now=self.clock.wall()):
-            return
-        self._draining.add(node.host)
+        if drained(node, busy=bool(here["tasks"]), now=self.clock.wall()):
+            self._leaving[node.host] = asyncio.create_task(self._leave(node.host, here["workers"]))
+
+    async def _leave(self, host: str, workers: Sequence[str]) -> None:
         try:
-            if here["workers"]:
-                await asyncio.wait_for(self.reach.retire(here["workers"]), RETIRE_S)
-        except (TimeoutError, OSError) as error:
-            log.warning("the workers of %s did not hand over everything and are ended: %s", node.host, error)
-            await self._lose(node.host)
+            if workers:
+                await asyncio.wait_for(self.reach.retire(workers), RETIRE_S)
+        except (TimeoutError, OSError, DgpunetError) as error:
+            log.warning("the workers of %s did not hand over everything and are ended: %s", host, error)
+            await self._lose(host)
         finally:
-            self._draining.discard(node.host)
-        present = self.roll.nodes.get(node.host)
+            del self._leaving[host]
+        present = self.roll.nodes.get(host)
         if present is not None and present.hold == "draining":  # nobody changed their mind meanwhile
             self._put(replace(present, hold="drained", hold_until=None))
 
@@ -400,7 +417,7 @@ class Membership:
         seen = self.seen.get(node.host)
         told = {d.get("uuid"): d for d in (seen.facts.get("fleet", {}).get("devices", ()) if seen else ())}
         cards = {name: told.get(uuid, {}) for uuid, name in node.cards.items()} | {f"{node.host}/cpu": {}}
-        return [found.get(name) or _absent(name, node.host, cards[name]) for name in sorted(cards)]
+        return [found.get(name) or absent(name, node.host, cards[name]) for name in sorted(cards)]
 
     async def node_action(self, host: str, action: str, body: dict[str, Any]) -> dict[str, Any]:
         """Cordon, uncordon, drain or remove a host; return it as `nodes` shows it."""
@@ -409,7 +426,7 @@ class Membership:
             return await self._remove(node)
         if action == "drain":
             deadline = body.get("deadline_s")
-            until = None if deadline is None else self.clock.wall() + float(deadline)
+            until = None if deadline is None else self.clock.wall() + number_of(body, "deadline_s", 0.0)
             node = node if node.hold == "drained" else replace(node, hold="draining", hold_until=until, hold_why=None)
         elif action == "cordon":
             node = replace(node, hold="cordoned", hold_until=None, hold_why=None)
@@ -428,7 +445,10 @@ class Membership:
         self.invitations.revoke_host(node.host)
         self.roll = self.roll.without(node.host)
         self._write(self.roll)
-        self.seen.pop(node.host, None)
+        for kept in (self.seen, self._acked, self._given_up):
+            kept.pop(node.host, None)
+        self.lost.discard(node.host)
+        self.links.forget(list(self.roll.nodes))
         with contextlib.suppress(DgpunetError):
             await self.reach.ask("dgpunet_expel", host=node.host)
         return {"host": node.host, "removed": True, "certificates_revoked": revoked}
@@ -476,7 +496,3 @@ class Membership:
     async def key_revoke(self, key_id: str) -> dict[str, Any]:
         """Make a key worthless."""
         return self.invitations.key_revoke(key_id)
-
-
-def _absent(name: str, host: str, card: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": name, "host": host, "model": card.get("model"), "vram_mib": card.get("vram_mib"), "charged_mib": 0, "state": "lost"}
