@@ -37,6 +37,10 @@ class Invitations:
         self.store = KeyStore(folder / "keys.json")
         self._tokens = TokenStore(folder / "tokens.json")
 
+    def check(self, token: str, host: str, request: str) -> None:
+        """Raise what `redeem` would, and use nothing up."""
+        self._tokens.check(token, host=host, now=self.clock.wall(), request_digest=request)
+
     def redeem(self, token: str, host: str, request: str) -> None:
         """Use a token up for `host`. Raises TokenRefused or BadToken."""
         self._tokens.redeem(token, host=host, now=self.clock.wall(), request_digest=request)

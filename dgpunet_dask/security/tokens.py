@@ -122,6 +122,19 @@ def address_text(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _good(record: dict[str, Any], given: JoinToken, host: str, now: float, request_digest: str) -> dict[str, Any]:
+    """Return the row of a token that may be used now. Raises TokenRefused."""
+    row = _rows(record).get(given.id)
+    right = hmac.compare_digest(row["digest"] if row else "", _digest(given.secret))
+    if record.get("fingerprint", given.fingerprint) != given.fingerprint:
+        raise _refused("other_cluster")
+    if row is None or not right:
+        raise _refused("unknown")
+    if (reason := _reason(row, host, now, request_digest)) is not None:
+        raise _refused(reason)
+    return row
+
+
 def _is_address(text: str, version: int) -> bool:
     try:
         return ipaddress.ip_address(text).version == version and "%" not in text
@@ -202,17 +215,15 @@ class TokenStore:
         """
         given = parse_token(token) if isinstance(token, str) else token
         with self._record.change() as record:
-            row = _rows(record).get(given.id)
-            right = hmac.compare_digest(row["digest"] if row else "", _digest(given.secret))
-            if record.get("fingerprint", given.fingerprint) != given.fingerprint:
-                raise _refused("other_cluster")
-            if row is None or not right:
-                raise _refused("unknown")
-            if (reason := _reason(row, host, now, request_digest)) is not None:
-                raise _refused(reason)
+            row = _good(record, given, host, now, request_digest)
             if row["used_s"] is None:
                 row.update(used_s=now, request=request_digest)
         return _info(given.id, row, now)
+
+    def check(self, token: str | JoinToken, *, host: str, now: float, request_digest: str = "") -> None:
+        """Raise what `redeem` would, and use nothing up: who asks may be told more only once the token is good."""
+        given = parse_token(token) if isinstance(token, str) else token
+        _good(self._record.read(), given, host, now, request_digest)
 
     def revoke(self, token_id: str) -> bool:
         """Make a token useless; return whether it was there and not used."""
