@@ -71,7 +71,7 @@ def direction_faults(source: Source) -> list[str]:
     faults = []
     for found in ours(imports(source)):
         there = part(found.name)
-        lower = RANK.get(there, -1) < RANK[here] if there else here in {"cli", "client", "daemons", "stagehost"}
+        lower = RANK.get(there, -1) < RANK[here] if there else here in {"cli", "client", "daemons", "stagehost", "hardware"}
         same = there == here or (RANK.get(there) == RANK[here] and RANK[here] in OPEN_ROWS)
         if there == "testing" or not (lower or same):
             faults.append(f"{source.path}:{found.line} imports {found.name}")
