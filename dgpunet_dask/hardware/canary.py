@@ -2,26 +2,28 @@
 
 Each step has one right result, whatever the order in which a device adds: whole numbers small enough that every partial sum is exact, integer
 arithmetic, patterns in memory. What is rounded (the chain) is only compared with itself, time after time, for devices may round otherwise.
+
+A process that has touched CUDA keeps a context on the card, hence `run_canary`, which takes a process of its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.clock import Clock, SystemClock
 
-#: Side of the matrices. With factors up to 63, sums stay below 2**22: exact in float32, and with TF32's short factors.
+#: Side of the matrices, at most. With factors up to 63, sums stay below 2**22: exact in float32, and with TF32's short factors. Sums of
+#: as many products of -1, 0 and 1 are exact in float16, however they are split.
 SIZE: Final = 1024
-#: Sums of as many products of -1, 0 and 1 are exact in float16, however they are split.
-SIZE_HALF: Final = 1024
-ELEMENTS: Final = 1 << 20
 ROUNDS: Final = 16
 REPEATS: Final = 3
 #: More than any card's cache: the patterns must come from memory.
@@ -29,12 +31,10 @@ MEMORY_MIB: Final = 256
 #: Alternate bits, both ways round, all and none.
 PATTERNS: Final = (0x5555555555555555, -0x5555555555555556, -1, 0)
 #: Starting a process, importing torch from a cold disk and opening a card take most of it.
-APART_S: Final = 180.0
-
-_SCRIPT: Final = (
-    "import json, sys; from dataclasses import asdict; from dgpunet_dask.hardware.canary import canary; "
-    "a = json.loads(sys.argv[1]); print('canary', json.dumps(asdict(canary(a.pop('torch_device'), a.pop('seed'), **a))))"
-)
+RUN_S: Final = 180.0
+#: What the process writes begins so: libraries write too.
+_MARK: Final = "canary "
+_MODULE: Final = "dgpunet_dask.hardware.canary"
 
 #: Gets the name of a step and the tensor that it computed, and may spoil it: tests only.
 Fault = Callable[[str, Any], None]
@@ -52,8 +52,8 @@ class CanaryResult:
         Whether all results were the known ones; ``None`` if it could not run.
     mismatches
         How many elements were wrong, and runs that did not repeat; ``None`` if it could not run.
-    failed
-        The steps that were: ``matmul``, ``half``, ``integer``, ``chain``, ``memory``.
+    wrong
+        The steps that were: ``matrix``, ``half``, ``integer``, ``chain``, ``memory``.
     digest
         SHA-256 of all results in hex: the same again with the same seed on the same kind of device.
     seconds
@@ -67,17 +67,17 @@ class CanaryResult:
     device: str
     ok: bool | None
     mismatches: int | None = None
-    failed: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
     digest: str | None = None
     seconds: float | None = None
     gflops: float | None = None
     why: str | None = None
 
 
-def canary(torch_device: str, seed: int, *, memory_mib: int = MEMORY_MIB, fault: Fault | None = None, clock: Clock | None = None) -> CanaryResult:
-    """Compute what is known and return whether it came out.
-
-    A process that does so keeps the card open: see `canary_apart`.
+def canary(
+    torch_device: str, seed: int = 0, *, size: int = SIZE, memory_mib: int = MEMORY_MIB, fault: Fault | None = None, clock: Clock | None = None
+) -> CanaryResult:
+    """Compute what is known in this process, and return whether it came out.
 
     Parameters
     ----------
@@ -85,8 +85,10 @@ def canary(torch_device: str, seed: int, *, memory_mib: int = MEMORY_MIB, fault:
         ``cpu``, ``cuda`` or ``cuda:1``.
     seed
         Chooses the inputs.
+    size
+        Side of the matrices, 1 to `SIZE`; the other steps have as many elements as one of them.
     memory_mib
-        How much of the device's memory is written and read back; four thirds of it are used.
+        How much of the device's memory is written and read back; a little more is used.
     """
     clock = SystemClock() if clock is None else clock
     try:
@@ -94,41 +96,38 @@ def canary(torch_device: str, seed: int, *, memory_mib: int = MEMORY_MIB, fault:
     except (ImportError, OSError) as error:
         return CanaryResult(device=torch_device, ok=None, why=f"torch cannot be imported: {error}")
     try:
-        return _Run(torch, torch_device, seed, clock, fault).all(memory_mib)
+        return _Run(torch, torch_device, seed, min(size, SIZE), clock, fault).all(memory_mib)
     except (RuntimeError, AssertionError, ValueError) as error:  # no such device, no memory, a card that is lost
         return CanaryResult(device=torch_device, ok=None, why=f"{type(error).__name__}: {_first_line(str(error))}")
 
 
-def canary_apart(
-    torch_device: str, seed: int, *, card: str | None = None, memory_mib: int = MEMORY_MIB, timeout_s: float = APART_S, python: str = sys.executable
-) -> CanaryResult:
-    """Run the canary in a process of its own, so that no card stays open and none that hangs holds the caller for ever.
+def run_canary(uuid: str | None = None, *, seed: int = 0, python: str = sys.executable, timeout_s: float = RUN_S) -> CanaryResult:
+    """Run the canary on the card or MIG instance with a UUID, or on the processor, in a process of its own.
 
     Parameters
     ----------
-    card
-        UUID of the only card that the process sees, as ``cuda:0``; ``None`` shows it what this one sees.
+    timeout_s
+        A card that hangs holds the process for ever: it is killed then, and the canary counts as one that could not run.
     """
-    asked = json.dumps({"torch_device": torch_device, "seed": seed, "memory_mib": memory_mib})
-    environment = {**os.environ, **({} if card is None else {"CUDA_VISIBLE_DEVICES": card})}
+    device = "cpu" if uuid is None else "cuda:0"  # the process sees no other card
+    argv = [python, "-P", "-m", _MODULE, "--device", device, "--seed", str(seed)]
     try:
-        done = subprocess.run(
-            [python, "-c", _SCRIPT, asked], capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, env=environment
-        )
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, env=_environment(uuid))
     except subprocess.TimeoutExpired:
-        return CanaryResult(device=torch_device, ok=None, why=f"it did not end within {timeout_s:g} s")
+        return CanaryResult(device=device, ok=None, why=f"no answer within {timeout_s:g} s")
     except OSError as error:
-        return CanaryResult(device=torch_device, ok=None, why=f"its process did not start: {error}")
-    return result_of(done.stdout) or CanaryResult(device=torch_device, ok=None, why=_ended(done.returncode, done.stderr))
+        return CanaryResult(device=device, ok=None, why=f"its process did not start: {error}")
+    return result_of(done.stdout, device) or CanaryResult(device=device, ok=None, why=_ended(done.returncode, done.stderr))
 
 
-def result_of(printed: str) -> CanaryResult | None:
-    """Return the result in what a canary's process printed, ``None`` where it did not get to it."""
-    line = next((line for line in printed.splitlines() if line.startswith("canary {")), None)
-    if line is None:
+def result_of(printed: str, device: str) -> CanaryResult | None:
+    """Return what the canary's process printed of a device, ``None`` where it did not get to it."""
+    line = next((line for line in printed.splitlines() if line.startswith(_MARK)), None)
+    try:
+        raw = {} if line is None else json.loads(line.removeprefix(_MARK))
+        return CanaryResult(**{**raw, "device": device, "wrong": tuple(raw["wrong"])})
+    except (ValueError, TypeError, KeyError):
         return None
-    raw: Mapping[str, Any] = json.loads(line.removeprefix("canary "))
-    return CanaryResult(**{**raw, "failed": tuple(raw["failed"])})
 
 
 @dataclass
@@ -136,6 +135,7 @@ class _Run:
     torch: Any
     device: str
     seed: int
+    size: int
     clock: Clock
     fault: Fault | None
     wrong: dict[str, int] = field(default_factory=dict)
@@ -143,9 +143,8 @@ class _Run:
 
     def all(self, memory_mib: int) -> CanaryResult:
         began = self.clock.monotonic()
-        gflops = self.matmul()
-        if self.torch.device(self.device).type != "cpu":  # half precision is what tensor cores are for; a CPU would take seconds
-            self.half()
+        gflops = self.matrix()
+        self.half()
         self.integer()
         self.chain()
         self.memory(memory_mib)
@@ -153,15 +152,15 @@ class _Run:
             device=self.device,
             ok=not self.wrong,
             mismatches=sum(self.wrong.values()),
-            failed=tuple(self.wrong),
+            wrong=tuple(self.wrong),
             digest=self.hashed.hexdigest(),
             seconds=round(self.clock.monotonic() - began, 4),
             gflops=gflops,
         )
 
-    def matmul(self) -> float | None:
+    def matrix(self) -> float | None:
         """Multiply matrices of whole numbers in float32, and return the speed. The CPU's float64 tells what is right."""
-        left, right = self.whole(SIZE, 63, 1), self.whole(SIZE, 63, 2)
+        left, right = self.whole(self.size, 63, 1), self.whole(self.size, 63, 2)
         known = (left.double() @ right.double()).float()
         ours, theirs = left.float().to(self.device), right.float().to(self.device)
         self.wait(ours @ theirs)  # the first product loads libraries
@@ -170,12 +169,14 @@ class _Run:
         self.wait(products[-1])
         took = self.clock.monotonic() - began
         for product in products:
-            self.check("matmul", product, known)
-        return round(2 * SIZE**3 * REPEATS / took / 1e9, 1) if took > 0 else None
+            self.check("matrix", product, known)
+        return round(2 * self.size**3 * REPEATS / took / 1e9, 1) if took > 0 else None
 
     def half(self) -> None:
         """Multiply matrices of -1, 0 and 1 in float16."""
-        left, right = self.whole(SIZE_HALF, 1, 3), self.whole(SIZE_HALF, 1, 4)
+        slow = self.torch.device(self.device).type == "cpu"  # seconds for all of it; it is for tensor cores
+        size = min(self.size, SIZE // 8) if slow else self.size
+        left, right = self.whole(size, 1, 3), self.whole(size, 1, 4)
         known = (left.double() @ right.double()).half()
         ours, theirs = left.half().to(self.device), right.half().to(self.device)
         for _ in range(REPEATS):
@@ -183,12 +184,12 @@ class _Run:
 
     def integer(self) -> None:
         """Let a generator of pseudo-random numbers run on each element, on the device and on the CPU."""
-        start = self.torch.arange(ELEMENTS, dtype=self.torch.int64) + self.seed % (1 << 30)
+        start = self.torch.arange(self.size**2, dtype=self.torch.int64) + self.seed % (1 << 30)
         self.check("integer", _scrambled(start.to(self.device)), _scrambled(start))
 
     def chain(self) -> None:
         """Add, multiply, divide and take roots in float32, more than once: each time must give the same bits."""
-        start = self.torch.rand(ELEMENTS, generator=self.generator(5)).to(self.device) + 0.5
+        start = self.torch.rand(self.size**2, generator=self.generator(5)).to(self.device) + 0.5
         digests = []
         for _ in range(REPEATS):
             value = start
@@ -259,6 +260,21 @@ def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0][:300]
 
 
-def as_row(result: CanaryResult, device: str) -> dict[str, Any]:
-    """Return a result as a row of facts, under the name of the device in the fleet."""
-    return {**asdict(result), "device": device, "torch_device": result.device, "failed": list(result.failed)}
+def _environment(uuid: str | None) -> dict[str, str]:
+    """Return the environment of the process: only the card to see, and this package to import from wherever it is."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": uuid or ""}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the canary in this process and write its result as one line of JSON."""
+    parser = argparse.ArgumentParser(prog="dgpunet-dask-canary", description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args(args)
+    sys.stdout.write(f"{_MARK}{json.dumps(asdict(canary(asked.device, asked.seed)))}\n")
+
+
+if __name__ == "__main__":
+    main()
