@@ -55,6 +55,8 @@ class CardMonitor:
     def facts(self) -> list[CardFacts]:
         """Return all cards that the driver lists, those that fell off the bus with ``present=False``."""
         found = [] if self._nvml is None else facts_in(self._nvml)
+        if self._events is not None:
+            self._events.extend()
         self._places |= {card.pci: card.mig_of or card.uuid or "" for card in found if card.pci is not None}
         return found
 

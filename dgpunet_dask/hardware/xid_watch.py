@@ -30,21 +30,25 @@ class XidWatch:
         An open session, which must stay open.
     wall
         Seconds since 1970: the driver does not tell when an error was.
-
-    Attributes
-    ----------
-    supported
-        Whether at least one card tells its errors.
     """
 
     def __init__(self, nvml: Nvml, wall: Callable[[], float]) -> None:
         self.nvml, self.wall = nvml, wall
         self._set = nvml.ask("nvmlEventSetCreate")
         self._uuids: dict[int, str] = {}
-        for _, handle, error in nvml.handles() if self._set is not None else ():
+        self._asked: set[str] = set()
+        self.extend()
+
+    @property
+    def supported(self) -> bool:
+        """Whether at least one card tells its errors."""
+        return self._set is not None and bool(self._uuids)
+
+    def extend(self) -> None:
+        """Listen to cards, too, that did not answer before."""
+        for _, handle, error in self.nvml.handles() if self._set is not None else ():
             if error is None:
                 self._register(handle)
-        self.supported = bool(self._uuids)
 
     def wait(self, timeout_s: float) -> XidEvent | None:
         """Return the next error, ``None`` if there was none in time."""
@@ -66,11 +70,14 @@ class XidWatch:
         """Wait no more."""
         if self._set is not None:
             self.nvml.ask("nvmlEventSetFree", self._set)
-            self._set, self.supported = None, False
+            self._set = None
 
     def _register(self, handle: Any) -> None:
         uuid = self.nvml.text("nvmlDeviceGetUUID", handle)
-        if uuid is not None and self.nvml.answer("nvmlDeviceRegisterEvents", handle, _XID_EVENTS, self._set)[1] is None:
+        if uuid is None or uuid in self._asked:
+            return
+        self._asked.add(uuid)  # a card that refuses once does so always
+        if self.nvml.answer("nvmlDeviceRegisterEvents", handle, _XID_EVENTS, self._set)[1] is None:
             self._uuids[_address(handle)] = uuid
 
     def _uuid(self, handle: Any) -> str | None:
