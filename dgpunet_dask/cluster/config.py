@@ -109,14 +109,36 @@ def read_config(path: Path) -> ClusterConfig | None:
         raise NewerFormat(path=path, found=found["version"], known=VERSION)
     try:
         return _config_of(found)
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UsageError(detail=f"{path} is damaged ({error}). Remove it, then run `dgpunet-dask head` or `join` again.") from error
 
 
 def _config_of(found: Mapping[str, Any]) -> ClusterConfig:
     values = {name: value for name, value in found.items() if name != "version"}
-    lists = {name: tuple(values[name]) for name in ("api", "roles")}
-    return ClusterConfig(**{**values, **lists, "ports": Ports(**values["ports"])})
+    lists = {name: tuple(_text(item) for item in _list(values[name])) for name in ("api", "roles")}
+    texts = {name: _text(values[name]) for name in ("cluster", "host", "address", "fingerprint")}
+    ports = Ports(**{name: _port(value) for name, value in values["ports"].items()})
+    if values["membership"] not in ("head", "node") or not lists["api"]:
+        raise ValueError("it does not say whose head answers where")
+    return ClusterConfig(**{**values, **lists, **texts, "ports": ports})
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _port(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 16:
+        raise TypeError(f"{value!r} is no port")
+    return value
 
 
 def split_host_port(text: str, default: int) -> tuple[str, int]:
