@@ -35,20 +35,24 @@ class Spool:
         self.reports: list[dict[str, Any]] = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(file.read_text(encoding="utf-8"))
-            self.next, self.dropped, self.reports = int(found["next"]), int(found["dropped"]), list(found["reports"])
+            reports = [{**report, "n": int(report["n"]), "kind": str(report["kind"])} for report in found["reports"]]
+            self.next, self.dropped, self.reports = int(found["next"]), int(found["dropped"]), reports
 
     def add(self, kind: str, **fields: Any) -> None:
         """Keep one report."""
         self.reports.append({"n": self.next, "kind": kind, **fields})
         self.next += 1
         surplus = max(0, len(self.reports) - KEPT)
+        if surplus and not self.dropped:
+            log.error("no head takes reports: the oldest are dropped, and how many is told with the next ones")
         self.dropped += surplus
         del self.reports[:surplus]
         self._write()
 
     def batch(self) -> list[Mapping[str, Any]]:
-        """Return the oldest reports, as many as one heartbeat carries."""
-        return list(self.reports[:AT_ONCE])
+        """Return the oldest reports, as many as one heartbeat carries. The first says how many before it were `dropped`, if any."""
+        found: list[Mapping[str, Any]] = list(self.reports[:AT_ONCE])
+        return [{**found[0], "dropped": self.dropped}, *found[1:]] if found and self.dropped else found
 
     def acknowledged(self, number: int) -> None:
         """Forget the reports up to `number`: the head knows them."""
