@@ -66,7 +66,8 @@ def host_of(ws: WorkerState) -> str | None:
     """Return the host that a worker announced, ``None`` for one that is not ours."""
     facts = (ws.extra or {}).get(EXTRA)
     host = facts.get("host") if isinstance(facts, Mapping) else None
-    return host.get("name") if isinstance(host, Mapping) else None
+    name = host.get("name") if isinstance(host, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 async def lose(plugin: PlacementPlugin, host: str) -> list[str]:
