@@ -152,12 +152,20 @@ class NodeAgent:
                 await self._take(answer)
             except DgpunetError as error:
                 await self._unanswered(error)
+            except OSError:  # a full disk, say, where a certificate should lie; ending would end the loaded stages
+                log.exception("what the head says cannot be done now")
             await asyncio.sleep(max(0.2, BEAT_S - (self.clock.monotonic() - began)))
 
     async def _probe(self) -> None:
         """Look at the machine; facts are sent when they have changed."""
-        fleet = await asyncio.to_thread(probe_node, self.home, self.config)
-        facts = await asyncio.to_thread(facts_of, fleet, self.config)
+        try:
+            fleet = await asyncio.to_thread(probe_node, self.home, self.config)
+            facts = await asyncio.to_thread(facts_of, fleet, self.config)
+        except Exception:
+            if self.fleet is None:
+                raise
+            log.exception("the machine cannot be looked at; what was known of it stays")  # ending would end the loaded stages
+            return
         if facts != self.facts:
             self._needs_facts = True
         self.fleet, self.facts = fleet, facts
