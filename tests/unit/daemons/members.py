@@ -37,6 +37,7 @@ class FakeScheduler:
         self.hosts = {}
         self.devices = []
         self.held = {}
+        self.told = asyncio.Event()
         self.retired = []
         self.retiring = asyncio.Event()
         self.may_retire = asyncio.Event()
@@ -53,6 +54,7 @@ class FakeScheduler:
         self.asked.append((name, arguments))
         if name == "dgpunet_hold":
             self.held = dict(arguments["holds"])
+            self.told.set()
         elif name in {"dgpunet_lose", "dgpunet_expel"}:
             self.hosts.pop(arguments["host"], None)
         return dict(self.hosts) if name == "dgpunet_hosts" else None

@@ -428,9 +428,7 @@ async def test_following_goes_on_while_the_scheduler_is_away(members, monkeypatc
     await asyncio.sleep(0.02)
     await members.now.node_action("node-a", "cordon", {})
     members.scheduler.away = False
-    async with asyncio.timeout(10):
-        while not members.scheduler.held:
-            await asyncio.sleep(0.001)
+    await asyncio.wait_for(members.scheduler.told.wait(), 10)
     following.cancel()
     with pytest.raises(asyncio.CancelledError):
         await following
