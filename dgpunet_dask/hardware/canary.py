@@ -170,7 +170,7 @@ class _Run:
         took = self.clock.monotonic() - began
         for product in products:
             self.check("matrix", product, known)
-        return round(2 * self.size**3 * REPEATS / took / 1e9, 1) if took > 0 else None
+        return round(2 * self.size**3 * REPEATS / took / 1e9, 4) if took > 0 else None
 
     def half(self) -> None:
         """Multiply matrices of -1, 0 and 1 in float16."""
