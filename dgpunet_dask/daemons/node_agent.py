@@ -103,7 +103,7 @@ class NodeAgent:
         await self._open()
         beating = asyncio.create_task(self._beats())
         listing = asyncio.create_task(self._list())
-        watching = asyncio.create_task(self.health.run(lambda: self.fleet, self.hosts.rows))
+        watching = asyncio.create_task(self.health.run(lambda: self.fleet, self.hosts.rows, lambda: self.hosts.cards))
         ended = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({beating, ended}, return_when=asyncio.FIRST_COMPLETED)
