@@ -3,7 +3,7 @@
 The document is that of ``GET /v1/doctor``::
 
     head       {host: NAME}
-    hosts      {NAME: {state: "ready", seen_s_ago: 1.2, doctor: {...}, facts: {...}, health: {cards: {UUID: {...}}},
+    hosts      {NAME: {state: "ready", seen_s_ago: 1.2, doctor: {...}, facts: {...}, health: {cards: {UUID: {...}}, canary: [...]},
                        workers: [{device, state}], unreachable: why, clock_offset_s: how far ahead of the head's}}
                `doctor` is what `collect.collect_local` gathered there; without it, `entries` reads what agents tell their head anyway
     links      [{src, dst, rates | bytes_per_s, rtt_s, at, baseline}]      each direction by itself
@@ -11,7 +11,7 @@ The document is that of ``GET /v1/doctor``::
     reach      [{src, dst, port, what, ok, why: refused|timeout|no_route}] documented ports, tried from src
     listeners  [{host, address, port, what, protection: mutual-tls|tls+key|key|none}]
     workers    [{name, host, device, state}]                               as in ``status --json``
-    reports    [{host, kind: "xid", uuid, xid, at, severity, meaning}]
+    reports    [{host, kind: "card_fault", uuid, xid, at, severity, meaning}]
 
 Each of them may be missing.
 """

@@ -21,18 +21,21 @@ def facts_of_entry(entry: Facts, reports: tuple[Facts, ...] = ()) -> dict[str, A
     entry
         Its entry of the document: ``facts``, ``health``, ``doctor``, ``clock_offset_s``.
     reports
-        What agents have reported: rows of host, kind, and for ``xid`` uuid, xid, at, severity, meaning.
+        What agents have reported: rows of host, kind, and for errors (Xid) uuid, xid, at, severity, meaning.
     """
     told = Facts(_mapping(entry.at("facts")), entry.host)
     known = _of_a_node(told) if told.at("fleet") is not None else dict(told.raw)
     known |= _mapping(entry.at("doctor"))
     cards = known.get("cards")
     if isinstance(cards, list):
-        known["cards"] = [_with_health(card, _mapping(entry.at("health", "cards"))) for card in cards]
+        health = _mapping(entry.at("health", "cards"))
+        known["cards"] = [*(_with_health(card, health) for card in cards), *_fallen(cards, health)]
+    if entry.rows("health", "canary"):
+        known.setdefault("canary", entry.at("health", "canary"))
     offset = entry.number("clock_offset_s")
     if offset is not None:
         known["clock"] = {**_mapping(known.get("clock")), "offset_s": offset}
-    events = [dict(row.raw) for row in reports if row.text("kind") == "xid" and row.text("host") == entry.host]
+    events = [dict(row.raw) for row in reports if row.number("xid") is not None and row.text("host") == entry.host]
     return known | ({"xid": events} if events else {})
 
 
@@ -57,6 +60,13 @@ def _with_health(card: Any, health: Mapping[str, Any]) -> Any:
     if not isinstance(card, Mapping):
         return card
     return {**card, **_mapping(health.get(str(card.get("uuid"))))}
+
+
+def _fallen(cards: list[Any], health: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the cards that the agent has seen, and that are not among its host's any more: they fell off the bus."""
+    here = {str(card.get("uuid")) for card in cards if isinstance(card, Mapping)}
+    gone = ((uuid, _mapping(row)) for uuid, row in health.items() if uuid not in here)
+    return [{"uuid": uuid, **row} for uuid, row in gone if row.get("present") is False]
 
 
 def workers_of(doc: Facts, entries: Mapping[str, Facts]) -> tuple[Facts, ...]:

@@ -27,7 +27,7 @@ SLOWED: Final = {
 def card_subject(card: Facts) -> str:
     """Return ``HOST/CARD``."""
     number = card.number("index")
-    return f"{card.host}/{card.text('name') or card.text('uuid') or f'card {number:g}' if number is not None else 'card'}"
+    return f"{card.host}/{card.text('name') or card.text('uuid') or ('card' if number is None else f'card {number:g}')}"
 
 
 def driver(facts: Facts) -> Iterator[Finding]:

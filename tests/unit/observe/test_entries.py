@@ -56,6 +56,18 @@ def test_health_and_reports_count():
     assert set(marks(check_cluster(doc))) == {("xid", "fault", "a/a-0"), ("throttle", "warn", "b/b-0")}
 
 
+def test_what_an_agent_tells_of_its_cards():
+    doc = document()
+    row = {"present": False, "name": "b-1", "problem": "GPU is lost", "throttle": None}
+    doc["hosts"]["b"]["health"] = {"cards": {"GPU-gone": row}, "canary": [{"device": "b-0", "uuid": "GPU-b", "ok": False, "mismatches": 3}]}
+    doc["reports"] = [
+        {"host": "a", "kind": "card_fault", "uuid": "GPU-a", "xid": 31, "at": 1.0, "severity": "job", "meaning": "m"},
+        {"host": "a", "kind": "card_fault", "uuid": "GPU-a", "xid": None, "at": 1.0, "what": "a-0: the card fell off the bus"},
+        {"host": "b", "kind": "link", "src": "b", "dst": "a"},
+    ]
+    assert set(marks(check_cluster(doc))) == {("xid", "warn", "a/a-0"), ("card_lost", "fault", "b/b-1"), ("canary", "fault", "b/b-0")}
+
+
 def test_a_host_that_the_head_cannot_reach():
     doc = document()
     doc["hosts"]["b"]["unreachable"] = "port 8788 does not answer"
