@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 #: How many seconds the certificates of hosts live, where it is not a day: to see them renewed.
 LIFE_VARIABLE: Final = "DGPUNET_CERTIFICATE_LIFE_S"
+#: How often the head looks whether its own certificate is due.
+CERTIFY_S: Final = 1.0
 #: How often, and how many seconds in all, a host's peer port is tried before it is called unreachable.
 REACH_TRIES: Final = 3
 REACH_WAIT_S: Final = 2.0
@@ -57,12 +59,12 @@ class ClusterHead(Head):
 
     async def run(self) -> None:
         """Start everything under a fresh certificate, serve until `stop`, end everything."""
-        life_s = float(os.environ.get(LIFE_VARIABLE) or LIFE_S)
-        certify_head(self.home.pki, self.config, self.policies.clock.wall(), life_s)
+        self.life_s = float(os.environ.get(LIFE_VARIABLE) or LIFE_S)
+        certify_head(self.home.pki, self.config, self.policies.clock.wall(), self.life_s)
         self.identity = Identity(self.home.pki)
         self.peers = PeerClient(self.identity.client_context())
         reach = Reach(self._ask, self._retire, self._rows, self._reachable, partial(survey, self.peers, self.config))
-        self.membership = Membership(self.home, self.config, reach, self.policies.clock, life_s)
+        self.membership = Membership(self.home, self.config, reach, self.policies.clock, self.life_s)
         await super().run()
 
     def _security(self) -> Any:
@@ -97,12 +99,27 @@ class ClusterHead(Head):
     @contextlib.asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
         async with super()._serving():
-            following = asyncio.create_task(self.membership.run())
+            following = [asyncio.create_task(follower) for follower in (self.membership.run(), self._certify())]
             try:
                 yield
             finally:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+                for task in following:
+                    task.cancel()
+                await asyncio.gather(*following, return_exceptions=True)
+
+    async def _certify(self) -> None:
+        """Renew the head's own certificate, also one that expired while this machine slept: nobody else could, for nobody would come in."""
+        while True:
+            await asyncio.sleep(CERTIFY_S)
+            now = self.policies.clock.wall()
+            if self.identity.due(now):
+                try:
+                    await asyncio.to_thread(certify_head, self.home.pki, self.config, now, self.life_s)
+                except (DgpunetError, OSError) as error:  # a full disk; it is tried again
+                    log.error("the head's certificate cannot be renewed: %s", error)
+                else:
+                    self.identity.refresh()
+                    log.info("the head's certificate is renewed until %.0f", self.identity.expires_s)
 
     async def _scheduler_lost(self, why: str) -> None:
         self.membership.scheduler_lost()

@@ -147,6 +147,7 @@ class NodeAgent:
                 await self._probe()
                 probed_s = self.clock.monotonic()
             began = self.clock.monotonic()
+            self.identity.refresh()  # on the head's host the head renews it, too
             try:
                 answer = await asyncio.to_thread(self.api.heartbeat, self._body())
                 await self._take(answer)
