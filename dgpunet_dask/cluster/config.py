@@ -147,12 +147,13 @@ def split_host_port(text: str, default: int) -> tuple[str, int]:
     Raises
     ------
     BadValue
-        If the port is none.
+        If the host is missing, or the port is none.
     """
     host, _, port = text.rpartition(":") if _has_port(text) else (text, "", str(default))
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
+    host = host.strip("[]")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise BadValue(what="address", value=text, why="write HOST, HOST:PORT or [IPV6]:PORT")
-    return host.strip("[]"), int(port)
+    return host, int(port)
 
 
 def _has_port(text: str) -> bool:
