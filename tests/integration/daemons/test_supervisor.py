@@ -1,0 +1,134 @@
+"""Daemons come back, each alone; what was told to end ends everything; nothing outlives its supervisor. Real processes stand for daemons."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+
+import psutil
+import pytest
+
+from dgpunet_dask.cluster.workers import Backoff
+from dgpunet_dask.daemons.lifeline import child_env, spawn
+from dgpunet_dask.daemons.register import Register, supervisor_of
+from dgpunet_dask.daemons.supervisor import FAILURES_MAX, Daemon, Supervisor, daemons_of
+from tests.integration.daemons.test_keeping import CHILD, ROOT, pids, until
+
+PROGRAM = """
+import asyncio, sys
+from pathlib import Path
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.lifeline import end_now, watch
+from dgpunet_dask.daemons.supervisor import Daemon, supervise
+watch(end_now)
+home = Home(Path(sys.argv[1]))
+sys.exit(asyncio.run(supervise(home, [Daemon(name, ("tests.integration.daemons.child", name, str(home.run))) for name in sys.argv[2:]])))
+"""
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+async def run(home, monkeypatch, said):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    running = []
+
+    def start(*daemons):
+        supervisor = Supervisor(home, [Daemon(words[0], (CHILD, *words, str(home.run))) for words in daemons], said.append)
+        supervisor.backoff = Backoff(first_s=0.02, most_s=0.05)
+        running.append((supervisor, asyncio.create_task(supervisor.run())))
+        return running[-1]
+
+    yield start
+    for supervisor, task in running:
+        supervisor.stop.set()
+        await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 30)
+
+
+async def live(home, name, but=()):
+    return await until(lambda: next((pid for pid in pids(home, name) if pid not in but and psutil.pid_exists(pid)), None))
+
+
+async def test_a_killed_daemon_comes_back_and_the_other_lives_on(home, run, said):
+    run(("wait",), ("idle",))
+    first, other = await live(home, "wait"), await live(home, "idle")
+    os.kill(first, signal.SIGKILL)
+    second = await live(home, "wait", but=[first])
+    assert psutil.pid_exists(other)
+    assert pids(home, "idle") == [other]
+    assert {entry.pid for entry in Register(home.run / "processes").running()} == {second, other}
+    assert len(said) == 1
+    assert "killed by SIGKILL" in said[0]
+    assert "wait.log" in said[0]
+
+
+async def test_a_daemon_that_was_told_to_end_ends_everything(home, run, said):
+    _, task = run(("wait",), ("exit", "0"))
+    assert await asyncio.wait_for(task, 30) == 0
+    assert said == []
+    assert [pid for pid in pids(home, "wait") if psutil.pid_exists(pid)] == []
+    assert list(Register(home.run / "processes").entries()) == []
+
+
+async def test_a_daemon_that_cannot_run_as_configured_is_not_tried_again(home, run, said):
+    _, task = run(("exit", "2"), ("wait",))
+    assert await asyncio.wait_for(task, 30) == 2
+    assert len(pids(home, "exit")) == 1
+    assert "exit status 2" in said[0]
+
+
+async def test_one_that_ends_again_and_again_is_given_up(home, run, said):
+    _, task = run(("exit", "7"),)
+    assert await asyncio.wait_for(task, 60) == 7
+    assert len(pids(home, "exit")) == FAILURES_MAX == len(said)
+
+
+async def test_one_that_cannot_be_started_is_given_up_with_its_reason(home, run, said):
+    (home.run / "logs").mkdir()
+    (home.run / "logs" / "wait.log").mkdir()
+    _, task = run(("wait",))
+    assert await asyncio.wait_for(task, 30) == 1
+    assert "directory" in said[-1]
+
+
+async def test_nothing_is_left_where_the_register_cannot_be_written(home, run):
+    (home.run / "processes").write_text("a file, where the folder should be")
+    supervisor, task = run(("wait",))
+    pid = await live(home, "wait")
+    await until(lambda: not psutil.pid_exists(pid))
+    supervisor.stop.set()
+    await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 30)
+
+
+def supervise(home, *names):
+    env = child_env({"DGPUNET_HOME": str(home.root), "PYTHONPATH": str(ROOT)})
+    return spawn([sys.executable, "-c", PROGRAM, str(home.root), *names], env=env, log_file=home.run / "logs" / "supervisor.log", cwd=home.run)
+
+
+async def test_what_a_killed_supervisor_kept_ends_with_it(home):
+    process = supervise(home, "wait", "deaf")
+    kept = [await live(home, "wait"), await live(home, "deaf")]
+    assert supervisor_of(home).pid == process.pid
+    process.kill()
+    await until(lambda: not [pid for pid in kept if psutil.pid_exists(pid)])
+    assert supervisor_of(home) is None
+
+
+async def test_sigterm_ends_the_daemons_in_good_order(home):
+    process = supervise(home, "wait", "idle")
+    kept = [await live(home, "wait"), await live(home, "idle")]
+    process.process.terminate()
+    assert await asyncio.wait_for(process.ended(), 30) == 0
+    assert [pid for pid in kept if psutil.pid_exists(pid)] == []
+
+
+def test_the_heads_host_runs_the_head_first_and_others_an_agent_alone(home):
+    head, agent = daemons_of("head", home, [home.policy / "a.yaml"])
+    assert (head.name, agent.name) == ("head", "agent")
+    assert head.argv[1:] == ("--home", str(home.root), "--cluster", "--policy", str(home.policy / "a.yaml"))
+    assert daemons_of("node", home) == (agent,)
