@@ -110,11 +110,21 @@ class Supervisor:
         except OSError as error:
             return str(error)
         try:
-            self.register.add(child.pid, daemon.name)
+            with self._noting():
+                self.register.add(child.pid, daemon.name)
             return await child.ended()
         finally:
             await asyncio.shield(child.stop(STOP_S))
-            self.register.remove(child.pid)
+            with self._noting():
+                self.register.remove(child.pid)
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Go on without the register where the disk is full: it is for what the daemons' lifelines miss."""
+        try:
+            yield
+        except OSError as error:
+            self.say(f"the register of processes cannot be written ({error})")
 
     def _spawn(self, daemon: Daemon) -> OwnedProcess:
         return spawn(

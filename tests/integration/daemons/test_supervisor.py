@@ -96,13 +96,16 @@ async def test_one_that_cannot_be_started_is_given_up_with_its_reason(home, run,
     assert "directory" in said[-1]
 
 
-async def test_nothing_is_left_where_the_register_cannot_be_written(home, run):
+async def test_daemons_are_kept_where_the_register_cannot_be_written(home, run, said):
     (home.run / "processes").write_text("a file, where the folder should be")
     supervisor, task = run(("wait",))
-    pid = await live(home, "wait")
-    await until(lambda: not psutil.pid_exists(pid))
+    first = await live(home, "wait")
+    assert "register" in said[0]
+    os.kill(first, signal.SIGKILL)
+    second = await live(home, "wait", but=[first])
     supervisor.stop.set()
-    await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 30)
+    assert await asyncio.wait_for(task, 30) == 0
+    assert not psutil.pid_exists(second)
 
 
 def supervise(home, *names):
