@@ -9,7 +9,8 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
     │   │   NoRecordedFleet, LoopbackOnly
-    │   ├── BadToken, TokenRefused, CertificateRefused, JoinRefused, NoIdentity, NotAllowed
+    │   ├── BadToken, TokenRefused, CertificateRefused, JoinRefused, TooManyAttempts
+    │   ├── NoIdentity, NotAllowed
     ├── StartFailed (1)
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
@@ -173,7 +174,7 @@ class LoopbackOnly(UsageError):
 
 
 class BadToken(UsageError):
-    """The {kind} is not whole: {why}. Copy all of it, from its first sign to its last."""
+    """The {kind} is not whole: {why}. Give all of it, from its first sign to its last."""
 
     code = "bad_token"
 
@@ -186,7 +187,7 @@ class TokenRefused(UsageError):
     @property
     def reasons(self) -> list[dict[str, Any]]:
         """One mapping with the reason in one word."""
-        return [{"code": self.fields["reason"]}]
+        return [{"code": self.fields.get("reason")}]
 
 
 class CertificateRefused(UsageError):
@@ -205,6 +206,14 @@ class JoinRefused(UsageError):
     """Host {host} cannot join: {why}."""
 
     code = "join_refused"
+
+
+class TooManyAttempts(UsageError):
+    """The head listens to nothing from this address for {wait_s:.0f} more seconds: too many keys or tokens that are none came from it. Wait,
+    then use one that is good.
+    """
+
+    code = "too_many_attempts"
 
 
 class NoIdentity(UsageError):
@@ -348,7 +357,7 @@ class PeerFailed(DgpunetError):
 
 
 class PeerBusy(PeerFailed):
-    """Host {host} did not answer {request!r} on its peer port {address}: {why}. Ask again in a few seconds."""
+    """Host {host} did not answer {request!r} on its peer port {address}: {why}. Wait a few seconds, then ask again."""
 
     code = "peer_busy"
 
@@ -379,7 +388,9 @@ class NoSuchIndex(NotFound):
 
 
 class NoHead(NotFound):
-    """No head answers at {where}. Start one with `dgpunet-dask up`, or check `--cluster` and $DGPUNET_CLUSTER."""
+    """No head answers at {where}. Start one with `dgpunet-dask up`, or `dgpunet-dask head` for several machines, or check `--cluster` and
+    $DGPUNET_CLUSTER.
+    """
 
     code = "no_head"
 

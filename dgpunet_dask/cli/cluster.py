@@ -86,7 +86,7 @@ def say_up(context: CliContext, head: HeadFile) -> None:
 @pass_context
 def down(context: CliContext) -> None:
     """Stop the cluster under $DGPUNET_HOME, and end what a killed one left behind. Without a cluster, nothing happens."""
-    from dgpunet_dask.daemons.embedded import stop_cluster
+    from dgpunet_dask.daemons.embedded import joined_cluster, stop_cluster
 
     if not context.home.run.is_dir():
         sayer(context)("no cluster is running")
@@ -95,7 +95,8 @@ def down(context: CliContext) -> None:
     say = sayer(context)
     if ended:
         say("ended what was left: " + ", ".join(f"{entry.what} ({entry.pid})" for entry in ended))
-    say("the cluster is stopped" if ran else "no cluster is running")
+    what = "this machine's part of the cluster" if joined_cluster(context.home) else "the cluster"
+    say(f"{what} is stopped" if ran else "no cluster is running")
 
 
 @click.command()

@@ -48,6 +48,8 @@ def join(
             config = moved(home, found, say)
         clear_remains(home)
         if not foreground:
+            if token is not None:
+                say("this machine has joined; if its part does not start, mend what is named and run `dgpunet-dask join` without a token")
             with supervising(home, "node") as process:
                 row = until_ready(home, config, lambda: process.returncode is None, say)
                 process.release()
@@ -57,4 +59,5 @@ def join(
         emit_json({**row, "cluster": config.cluster, "error": None})
     else:
         say(f"{config.host} is in the cluster {config.cluster} with {', '.join(device['name'] for device in row['devices'])}")
+        say("commands here go to its head, and want a key in $DGPUNET_API_KEY: `dgpunet-dask key create USER` on the head makes one")
     return 0

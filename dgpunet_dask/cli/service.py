@@ -25,34 +25,49 @@ UNIT: Final = "dgpunet-dask.service"
 @click.option("--dry-run", is_flag=True, help="Print the unit and change nothing.")
 @click.option("--user", "as_user", is_flag=True, help="A unit of the calling user, also when root calls; see `loginctl enable-linger`.")
 @click.option("--no-start", is_flag=True, help="Write the unit, but neither enable nor start it.")
+@click.option("--policy", multiple=True, type=click.Path(path_type=Path), metavar="FILE", help="Policy files for a head, as `head` takes them.")
 @pass_context
-def install_service(context: CliContext, dry_run: bool, as_user: bool, no_start: bool) -> None:
+def install_service(context: CliContext, dry_run: bool, as_user: bool, no_start: bool, policy: tuple[Path, ...]) -> None:
     """Write a systemd unit for what this machine is in the cluster, its head or one of its hosts, and start it.
 
-    Called by root it is the machine's unit, started at boot; called by anybody else the user's own. It restarts whatever ends.
+    Called by root it is the machine's unit, started at boot as the user whose $DGPUNET_HOME it is; called by anybody else the user's own.
+    It restarts whatever ends. What runs here already is stopped first.
     """
     from dgpunet_dask.cluster.config import read_config
     from dgpunet_dask.cluster.service_unit import unit_text
+    from dgpunet_dask.daemons.embedded import stop_cluster
 
     config = read_config(context.home.cluster_file)
     if config is None:
         raise UsageError(detail="This machine is in no cluster yet. Run `dgpunet-dask head`, or `dgpunet-dask join TOKEN`, once before.")
     system = os.geteuid() == 0 and not as_user
-    what, command = _command(config)
-    text = unit_text(what, command, {"DGPUNET_HOME": str(context.home.root)}, system=system)
+    what, command = _command(config, policy)
+    text = unit_text(what, command, {"DGPUNET_HOME": str(context.home.root)}, system=system, user=_owner(context.home.root) if system else None)
     if dry_run:
         click.echo(text, nl=False)
         return
     path = (SYSTEM_UNITS if system else _user_units()) / UNIT
     _write(path, text)
     click.echo(f"{path} is written", err=True)
+    if not no_start and shutil.which("systemctl") is not None:
+        stop_cluster(context.home)  # systemd's would meet it, and try again for ever
     _start(system, no_start)
 
 
-def _command(config: ClusterConfig) -> tuple[str, list[str]]:
+def _command(config: ClusterConfig, policy: tuple[Path, ...]) -> tuple[str, list[str]]:
     """Return what runs here, and the command that runs it in the foreground."""
     program = [sys.executable, "-P", "-m", "dgpunet_dask.cli.main"]
-    return ("head", [*program, "head"]) if config.membership == "head" else ("agent", [*program, "join", "--foreground"])
+    files = [word for path in policy for word in ("--policy", str(path.absolute()))]
+    return ("head", [*program, "head", *files]) if config.membership == "head" else ("agent", [*program, "join", "--foreground"])
+
+
+def _owner(root: Path) -> str | None:
+    """Return the name of the user whose home this is, ``None`` for root's: what users' stages run, they run as that user."""
+    try:
+        owner = root.owner()
+    except (OSError, KeyError):
+        return None
+    return None if owner == "root" else owner
 
 
 def _user_units() -> Path:

@@ -18,10 +18,12 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=exec
-ExecStart={command}
+{user}ExecStart={command}
 {environment}
 Restart=always
 RestartSec=3
+# A mistake in what it was told (status 2), or a machine that was removed from its cluster: starting again would not help.
+RestartPreventExitStatus=2
 # SIGTERM reaches the supervisor alone, which ends its daemons, their workers and their stages in order.
 KillMode=mixed
 KillSignal=SIGTERM
@@ -39,7 +41,7 @@ WantedBy={target}
 """
 
 
-def unit_text(what: str, command: Sequence[str], environment: Mapping[str, str], *, system: bool) -> str:
+def unit_text(what: str, command: Sequence[str], environment: Mapping[str, str], *, system: bool, user: str | None = None) -> str:
     """Return the unit.
 
     Parameters
@@ -52,11 +54,14 @@ def unit_text(what: str, command: Sequence[str], environment: Mapping[str, str],
         Variables that the service needs.
     system
         Whether it is the machine's, started at boot; otherwise the user's.
+    user
+        As whom the machine's unit runs; ``None``: root.
     """
     return _TEMPLATE.format(
         what=what,
         command=" ".join((quoted(command[0]), *(quoted(word.replace("$", "$$")) for word in command[1:]))),
         environment="\n".join(f"Environment={quoted(f'{name}={value}')}" for name, value in sorted(environment.items())),
+        user=f"User={user}\n" if user is not None else "",
         target="multi-user.target" if system else "default.target",
     )
 

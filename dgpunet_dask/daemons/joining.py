@@ -200,7 +200,7 @@ def until_ready(home: Home, config: ClusterConfig, alive: Callable[[], bool], sa
     row: dict[str, Any] = {}
     while time.monotonic() < deadline:
         if not alive():
-            raise StartFailed(why="its daemons ended", logs=home.run / "logs")
+            raise StartFailed(why=f"its daemons ended{last_error(home.run / 'logs')}", logs=home.run / "logs")
         with contextlib.suppress(DgpunetError):
             row = api.me()
         if row.get("state") == "refused":
@@ -214,3 +214,14 @@ def until_ready(home: Home, config: ClusterConfig, alive: Callable[[], bool], sa
                 return row
         time.sleep(_POLL_S)
     raise StartFailed(why=f"its workers did not join within {timeout_s:g} s ({told or row.get('state', 'the head does not answer')})", logs=home.run / "logs")
+
+
+def last_error(logs: Path) -> str:
+    """Return the last error in the logs of the agent and the head, after a colon; empty where there is none."""
+    for name in ("agent.log", "head.log"):
+        with contextlib.suppress(OSError):
+            lines = (logs / name).read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
+            found = [line.partition(" ERROR ")[2].partition(": ")[2] for line in lines if " ERROR " in line]
+            if found:
+                return f": {found[-1]}"
+    return ""

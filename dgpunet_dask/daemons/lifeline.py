@@ -23,6 +23,8 @@ from typing import IO, Final
 
 #: Tells a scheduler the file with the policies of its head (`Home.policies_in_force`).
 POLICIES_ENV: Final = "DGPUNET_POLICIES"
+#: What libraries read before they tell their makers of their use: nothing leaves this cluster.
+NO_TELEMETRY: Final = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DISABLE_TELEMETRY": "1", "OPENVINO_TELEMETRY_DISABLE": "1"}
 ENV: Final = "DGPUNET_LIFELINE_FD"
 RELEASE: Final = b"r"
 #: A log that is longer when its process starts is moved aside once, so that logs never grow without end.
@@ -216,7 +218,7 @@ def child_env(extra: Mapping[str, str], environ: Mapping[str, str] | None = None
     package_root = str(Path(__file__).resolve().parents[2])
     inherited = [str(Path(p).absolute()) for p in base.get("PYTHONPATH", "").split(os.pathsep) if p]
     base["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([package_root, *inherited]))
-    return {**base, **extra}
+    return {**base, **NO_TELEMETRY, **extra}
 
 
 def wait_until(condition: Callable[[], bool], deadline_s: float, poll_s: float = 0.05) -> bool:

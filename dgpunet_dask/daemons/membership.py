@@ -126,25 +126,23 @@ class Membership:
     async def enrol(self, request: dict[str, Any], peer_address: str) -> dict[str, Any]:
         """Take a host in for a token, or one back whose certificate has expired.
 
-        Raises
-        ------
-        TokenRefused, CertificateRefused
-            If neither is good.
-        JoinRefused
-            If its versions cannot work with this head's.
+        Raises TokenRefused or CertificateRefused if neither is good, JoinRefused if its versions cannot work with this head's.
         """
         text = {name: request.get(name) for name in ("token", "certificate", "host", "csr")}
         if not all(isinstance(text[name], str) for name in ("host", "csr")):
-            raise BadValue(what="request", value=sorted(request), why="send host, csr, addresses, software, and a token")
+            raise BadValue(what="request", value=sorted(request), why="send host, csr, addresses, software and a token")
         host, csr = str(text["host"]), str(text["csr"])
         addresses, roles = texts_of(request, "addresses") or (peer_address,), texts_of(request, "roles")
-        warnings = self._versions(request.get("software"), force=bool(request.get("force")))
-        if isinstance(text["certificate"], str):
-            self.authority.recognise(text["certificate"], csr, host=host, now=self.clock.wall())
+        back, token = text["certificate"], (str(text["token"] or ""), host, request_digest(csr))
+        if isinstance(back, str):
+            self.authority.recognise(back, csr, host=host, now=self.clock.wall())
         else:
-            if host == self.config.host:
-                raise JoinRefused(host=host, why="the head's own host has that name. Choose another with `--name`, and make a token for it")
-            self.invitations.redeem(str(text["token"] or ""), host, request_digest(csr))
+            self.invitations.check(*token)  # who has none learns nothing of what runs here
+        warnings = self._versions(request.get("software"), force=bool(request.get("force")))
+        if host == self.config.host and back is None:
+            raise JoinRefused(host=host, why="the head's own host has that name. Choose another with `--name`, and make a token for it")
+        if not isinstance(back, str):
+            self.invitations.redeem(*token)
             self.authority.allow(host)
         given = self._certificate(host, csr, addresses)
         node = self.roll.nodes.get(host) or Node(host=host, address=addresses[0], joined_at=self.clock.wall())

@@ -37,7 +37,7 @@ from dgpunet_dask.daemons.listeners import own_listeners
 from dgpunet_dask.daemons.node_facts import facts_of, named, probe_node
 from dgpunet_dask.daemons.node_health import NodeHealth
 from dgpunet_dask.daemons.spool import Spool
-from dgpunet_dask.errors import DgpunetError, StartFailed
+from dgpunet_dask.errors import CertificateRefused, DgpunetError, StartFailed
 from dgpunet_dask.hardware.cpu import usable_cpus
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.security.identity import Identity, install, install_crl, make_request
@@ -51,6 +51,8 @@ ORPHAN_S: Final = 900.0
 PROBE_S: Final = 300.0
 #: What listens here is looked at this often.
 LIST_S: Final = 20.0
+#: A head that refuses a certificate that often in a row, though it has not expired, has removed this host.
+REFUSALS_MAX: Final = 5
 #: How long leaving in good order may take.
 LEAVE_S: Final = 2.0
 
@@ -88,6 +90,7 @@ class NodeAgent:
         self.answered_s = self.clock.monotonic()
         self._needs_facts = True
         self._orphaned = self._asked_anew = False
+        self._refusals = 0
         self._running: tuple[Any, ...] | None = None
         self._measurement: asyncio.Task[None] | None = None
 
@@ -197,9 +200,13 @@ class NodeAgent:
             ended = await self.hosts.end_all()
             log.error("no head has answered for %.0f s: %d stage hosts were ended, so that their memory is free", silent_s, ended)
         await self._renew_expired()
+        self._refusals = self._refusals + 1 if isinstance(error, CertificateRefused) and self.identity.expires_s > self.clock.wall() else 0
+        if self._refusals >= REFUSALS_MAX:
+            raise error  # it was removed: what it says is the way back
 
     async def _take(self, answer: Mapping[str, Any]) -> None:
         """Do as the head says."""
+        self._refusals = 0
         self.answered_s, self._orphaned, self._needs_facts = self.clock.monotonic(), False, bool(answer["need_facts"])
         self.spool.acknowledged(int(answer["acked"]))
         self.peers = tuple(Peer(**peer) for peer in answer["peers"])

@@ -95,7 +95,8 @@ class Supervisor:
             status = await self._run_once(daemon)
             failures, wait_s = self.backoff.next(failures, self.clock.monotonic() - began)
             logs = self.home.run / "logs" / f"{daemon.name}.log"
-            if status in (0, USAGE) or failures >= FAILURES_MAX:
+            first = daemon is self.daemons[0]  # what this host is for: an agent that cannot run does not take its head along
+            if first and (status in (0, USAGE) or failures >= FAILURES_MAX):
                 if status != 0:
                     self.say(f"the {daemon.name} ended ({how_ended(status)}); see {logs}")
                 self.status = int(status) if isinstance(status, int) and status >= 0 else 1

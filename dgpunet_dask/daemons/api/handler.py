@@ -22,13 +22,16 @@ from dgpunet_dask.errors import (
     NotAllowed,
     NotFound,
     TokenRefused,
+    TooManyAttempts,
     UsageError,
 )
 
 log = logging.getLogger(__name__)
 
 #: What is not a matter of how it was asked.
-_STATUS: Final[Mapping[type[DgpunetError], int]] = {NotAllowed: 403, TokenRefused: 403, CertificateRefused: 403, LoopbackOnly: 409}
+_STATUS: Final[Mapping[type[DgpunetError], int]] = {
+    NotAllowed: 403, TokenRefused: 403, CertificateRefused: 403, LoopbackOnly: 409, TooManyAttempts: 429,
+}  # fmt: skip
 
 
 class Handler(RequestHandler):
@@ -125,7 +128,7 @@ class Handler(RequestHandler):
         """Refuse to look at what an address sends that has failed too often."""
         self.wait_s = self.ctx.attempts.wait_s(self.peer_address, self.ctx.clock.monotonic())
         if self.wait_s > 0:
-            raise HTTPError(429, reason="too many failed attempts from this address")
+            raise TooManyAttempts(wait_s=self.wait_s)
 
     def note_failure(self) -> None:
         """Count a failed attempt of the address."""
