@@ -86,7 +86,7 @@ class HomeLab:
     cards
         The cards of each host; ``None`` gives each host one of `CARDS`, and those beyond it none.
     extra
-        Variables for every command, over all others.
+        Variables for every command, over all others but those in `own`: by host, for tests to set.
 
     Notes
     -----
@@ -105,6 +105,7 @@ class HomeLab:
         given = {name: CARDS[k : k + 1] for k, name in enumerate(lan.hosts)} if cards is None else cards
         self.cards: dict[str, tuple[FakeCard, ...]] = {name: tuple(given.get(name, ())) for name in lan.hosts}
         self.extra = dict(extra or {})
+        self.own: dict[str, dict[str, str]] = {}
 
     def home(self, name: str) -> Path:
         """Return the ``$DGPUNET_HOME`` of a host."""
@@ -123,6 +124,7 @@ class HomeLab:
             "DASK_CUDA_TEST_DISABLE_DEVICE_SPECIFIC": "1",  # dask-cuda's own switch: leave out what needs CUDA behind the card
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             **self.extra,
+            **self.own.get(name, {}),
         }
 
     def cli(self, name: str, *words: str, timeout_s: float = 120.0) -> Ran:

@@ -35,6 +35,7 @@ class Site:
         self.notes_file = lab.folder / "notes.jsonl"
         self.figures: dict[str, float] = {}
         self.tap: Wiretap | None = None
+        self.began_s = time.monotonic()
 
     # Bringing up
 
@@ -165,6 +166,10 @@ class Site:
     def pids(self, host: str, word: str) -> list[int]:
         """Return the processes of a host whose command line has `word`."""
         return [pid for pid, line in self.lab.left(host).items() if word in line]
+
+    def age(self) -> float:
+        """Return for how many seconds there has been this site."""
+        return time.monotonic() - self.began_s
 
     def measured(self, name: str, seconds: float) -> float:
         """Note a figure; it is printed at the end."""

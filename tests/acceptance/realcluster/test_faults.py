@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.acceptance.realcluster.site import FIVE, WHY_NOT, Site, corpus, short_folder, site, timed
+from tests.acceptance.realcluster.site import FIVE, SLOW_HOST, WHY_NOT, Site, corpus, short_folder, site, timed
 from tests.helpers import until
 
 pytestmark = [
@@ -195,6 +195,29 @@ def test_a_supervisor_that_is_killed_leaves_nothing_and_the_host_starts_again_wi
     five.until_ready("legion")
 
 
+def test_doctor_knows_the_hosts_and_the_links_between_them(five):
+    five.until_ready(*FIVE, "late")
+    links = until(lambda: _links(five), 60, "links that were measured", every_s=0.5)
+    five.measured(f"links measured of {6 * 5}: {len(links)}; after", five.age())
+    slow = [row["bytes_per_s"] for (a, b), row in links.items() if SLOW_HOST in (a, b)]
+    assert all(rate < 30e6 for rate in slow), links  # what the wire allows is 25 MB/s
+    assert any(row["bytes_per_s"] > 100e6 for (a, b), row in links.items() if SLOW_HOST not in (a, b)), links
+    doctor = five.lab.cli("m18", "doctor", "--json")
+    assert doctor.code in {0, 3}, doctor
+    findings = doctor.json["findings"]
+    assert (doctor.code == 3) == (doctor.json["summary"]["fault"] > 0)
+    assert all(f["cure"] for f in findings if f["level"] != "ok"), findings
+    assert not [f for f in findings if "could not be looked at" in f["what"]]
+    about = {f["subject"].partition("/")[0] for f in findings}
+    assert {*FIVE, "late"} <= about
+    faults = [f for f in findings if f["level"] == "fault"]
+    print("doctor:", len(findings), "findings;", [(f["check"], f["subject"], f["what"]) for f in findings if f["level"] != "ok"])
+    assert not [f for f in faults if f["cause"] in ("network", "workload")], faults
+    words = five.lab.cli("m18", "doctor")
+    assert words.code == doctor.code
+    assert "Traceback" not in words.out + words.err
+
+
 def test_all_that_the_hosts_said_was_under_tls_and_nothing_went_anywhere_else(five):
     heard = five.heard()
     assert heard.packets > 10_000
@@ -213,6 +236,13 @@ def test_down_leaves_nothing_on_any_host(five):
     for name in ("tower", "legion", "rig", "m18"):
         five.lab.ok(name, "down")
     until(lambda: not five.lab.lan.pids(), 5, "the end of all processes")
+
+
+def _links(five: Site) -> dict:
+    """Return the measured links, once there are enough of them to say something."""
+    told = five.api("/v1/doctor")[1] or {}
+    links = {(row["src"], row["dst"]): row for row in told.get("links", ()) if row.get("bytes_per_s")}
+    return links if len(links) >= 15 else {}
 
 
 def _changed(five: Site, card: dict) -> bool:
