@@ -1,14 +1,14 @@
 """What a link carries between two hosts: 8 MiB frames over Dask's comms, under mutual TLS and without, beside iperf3.
 
-Two hosts in network namespaces, joined by veths whose rates tbf sets. The receiver asks for a frame and gets it, one at a time, as a Dask
-worker asks a peer for data. The frames are random, so that nothing can be squeezed. They travel as three things:
+Two hosts in network namespaces, joined by veths whose rates tbf sets. The receiver asks for a frame and gets it, one at a time, as a
+Dask worker asks a peer for data. The frames are random, so that nothing can be squeezed. They travel as three things:
 
 * ``parcel``: a unit on its way, its buffers out of band, as our stages' inputs and results do;
 * ``array``: a numpy array under `to_serialize`;
 * ``bytes``: plain bytes inside a message, which msgpack copies.
 
-Each end keeps to a core of its own, iperf3's too, as hosts do. All arms of a round run one after another, so that a busy machine slows all
-of them. Needs Linux, root, iproute2, iperf3 and two cores.
+Each end keeps to a core of its own, iperf3's too, as hosts do. All arms of a round run one after another, so that a busy machine slows
+all of them. Needs Linux, root, iproute2, iperf3 and two cores.
 
     python bench/links.py [--rates 1gbit,2.5gbit,5gbit,10gbit,none] [--rounds 5] [--seconds 1.5] [--out bench/results/links.json]
 """
@@ -146,11 +146,11 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             start(giver, [*own(), "--serve", address, str(folder / giver.name), str(given.seed)], "ready")
         start(giver, ["iperf3", "-s", "--forceflush"], "listening")
         rows = [row for rate in given.rates.split(",") for row in at(lan, rate, addresses, folder, given)]
-    shares = {row["rate"]: row["of_iperf3"] for row in rows if row["protocol"] == "tls" and row["shape"] == "parcel" and row["rate"] != "none"}
+    judged = [row for row in rows if (row["protocol"], row["shape"]) == ("tls", "parcel") and row["rate"] != "none"]
     return {
         "what": "goodput of 8 MiB frames between two hosts, asked for one at a time, and its share of iperf3's on the same link",
         "target": f"tls, parcel, on each limited link: >= {TARGET} of iperf3",
-        "reached": {rate: share >= TARGET for rate, share in shares.items()},
+        "reached": {row["rate"]: row["of_iperf3"] >= TARGET for row in judged},
         "rounds": given.rounds,
         "seconds_each": given.seconds,
         "seed": given.seed,
@@ -193,8 +193,6 @@ def row(rate: str, arm: tuple[str, str], runs: list[dict[str, Any]], base: float
         "spread": [round(min(rates), 1), round(max(rates), 1)],
         "of_iperf3": round(statistics.median(rates) / base, 3),
         **{end: round(statistics.median(found), 3) if found else None for end, found in cpu.items()},
-        # what the end that works harder would carry if a core did nothing else: where a link is faster, this is the limit
-        "a_core_carries_mbit_per_s": round(2**33 / 1e6 / max(statistics.median(found) for found in cpu.values())) if all(cpu.values()) else None,
         "cipher": runs[0]["cipher"],
         "loadavg_before": [run["load"] for run in runs],
     }
@@ -236,7 +234,8 @@ def start(host: NetHost, command: list[str], sign: str) -> None:
 
 
 def machine() -> dict[str, Any]:
-    model = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    model = [line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")]
     iperf3 = subprocess.run(["iperf3", "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
     congestion = Path("/proc/sys/net/ipv4/tcp_congestion_control")
     return {
@@ -256,7 +255,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{'rate':>8} {'':>6} {'':>7} {'Mbit/s':>9} {'spread':>17} {'of iperf3':>10} {'CPU s/GiB: giver':>17} {'taker':>6}"]
     for one_row in result["rows"]:
         low, high = one_row["spread"]
-        giver, taker = ("" if one_row[f"{end}_cpu_s_per_gib"] is None else f"{one_row[f'{end}_cpu_s_per_gib']:.2f}" for end in ("giver", "taker"))
+        known = (one_row[f"{end}_cpu_s_per_gib"] for end in ("giver", "taker"))
+        giver, taker = ("" if cpu_s is None else f"{cpu_s:.2f}" for cpu_s in known)
         lines.append(
             f"{one_row['rate']:>8} {one_row['protocol']:>6} {one_row['shape']:>7} {one_row['mbit_per_s']:>9.0f} "
             f"{low:>8.0f}-{high:<8.0f} {one_row['of_iperf3']:>10.2f} {giver:>17} {taker:>6}"

@@ -1,11 +1,12 @@
 """Hosts in network namespaces of one Linux machine: a LAN whose links can be slowed, cut and mended.
 
-Each host sees the loopback interface and ``eth0``, 10.77.0.k/24, a veth whose other end is a port of a bridge in a namespace of its own. So
-nothing touches the machine's own network, and any number of LANs stand side by side. Its host name is its own, though no resolver knows it.
-Processes, files and Unix sockets are shared by all hosts; ``/sys`` is the host's own: its links are seen there, control groups are not.
+Each host sees the loopback interface and ``eth0``, 10.77.0.k/24, a veth whose other end is a port of a bridge in a namespace of its
+own. So nothing touches the machine's own network, and any number of LANs stand side by side. Its host name is its own, though no
+resolver knows it. Processes, files and Unix sockets are shared by all hosts; ``/sys`` is the host's own: its links are seen there,
+control groups are not.
 
-netem and nft are not needed: rates come from ``tbf``, and a link is cut by taking its port off the bridge, which drops everything in silence,
-as a dead switch does. iperf3 reads 94 to 96% of the rates 1gbit, 2.5gbit and 10gbit: what headers leave.
+netem and nft are not needed: rates come from ``tbf``, and a link is cut by taking its port off the bridge, which drops everything in
+silence, as a dead switch does. iperf3 reads 94 to 96% of the rates 1gbit, 2.5gbit and 10gbit: what headers leave.
 """
 
 from __future__ import annotations
