@@ -17,7 +17,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.embedded import Say, quietly
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn
 from dgpunet_dask.daemons.register import SUPERVISOR, Register
-from dgpunet_dask.errors import BadName, DgpunetError, StartFailed, UsageError
+from dgpunet_dask.errors import BadName, CertificateRefused, DgpunetError, StartFailed, UsageError
 from dgpunet_dask.hardware.cpu import host_name
 from dgpunet_dask.hardware.network import Choice, choose_interface, interfaces, local_addresses, route_to
 from dgpunet_dask.hardware.software import software_facts
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: How long a host's workers may take until they are in the cluster: loading Dask from a cold disk takes most of it.
 READY_S: Final = 120.0
+#: A head that refuses a certificate that often in a row will not take it.
+REFUSALS_MAX: Final = 15
 _POLL_S: Final = 0.2
 
 
@@ -195,14 +197,23 @@ def until_ready(home: Home, config: ClusterConfig, alive: Callable[[], bool], sa
     ------
     StartFailed
         If they are not within `timeout_s`, or the supervisor ends.
+    CertificateRefused
+        If the head refuses this host again and again: it was removed.
     """
     api, told, deadline = AgentApi(config.api, Identity(home.pki)), "", time.monotonic() + timeout_s
     row: dict[str, Any] = {}
+    refusals = 0
     while time.monotonic() < deadline:
         if not alive():
             raise StartFailed(why=f"its daemons ended{last_error(home.run / 'logs')}", logs=home.run / "logs")
-        with contextlib.suppress(DgpunetError):
-            row = api.me()
+        try:
+            row, refusals = api.me(), 0
+        except CertificateRefused:
+            refusals += 1  # one may be of a certificate that the agent is about to renew
+            if refusals >= REFUSALS_MAX:
+                raise
+        except DgpunetError:
+            log.debug("the head does not answer yet")
         if row.get("state") == "refused":
             raise StartFailed(why=f"the head runs no workers here: {row['why']}", logs=home.run / "logs")
         if row and row["seen_s_ago"] is not None:
