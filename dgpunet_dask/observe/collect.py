@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.hardware.canary import RUN_S
 from dgpunet_dask.hardware.cpu import host_name
 from dgpunet_dask.observe import probes
 from dgpunet_dask.observe.facts import VERSION
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 
 #: A broken card or a network file system that is gone can keep a call for ever. Importing torch from a cold disk takes most of a minute.
 ASK_S: Final = 90.0
+
+#: The canaries of a machine end by themselves, each in its time.
+LONGER_S: Final = {"canary": 16 * RUN_S}
 
 Probe = Callable[[], Any]
 Canary = Literal["cards", "any"] | None
@@ -43,8 +47,6 @@ class Wanted:
         Where to run the canary: on the cards, on these or else on the CPU, nowhere.
     pki
         Where this host's certificate lies, if it has one.
-    xids
-        Events that the agent has seen: card's uuid, number, time.
     offset_s
         How far this clock is ahead of the head's.
     """
@@ -56,7 +58,6 @@ class Wanted:
     ours: Collection[int] = ()
     canary: Canary = None
     pki: Path | None = None
-    xids: Sequence[tuple[str, int, float]] = ()
     offset_s: float | None = None
 
 
@@ -75,7 +76,7 @@ def collect_local(wanted: Wanted, *, asked: Mapping[str, Probe] | None = None, c
     told: dict[str, Any] = {}
     for name, probe in (questions(wanted) if asked is None else asked).items():
         began = clock.monotonic()
-        answer, error = answered(probe, limit_s)
+        answer, error = answered(probe, LONGER_S.get(name, limit_s))
         told[name] = {"seconds": round(clock.monotonic() - began, 4), "error": error}
         if error is None and answer is not None:
             found[name] = answer
@@ -88,6 +89,7 @@ def questions(wanted: Wanted) -> dict[str, Probe]:
         "cards": lambda: probes.cards(wanted.ours),
         "nvml": probes.nvml,
         "pci": probes.pci,
+        "xid": probes.xids,
         "software": lambda: probes.software(wanted.arches),
         "network": lambda: probes.network(wanted.head),
         "clock": lambda: probes.clock(wanted.offset_s),
@@ -98,7 +100,6 @@ def questions(wanted: Wanted) -> dict[str, Probe]:
         "home": lambda: probes.home(wanted.home),
         "temp": probes.temp,
         "ports": lambda: probes.ports(wanted.ports, wanted.ours),
-        "xid": lambda: probes.xids(wanted.xids),
     }
     if wanted.canary:
         asked["canary"] = lambda: probes.canaries(otherwise_cpu=wanted.canary == "any")

@@ -9,18 +9,18 @@ What `collect.collect_local` gathers::
     cards     [{index, name, model, uuid, present, vram_mib, used_mib, capability: [8, 9], driver: "580.65", cuda: "13.0",
                 temperature_c, power_w, power_limit_w, power_limit_default_w, utilisation, throttle: [name], ecc, display, reserve_mib,
                 pcie: {generation, generation_max, width, width_max}, recovery_action, processes: [{pid, mib, name, ours}]}]
-    xid       [{uuid, xid, at, severity: critical|warning|job|silent, meaning}]  events that the driver told of
+    xid       [{uuid, pci, xid, at}]        errors that the driver or the kernel's log told of, the last of each number and card
     nvml      {available, why, nodes}       nodes: how many cards this process has access to
     pci       [{address, device, driver}]   NVIDIA cards on the bus, whether or not a driver runs them
     software  {python, dgpunet_dask, torch, torch_cuda, torch_arches, …}
     network   {interfaces: [{name, kind, addresses, mtu, speed_mbit_s, duplex, up}], chosen: {interface, address, why}}
-    clock     {synchronised, offset_s}      offset to the head, where one was asked
+    clock     {synchronised, error_s, offset_s}   how far ahead of the head's, where one was asked
     disk      [{path, total, free}]         bytes
     memory    {total_mib, available_mib, swap_total_mib, swap_used_mib}
     limits    {nofile, nofile_max}
     power     {source, battery}
     ports     [{port, what, state: free|ours|foreign, program}]
-    canary    [{device, ok, mismatches, seconds, why}]
+    canary    [{device, ok, mismatches, wrong, seconds, gflops, why}]
     certificate {expires_s}                 seconds since 1970
     probes    {name: {seconds, error}}
 

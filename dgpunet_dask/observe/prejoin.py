@@ -179,4 +179,5 @@ def _which(check: Check, answer: Answer, wanted: str | None) -> Finding:
 def _versions(here: Facts, host: str, answer: Answer) -> list[Finding]:
     if answer.software is None:
         return []
-    return list(versions.against(Facts({"software": answer.software}, host), here))
+    ours = {key: here.at("software", key) for key in answer.software}  # what it does not tell is not compared
+    return list(versions.against(Facts({"software": answer.software}, host), Facts({"software": ours}, here.host)))

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
-import platform
 import socket
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
-from dgpunet_dask.hardware.nvml import Card, probe_cards
+from dgpunet_dask.hardware.canary import run_canary
+from dgpunet_dask.hardware.card_facts import CardFacts, card_facts
+from dgpunet_dask.hardware.network import choose_interface, interfaces, path_mtu, route_to
+from dgpunet_dask.hardware.nvml import driver_problem
 from dgpunet_dask.hardware.presence import power_now
 from dgpunet_dask.hardware.probe import device_names, reserve_mib
-from dgpunet_dask.hardware.runtime import torch_arches, version_of
+from dgpunet_dask.hardware.runtime import torch_arches
+from dgpunet_dask.hardware.software import software_facts
+from dgpunet_dask.hardware.system import clock_facts, disk_facts, file_limits
+from dgpunet_dask.hardware.xids import xids_of
 
 PCI: Final = Path("/sys/bus/pci/devices")
 NVIDIA: Final = "0x10de"
 #: Display controllers and 3D controllers; a card's sound and USB functions are others.
 _GPU_CLASSES: Final = ("0x0300", "0x0302")
+KERNEL_LOG: Final = Path("/dev/kmsg")
+#: More than any kernel keeps.
+KERNEL_RECORDS: Final = 1 << 18
+#: Stands for "without limit", which JSON has no number for.
+ENDLESS: Final = 1 << 40
 NETWORK_FILE_SYSTEMS: Final = frozenset({
     "nfs", "nfs3", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afs", "afpfs", "ceph", "glusterfs", "fuse.glusterfs", "fuse.sshfs", "sshfs",
     "lustre", "beegfs", "webdav", "davfs", "fuse.davfs2", "fuse.rclone", "fuse.s3fs", "fuse.gcsfuse",
@@ -37,24 +45,17 @@ def node_name() -> str:
 
 
 def cards(ours: Collection[int]) -> list[dict[str, Any]]:
-    """Return the cards that the driver answers for."""
-    found = probe_cards()
-    names = device_names([card.model for card in found])
-    return [card_row(card, name, ours) for card, name in zip(found, names, strict=True)]
+    """Return the cards that the driver lists, those that fell off the bus too."""
+    found = card_facts()
+    names = iter(device_names([card.model for card in found if card.present]))  # as placement names them, which knows no lost ones
+    return [card_row(card, next(names) if card.present else None, ours) for card in found]
 
 
-def card_row(card: Card, name: str, ours: Collection[int]) -> dict[str, Any]:
+def card_row(card: CardFacts, name: str | None, ours: Collection[int]) -> dict[str, Any]:
     """Return one card as facts."""
-    plain = {key: value for key, value in asdict(card).items() if key != "process_mib"}
-    return {
-        **plain,
-        "name": name,
-        "capability": None if card.capability is None else list(card.capability),
-        "driver": None if card.driver is None else list(card.driver),
-        "reserve_mib": reserve_mib(card),
-        "present": True,
-        "processes": None if card.process_mib is None else [_process(pid, mib, ours) for pid, mib in card.process_mib],
-    }
+    processes = None if card.process_mib is None else [_process(pid, mib, ours) for pid, mib in card.process_mib]
+    plain = {key: value for key, value in card.to_json().items() if key != "process_mib"}
+    return {**plain, "name": name, "reserve_mib": reserve_mib(card), "processes": processes}
 
 
 def _process(pid: int, mib: int | None, ours: Collection[int]) -> dict[str, Any]:
@@ -66,9 +67,9 @@ def _process(pid: int, mib: int | None, ours: Collection[int]) -> dict[str, Any]
 
 def nvml() -> dict[str, Any]:
     """Return whether the driver's library answers, and to how many cards this process has access: a container may have fewer than the bus."""
-    found = probe_cards()
+    why = driver_problem()
     nodes = [path for path in Path("/dev").glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()]
-    return {"available": bool(found), "why": None if found else "it is not installed, or does not answer", "nodes": len(nodes) or None}
+    return {"available": why is None, "why": why, "nodes": len(nodes) or None}
 
 
 def pci(folder: Path = PCI) -> list[dict[str, Any]] | None:
@@ -86,6 +87,37 @@ def pci(folder: Path = PCI) -> list[dict[str, Any]] | None:
     return found
 
 
+def xids(file: Path = KERNEL_LOG) -> list[dict[str, Any]] | None:
+    """Return the errors of cards (Xid) in the kernel's log, the last of each number and card; ``None`` where it may not be read."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        uuids = {card.pci: card.mig_of or card.uuid for card in card_facts()}
+        found = {(one.pci, one.xid): seconds for seconds, line in _records(fd) for one in xids_of([line])}
+    finally:
+        os.close(fd)
+    booted = psutil.boot_time()
+    return [{"uuid": uuids.get(pci), "pci": pci, "xid": xid, "at": booted + seconds} for (pci, xid), seconds in found.items()]
+
+
+def _records(fd: int) -> Iterator[tuple[float, str]]:
+    """Yield seconds since the machine's start and text of each record: ``priority,number,microseconds,flags;text``."""
+    for _ in range(KERNEL_RECORDS):
+        try:
+            record = os.read(fd, 8192)
+        except BrokenPipeError:  # the log has overtaken us: the rest follows
+            continue
+        except OSError:
+            return
+        if not record:
+            return
+        head, _, text = record.decode(errors="replace").partition(";")
+        told = head.split(",")
+        yield (int(told[2]) / 1e6 if len(told) > 2 and told[2].isdigit() else 0.0), text
+
+
 def memory() -> dict[str, Any]:
     """Return RAM and swap, MiB."""
     ram, swap = psutil.virtual_memory(), psutil.swap_memory()
@@ -95,12 +127,9 @@ def memory() -> dict[str, Any]:
 
 
 def limits() -> dict[str, Any]:
-    """Return how many files may be open; ``None`` where there is no limit."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    endless = 1 << 40
-    return {"nofile": endless if soft == resource.RLIM_INFINITY else soft, "nofile_max": endless if hard == resource.RLIM_INFINITY else hard}
+    """Return how many files may be open."""
+    soft, hard = file_limits()
+    return {"nofile": ENDLESS if soft is None else soft, "nofile_max": ENDLESS if hard is None else hard}
 
 
 def power() -> dict[str, Any]:
@@ -113,10 +142,8 @@ def disk(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Return total and free bytes of each disk that one of the folders is on, or would be made on."""
     found: dict[int, dict[str, Any]] = {}
     for folder in folders:
-        there = _existing(folder)
-        state = os.statvfs(there)
-        row = {"path": str(folder), "total": state.f_blocks * state.f_frsize, "free": state.f_bavail * state.f_frsize}
-        found.setdefault(there.stat().st_dev, row)
+        total, free = disk_facts(folder)
+        found.setdefault(_existing(folder).stat().st_dev, {"path": str(folder), "total": total, "free": free})
     return list(found.values())
 
 
@@ -187,8 +214,6 @@ def _program(pid: int | None) -> str | None:
 
 def network(head: str | None) -> dict[str, Any]:
     """Return the interfaces, the one that leads to the cluster, and the size of packets that come through to the head."""
-    from dgpunet_dask.hardware.network import choose_interface, interfaces, path_mtu, route_to
-
     found = interfaces()
     choice = choose_interface(found, head=head, route=route_to)
     return {
@@ -201,30 +226,9 @@ def network(head: str | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def xids(seen: Sequence[tuple[str, int, float]]) -> list[dict[str, Any]]:
-    """Return the events that the agent has seen, with what each means."""
-    return [{"uuid": uuid, "xid": xid, "at": at} for uuid, xid, at in seen]
-
-
 def software(arches: Path | None) -> dict[str, Any]:
     """Return the versions of what computes here."""
-    built = torch_arches(arches)
-    found: dict[str, Any] = {"python": platform.python_version(), "os": platform.platform()}
-    for package in ("dgpunet_dask", "dask", "distributed", "dask_cuda", "torch", "numpy"):
-        try:
-            found[package] = version(package.replace("_", "-"))
-        except PackageNotFoundError:
-            found[package] = None
-    return {**found, **_torch(), "sqlite": _sqlite_version(), "torch_arches": None if built is None else list(built)}
-
-
-def _torch() -> dict[str, Any]:
-    """Return torch's version and its CUDA, as its own ``version.py`` says: importing torch takes seconds."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return {}
-    told = version_of(Path(spec.origin).with_name("version.py").read_text(encoding="utf-8"))
-    return {"torch": told.get("__version__"), "torch_cuda": told.get("cuda")} if told else {}
+    return {**asdict(software_facts(torch_arches(arches))), "sqlite": _sqlite_version()}
 
 
 def _sqlite_version() -> str:
@@ -235,8 +239,9 @@ def _sqlite_version() -> str:
 
 
 def clock(offset_s: float | None) -> dict[str, Any]:
-    """Return how far this clock is ahead of the head's."""
-    return {"offset_s": offset_s}
+    """Return whether something keeps this clock right, and how far it is ahead of the head's."""
+    synchronised, error_s = clock_facts()
+    return {"synchronised": synchronised, "error_s": error_s, "offset_s": offset_s}
 
 
 def certificate(folder: Path) -> dict[str, Any] | None:
@@ -249,5 +254,8 @@ def certificate(folder: Path) -> dict[str, Any] | None:
 
 
 def canaries(*, otherwise_cpu: bool) -> list[dict[str, Any]]:
-    """Run the canary on each card; on the CPU where there is none and that is asked for."""
-    return [{"device": "cpu", "ok": None}] if otherwise_cpu else []
+    """Run the canary on each card that is there, one after the other; on the CPU where there is none and that is asked for."""
+    found = [card for card in card_facts() if card.present and card.uuid is not None]
+    names = device_names([card.model for card in found])
+    rows = [{**asdict(run_canary(card.uuid)), "device": name, "uuid": card.uuid} for card, name in zip(found, names, strict=True)]
+    return rows or ([asdict(run_canary(None))] if otherwise_cpu else [])

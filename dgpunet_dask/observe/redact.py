@@ -35,9 +35,9 @@ _RULES: Final[tuple[tuple[str, re.Pattern[str], str], ...]] = tuple(
         ("header", r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\\*[\"']?\s*[:=,]\s*)[^\n]*", 0, rf"\1\2{GONE}"),
         ("header", r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=:-]{6,}", 0, rf"\1 {GONE}"),
         ("URL", r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/\"'<>]*@", 0, rf"\1{GONE}@"),
-        ("named secret", rf"(?i)([\w.-]{{0,64}}(?:{_NAMES})[\w.-]{{0,64}}{_IS}){_VALUE}", 0, rf"\1{GONE}"),
+        ("named secret", rf"(?i)((?:{_NAMES})[\w.-]{{0,64}}{_IS}){_VALUE}", 0, rf"\1{GONE}"),
         # `tokens: 512` is a count, and tokenizers are software
-        ("named secret", rf"(?i)([\w.-]{{0,64}}token(?!iz)[\w.-]{{0,64}}{_IS})(?!{_COUNT}){_VALUE}", 0, rf"\1{GONE}"),
+        ("named secret", rf"(?i)(token(?!iz)[\w.-]{{0,64}}{_IS})(?!{_COUNT}){_VALUE}", 0, rf"\1{GONE}"),
         ("named secret", rf"(?i)((?<![\w.-])key{_IS})(?=\\*[\"']?[A-Za-z0-9_-]{{24,}}){_VALUE}", 0, rf"\1{GONE}"),
     )
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from dgpunet_dask.hardware.xids import meaning_of
 from dgpunet_dask.observe.facts import Facts
 from dgpunet_dask.observe.finding import Check, Finding
 
@@ -71,7 +72,7 @@ def lost(card: Facts) -> Iterator[Finding]:
     if card.flag("present") is False:
         yield check.fault(
             "the card fell off the bus", "restart the machine; if it comes back, reseat the card and its power cables, or cool it",
-            uuid=card.text("uuid"),
+            uuid=card.text("uuid"), problem=card.text("problem"),
         )  # fmt: skip
     elif action not in (None, "none"):
         yield check.fault(f"the driver asks for a recovery: {action}", _recovery(str(action)), recovery_action=action)
@@ -144,10 +145,13 @@ def xids(facts: Facts) -> Iterator[Finding]:
     """Whether the driver told of errors (Xid) that are the card's, and of those that are a program's."""
     names = {card.text("uuid"): card_subject(card) for card in facts.rows("cards")}
     for row in facts.rows("xid"):
-        uuid, severity = row.text("uuid"), row.text("severity")
-        what = f"the driver reported Xid {row.at('xid')}: {row.text('meaning') or 'no meaning is known'}"
-        told = {"xid": row.at("xid"), "at": row.number("at"), "severity": severity, "uuid": uuid}
-        subject = names.get(uuid) or f"{facts.host}/{uuid or 'card'}"
+        number, uuid = row.number("xid"), row.text("uuid")
+        if number is None:
+            continue
+        severity, _, meaning = meaning_of(int(number))
+        what = f"the driver reported Xid {number:g}: {meaning}"
+        told = {"xid": number, "at": row.number("at"), "severity": severity, "uuid": uuid}
+        subject = names.get(uuid) or f"{facts.host}/{uuid or row.text('pci') or 'card'}"
         if severity == "critical":
             cure = "drain the host, restart the machine, and run `dgpunet-dask doctor --canary`; if it returns, the card or its slot is broken"
             yield Check("xid", "hardware", subject).fault(what, cure, **told)
@@ -162,7 +166,7 @@ def canary(facts: Facts) -> Iterator[Finding]:
     """Whether a known computation gave the known result, bit for bit."""
     for row in facts.rows("canary"):
         check = Check("canary", "hardware", f"{facts.host}/{row.text('device') or 'cpu'}")
-        told = {key: row.at(key) for key in ("mismatches", "seconds", "gflops")}
+        told = {key: row.at(key) for key in ("mismatches", "wrong", "seconds", "gflops")}
         good = row.flag("ok")
         if good:
             yield check.ok("a known computation gave the known result", **told)

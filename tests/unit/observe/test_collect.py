@@ -67,6 +67,23 @@ def test_cards_on_the_bus(tmp_path, driver, told):
     assert probes.pci(tmp_path / "none") is None
 
 
+def test_errors_in_the_kernels_log(tmp_path):
+    file = tmp_path / "kmsg"
+    file.write_text("4,1,5000000,-;NVRM: Xid (PCI:0000:01:00): 79, pid=1234, GPU has fallen off the bus.\n")
+    (row,) = probes.xids(file)
+    assert (row["pci"], row["xid"], row["uuid"]) == ("0000:01:00", 79, None)
+    assert row["at"] == pytest.approx(probes.psutil.boot_time() + 5, abs=1)
+    assert probes.xids(tmp_path / "none") is None
+
+
+@pytest.mark.long  # imports torch in a process of its own
+def test_the_canary_runs_on_the_processor_where_there_is_no_card(monkeypatch):
+    monkeypatch.setattr(probes, "card_facts", list)
+    assert probes.canaries(otherwise_cpu=False) == []
+    (row,) = probes.canaries(otherwise_cpu=True)
+    assert (row["device"], row["ok"], row["mismatches"]) == ("cpu", True, 0)
+
+
 def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
