@@ -1,14 +1,14 @@
 """What a link carries between two hosts: 8 MiB frames over Dask's comms, under mutual TLS and without, beside iperf3.
 
-Two hosts in network namespaces, joined by veths whose rates tbf sets. The receiver asks for a frame and gets it, one at a time, as a
-Dask worker asks a peer for data. The frames are random, so that nothing can be squeezed. They travel as three things:
+Two hosts in network namespaces, joined by veths whose rates tbf sets. The receiver asks for a frame and gets it, one at a time, as
+a Dask worker asks a peer for data. The frames are random, so that nothing can be squeezed. They travel as three things:
 
 * ``parcel``: a unit on its way, its buffers out of band, as our stages' inputs and results do;
 * ``array``: a numpy array under `to_serialize`;
 * ``bytes``: plain bytes inside a message, which msgpack copies.
 
-Each end keeps to a core of its own, iperf3's too, as hosts do. All arms of a round run one after another, so that a busy machine slows
-all of them. Needs Linux, root, iproute2, iperf3 and two cores.
+Each end keeps to a core of its own, iperf3's too, as hosts do. All arms of a round run one after another, so that a busy machine
+slows all of them. Needs Linux, root, iproute2, iperf3 and two cores.
 
     python bench/links.py [--rates 1gbit,2.5gbit,5gbit,10gbit,none] [--rounds 5] [--seconds 1.5] [--out bench/results/links.json]
 """

@@ -25,7 +25,7 @@ def _card(model: str, digits: str, vram_mib: int, capability: tuple[int, int]) -
     return FakeCard(model, f"GPU-00000000-0000-0000-0000-{digits:0>12}", vram_mib, 0, capability)
 
 
-#: What the machines own, in this order: the five of ``policies/fleets/home5.yaml``, and one that comes later. Memory as drivers tell.
+#: What the machines own, in this order: the five of ``policies/fleets/home5.yaml``, and a later one. Memory as drivers tell it.
 CARDS: Final = (
     _card("NVIDIA GeForce RTX 4090 Laptop GPU", "4090", 16376, (8, 9)),
     _card("NVIDIA GeForce RTX 4080 Laptop GPU", "4080", 12282, (8, 9)),

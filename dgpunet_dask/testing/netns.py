@@ -5,8 +5,8 @@ own. So nothing touches the machine's own network, and any number of LANs stand 
 resolver knows it. Processes, files and Unix sockets are shared by all hosts; ``/sys`` is the host's own: its links are seen there,
 control groups are not.
 
-netem and nft are not needed: rates come from ``tbf``, and a link is cut by taking its port off the bridge, which drops everything in
-silence, as a dead switch does. iperf3 reads 94 to 96% of the rates 1gbit, 2.5gbit and 10gbit: what headers leave.
+netem and nft are not needed: rates come from ``tbf``, and a link is cut by taking its port off the bridge, which drops everything
+in silence, as a dead switch does. iperf3 reads 94 to 96% of the rates 1gbit, 2.5gbit and 10gbit: what headers leave.
 """
 
 from __future__ import annotations
