@@ -209,9 +209,7 @@ class JoinRefused(UsageError):
 
 
 class TooManyAttempts(UsageError):
-    """The head listens to nothing from this address for {wait_s:.0f} more seconds: too many keys or tokens that are none came from it. Wait,
-    then use one that is good.
-    """
+    """Too many keys or tokens that are none came from this address. Wait {wait_s:.0f} s, then use one that is good."""
 
     code = "too_many_attempts"
 
@@ -336,9 +334,7 @@ class DamagedFile(JobFailed):
 
 
 class FolderMissing(JobFailed):
-    """The {kind} {digest} is not on this machine, and none of the others gave it: {why}. Submit the job again from the machine that has it;
-    `dgpunet-dask doctor` tells whether the machines reach one another.
-    """
+    """The {kind} {digest} is not on this machine, and no other gave it: {why}. Submit again; `dgpunet-dask doctor` tells who reaches whom."""
 
     code = "folder_missing"
 
@@ -388,9 +384,7 @@ class NoSuchIndex(NotFound):
 
 
 class NoHead(NotFound):
-    """No head answers at {where}. Start one with `dgpunet-dask up`, or `dgpunet-dask head` for several machines, or check `--cluster` and
-    $DGPUNET_CLUSTER.
-    """
+    """No head answers at {where}. Start one with `dgpunet-dask up` (`head` for several machines), or check `--cluster` and $DGPUNET_CLUSTER."""
 
     code = "no_head"
 

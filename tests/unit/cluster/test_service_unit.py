@@ -47,9 +47,9 @@ def test_whatever_ends_is_started_again_and_supervisors_end_in_order():
 
 
 def test_dollar_signs_are_doubled_in_arguments_alone():
-    text = unit_text("head", ["/opt/a$b/python", "$HOME"], {"DGPUNET_HOME": "/home/x$y 100%"}, system=False)
-    assert 'ExecStart="/opt/a$b/python" "$$HOME"\n' in text
-    assert 'Environment="DGPUNET_HOME=/home/x$y 100%%"\n' in text
+    text = unit_text("head", ["/p/a$b/python", "$HOME"], {"DGPUNET_HOME": "/h/x$y 100%"}, system=False)
+    assert 'ExecStart="/p/a$b/python" "$$HOME"\n' in text
+    assert 'Environment="DGPUNET_HOME=/h/x$y 100%%"\n' in text
 
 
 @NEEDS_ANALYZE
