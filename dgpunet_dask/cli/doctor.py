@@ -12,7 +12,7 @@ from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printa
 from dgpunet_dask.errors import CheckFailed, LoopbackOnly, NoHead, NotFound, UsageError
 
 if TYPE_CHECKING:
-    from dgpunet_dask.cluster.config import Ports
+    from dgpunet_dask.cluster.config import ClusterConfig, Ports
     from dgpunet_dask.observe.collect import Canary
     from dgpunet_dask.observe.finding import Finding
 
@@ -66,10 +66,10 @@ def _findings(context: CliContext, host: str | None, canary: bool | None) -> lis
     from dgpunet_dask.observe.finding import Check
 
     if not context.head_runs():
-        return check_cluster(alone(local_facts(context, canary=_asked(canary))), host)
+        return check_cluster(alone(_of_a_member(context, _asked(canary))), host)
     api = context.reach()
     try:
-        return check_cluster(api.doctor(), host)
+        return check_cluster(with_this_machine(context, api.doctor(), canary), host)
     except LoopbackOnly:
         document = alone(local_facts(context, canary="any" if canary else None))
         return check_cluster({**document, "workers": api.status()["workers"]}, host)
@@ -79,6 +79,40 @@ def _findings(context: CliContext, host: str | None, canary: bool | None) -> lis
         cure = "see run/logs/head.log under $DGPUNET_HOME; `dgpunet-dask down` ends what is left of it"
         silent = Check("head", "system", "head").fault("the head's process runs and does not answer", cure, why=str(error))
         return [silent, *check_cluster(alone(local_facts(context, canary="any" if canary else None)), host)]
+
+
+def with_this_machine(context: CliContext, document: dict[str, Any], canary: bool | None) -> dict[str, Any]:
+    """Add all that can be asked of this machine to what the head knows of it, if it is the head's host."""
+    config = None if context.cluster is not None else _membership(context)
+    hosts = document.get("hosts")
+    if config is None or not isinstance(hosts, dict) or not isinstance(hosts.get(config.host), dict):
+        return document
+    facts = _of_a_member(context, "any" if canary else None)
+    return {**document, "hosts": {**hosts, config.host: {"doctor": facts, **hosts[config.host]}}}
+
+
+def _of_a_member(context: CliContext, canary: Canary) -> dict[str, Any]:
+    """Return the facts of this machine; if it belongs to a cluster, with its way to the head and the ports that it needs."""
+    config = _membership(context)
+    if config is None:
+        return local_facts(context, canary=canary)
+    is_head = config.membership == "head"
+    head = None if is_head or not config.api else _head_of(config)
+    return local_facts(context, head=head, ports=_port_list(config.ports, head=is_head), canary=canary)
+
+
+def _membership(context: CliContext) -> ClusterConfig | None:
+    """Return this machine's place in a cluster, ``None`` without one."""
+    from dgpunet_dask.cluster.config import read_config
+
+    return read_config(context.home.cluster_file)
+
+
+def _head_of(config: ClusterConfig) -> str:
+    """Return the address of the head's host."""
+    from dgpunet_dask.cluster.config import split_host_port
+
+    return split_host_port(config.api[0], config.ports.api)[0]
 
 
 def _asked(canary: bool | None) -> Canary:

@@ -82,7 +82,7 @@ def _items(context: CliContext, *, anonymous: bool, with_policies: bool, with_st
     rules = _rules(context, document, told, anonymous=anonymous)
     findings = in_order(check_cluster(document))
     values = {
-        "versions.json": {name: entry["facts"].get("software") for name, entry in _entries(document)},
+        "versions.json": {name: entry.get("software") for name, entry in _facts(document)},
         "cluster.json": document,
         "findings.json": {"findings": [finding.to_json() for finding in findings], "summary": summary(findings)},
         "jobs.json": bundle.jobs(told.pop("jobs", [])),
@@ -95,24 +95,25 @@ def _items(context: CliContext, *, anonymous: bool, with_policies: bool, with_st
     return [bundle.Item("CONTENTS.txt", bundle.contents(items)), *items]
 
 
-def _entries(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _facts(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each host's name and facts."""
     hosts = document.get("hosts")
     for name, entry in (hosts if isinstance(hosts, dict) else {}).items():
         if isinstance(entry, dict) and isinstance(entry.get("facts"), dict):
-            yield str(name), entry
+            yield str(name), entry["facts"]
 
 
 def _asked(context: CliContext) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the document that `doctor` judges, and what a head tells beside it. What cannot be had is left out, with the reason."""
-    from dgpunet_dask.cli.doctor import alone, local_facts
+    from dgpunet_dask.cli.doctor import alone, local_facts, with_this_machine
 
-    document, told = alone(local_facts(context)), dict[str, Any]()
-    if not context.head_runs():
-        return document, told
+    told: dict[str, Any] = {}
     try:
-        api = context.reach()
+        api = context.reach() if context.head_runs() else None
     except DgpunetError as error:
-        return document, {"unanswered": {"head": str(error)}}
+        api, told["unanswered"] = None, {"head": str(error)}
+    if api is None:
+        return alone(local_facts(context)), told
     questions: dict[str, Callable[[], Any]] = {"doctor": api.doctor, "nodes": api.nodes, "status": api.status, "fleet": api.fleet, "jobs": api.jobs}
     for name, question in questions.items():
         try:
@@ -120,17 +121,27 @@ def _asked(context: CliContext) -> tuple[dict[str, Any], dict[str, Any]]:
         except DgpunetError as error:
             told.setdefault("unanswered", {})[name] = str(error)
     told["jobs"] = [{**vars(job), "units": job.units.to_json()} for job in told.pop("jobs", [])]
-    return told.pop("doctor", document), told
+    known = told.pop("doctor", None)
+    return alone(local_facts(context)) if known is None else with_this_machine(context, known, canary=None), told
 
 
 def _rules(context: CliContext, document: dict[str, Any], told: dict[str, Any], *, anonymous: bool) -> Rules:
     from dgpunet_dask.observe.redact import Rules
 
-    users = {getpass.getuser(), *(str(job["owner"]) for job in told.get("jobs", ()) if job.get("owner"))} - {"root"}
+    user, home = _user()
+    users = {*user, *(str(job["owner"]) for job in told.get("jobs", ()) if job.get("owner"))} - {"root"}
     hosts = {str(name) for name in document.get("hosts", {})} | {str(w.get("host")) for w in told.get("status", {}).get("workers", ())}
     return Rules(
-        secrets=_keys(context), homes=(str(Path.home()),), users=users, hosts=hosts if anonymous else (), salt=secrets.token_hex(8),
+        secrets=_keys(context), homes=home, users=users, hosts=hosts if anonymous else (), salt=secrets.token_hex(8),
     )  # fmt: skip
+
+
+def _user() -> tuple[list[str], list[str]]:
+    """Return the calling user's name and home folder; a user that the system does not know (as in a container) has neither."""
+    try:
+        return [getpass.getuser()], [str(Path.home())]
+    except (KeyError, OSError, RuntimeError):
+        return [], []
 
 
 def _keys(context: CliContext) -> list[str]:

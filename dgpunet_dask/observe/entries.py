@@ -25,18 +25,21 @@ def facts_of_entry(entry: Facts, reports: tuple[Facts, ...] = ()) -> dict[str, A
     """
     told = Facts(_mapping(entry.at("facts")), entry.host)
     known = _of_a_node(told) if told.at("fleet") is not None else dict(told.raw)
+    names = {uuid: row.at("name") for row in Facts(known, entry.host).rows("cards") if (uuid := row.text("uuid")) is not None}
     known |= _mapping(entry.at("doctor"))
     cards = known.get("cards")
     if isinstance(cards, list):
         health = _mapping(entry.at("health", "cards"))
-        known["cards"] = [*(_with_health(card, health) for card in cards), *_fallen(cards, health)]
+        known["cards"] = [*(_with_health(_named(card, "name", names), health) for card in cards), *_fallen(cards, health)]
     if entry.rows("health", "canary"):
         known.setdefault("canary", entry.at("health", "canary"))
+    if isinstance(known.get("canary"), list):
+        known["canary"] = [_named(row, "device", names) for row in known["canary"]]
     offset = entry.number("clock_offset_s")
     if offset is not None:
         known["clock"] = {**_mapping(known.get("clock")), "offset_s": offset}
     events = [dict(row.raw) for row in reports if row.number("xid") is not None and row.text("host") == entry.host]
-    return known | ({"xid": events} if events else {})
+    return known | ({"xid": _once([*Facts(known, entry.host).rows("xid"), *(Facts(row, entry.host) for row in events)])} if events else {})
 
 
 def _of_a_node(told: Facts) -> dict[str, Any]:
@@ -54,6 +57,17 @@ def _of_a_node(told: Facts) -> dict[str, Any]:
         },
         "power": {"source": host.at("power"), "battery": host.at("battery")},
     }  # fmt: skip
+
+
+def _named(row: Any, key: str, names: Mapping[str, Any]) -> Any:
+    """Return a card under its name in the cluster: its own host counts its cards by itself."""
+    name = names.get(str(row.get("uuid"))) if isinstance(row, Mapping) else None
+    return row if name is None else {**row, key: name}
+
+
+def _once(events: list[Facts]) -> list[dict[str, Any]]:
+    """Return the last of the errors of each number and card: the kernel's log and an agent tell the same ones."""
+    return list({(str(row.at("uuid")), str(row.at("xid"))): dict(row.raw) for row in events}.values())
 
 
 def _with_health(card: Any, health: Mapping[str, Any]) -> Any:

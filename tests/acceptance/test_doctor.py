@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dgpunet_dask.testing.fake_nvml import FakeCard, FakeUse, build, compiler, environment, write_uses
+from dgpunet_dask.testing.fake_nvml import HOME5, FakeCard, FakeUse, build, compiler, environment, write_uses
 from tests.acceptance.conftest import Cli
 from tests.helpers import ROOT
 
@@ -75,6 +75,19 @@ def test_cards_and_who_holds_them(tmp_path: Path) -> None:
     assert f"(pid {os.getpid()}, 8000 MiB)" in found["foreign_memory"]["what"]
     assert found["display_reserve"]["level"] == "ok"
     assert "canary stands in" in found["ecc"]["what"]
+
+
+@pytest.mark.skipif(compiler() is None or sys.platform != "linux", reason="the fake is compiled, for Linux")
+def test_a_card_that_fell_off_and_one_that_is_too_hot(tmp_path: Path) -> None:
+    lost, hot = HOME5["tower3090"], HOME5["tower5090"]
+    state = tmp_path / "state"
+    write_uses(state, [FakeUse(lost.uuid, 0, lost=True), FakeUse(hot.uuid, 0, throttle=0x40, utilisation=99, pcie=(4, 4))])
+    cli = Cli(tmp_path / "h")
+    env = {**cli.env, **environment(build(tmp_path / "nvml"), [lost, hot], state)}
+    done = subprocess.run(cli.argv("doctor", "--json", "--no-canary"), env=env, capture_output=True, text=True, timeout=120, check=False)
+    found = {(f["check"], f["level"]) for f in json.loads(done.stdout)["findings"]}
+    assert done.returncode == 3
+    assert {("card_lost", "fault"), ("throttle", "warn"), ("pcie_link", "warn")} <= found
 
 
 @pytest.mark.long

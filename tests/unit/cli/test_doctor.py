@@ -9,6 +9,7 @@ import pytest
 
 from dgpunet_dask.cli import doctor as doctor_module
 from dgpunet_dask.cli.main import run
+from dgpunet_dask.cluster.config import ClusterConfig, write_config
 from dgpunet_dask.errors import LoopbackOnly, NoHead
 from tests.unit.observe.facts import facts
 
@@ -109,6 +110,15 @@ def test_all_hosts_of_a_cluster_or_one(machine, reach, capfd):
     assert run(["doctor", "--host", "b"]) == 0
     assert " a:" not in capfd.readouterr().out
     assert run(["doctor", "--host", "c"]) == 102
+
+
+def test_the_heads_own_machine_is_asked_all(machine, reach, home, capfd):
+    config = ClusterConfig(membership="head", cluster="c", host="a", address="127.0.0.1", api=("127.0.0.1:8787",), fingerprint="0" * 64)
+    write_config(home.cluster_file, config)
+    machine["power.source"] = "battery"
+    reach(Head({"hosts": {"a": {"facts": {}, "state": "ready"}, "b": {"facts": {}, "state": "ready"}}}))
+    assert run(["doctor"]) == 0
+    assert "! a: runs on its battery" in capfd.readouterr().out
 
 
 def test_a_head_on_loopback_knows_this_machine_alone(machine, reach, capfd):

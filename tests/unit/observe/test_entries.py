@@ -56,6 +56,14 @@ def test_health_and_reports_count():
     assert set(marks(check_cluster(doc))) == {("xid", "fault", "a/a-0"), ("throttle", "warn", "b/b-0")}
 
 
+def test_cards_keep_their_names_in_the_cluster_and_errors_are_told_once():
+    doc = document()
+    event = {"uuid": "GPU-b", "xid": 79, "at": 1.0}
+    doc["hosts"]["b"]["doctor"] = facts("b", **{"cards.0.uuid": "GPU-b", "xid": [event], "canary": [{"uuid": "GPU-b", "device": "x", "ok": False}]})
+    doc["reports"] = [{"host": "b", "kind": "card_fault", **event, "at": 2.0}]
+    assert sorted(marks(check_cluster(doc))) == [("canary", "fault", "b/b-0"), ("xid", "fault", "b/b-0")]
+
+
 def test_what_an_agent_tells_of_its_cards():
     doc = document()
     row = {"present": False, "name": "b-1", "problem": "GPU is lost", "throttle": None}
