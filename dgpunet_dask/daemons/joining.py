@@ -6,7 +6,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -200,10 +200,10 @@ def until_ready(home: Home, config: ClusterConfig, alive: Callable[[], bool], sa
     CertificateRefused
         If the head refuses this host again and again: it was removed.
     """
-    api, told, deadline = AgentApi(config.api, Identity(home.pki)), "", time.monotonic() + timeout_s
+    api, told, began = AgentApi(config.api, Identity(home.pki)), "", time.monotonic()
     row: dict[str, Any] = {}
     refusals = 0
-    while time.monotonic() < deadline:
+    while time.monotonic() < began + timeout_s:
         if not alive():
             raise StartFailed(why=f"its daemons ended{last_error(home.run / 'logs')}", logs=home.run / "logs")
         try:
@@ -214,9 +214,11 @@ def until_ready(home: Home, config: ClusterConfig, alive: Callable[[], bool], sa
                 raise
         except DgpunetError:
             log.debug("the head does not answer yet")
+        if row and not _heard_since(row, time.monotonic() - began):
+            row = {}  # what an earlier agent said of this host
         if row.get("state") == "refused":
             raise StartFailed(why=f"the head runs no workers here: {row['why']}", logs=home.run / "logs")
-        if row and row["seen_s_ago"] is not None:
+        if row:
             devices = row["devices"]
             here = [device["name"] for device in devices if device["state"] in ("running", "cordoned", "draining")]
             if (now := f"{len(here)} of {len(devices)} workers have joined") != told:
@@ -225,6 +227,11 @@ def until_ready(home: Home, config: ClusterConfig, alive: Callable[[], bool], sa
                 return row
         time.sleep(_POLL_S)
     raise StartFailed(why=f"its workers did not join within {timeout_s:g} s ({told or row.get('state', 'the head does not answer')})", logs=home.run / "logs")
+
+
+def _heard_since(row: Mapping[str, Any], began_s_ago: float) -> bool:
+    """Whether a host's agent has reported within the last so many seconds."""
+    return row["seen_s_ago"] is not None and float(row["seen_s_ago"]) < began_s_ago
 
 
 def last_error(logs: Path) -> str:
