@@ -61,3 +61,15 @@ def test_this_machine():
     assert host.cpus >= 1
     assert host.ram_mib > 100
     assert host.link is None
+
+
+def test_a_part_of_a_card_has_its_part_of_the_speed():
+    whole = Card(index=0, model="H100", uuid="GPU-1", vram_mib=80_000, capability=(9, 0))
+    parts = [Card(index=0, model="H100 MIG", uuid=f"MIG-{n}", vram_mib=n * 10_000, capability=(9, 0), mig_of="GPU-1", whole_mib=80_000) for n in (1, 4)]
+    speeds = [d.speed for d in local_fleet([*parts, whole], HOST).devices if d.kind != "cpu"]
+    assert sorted(speeds) == pytest.approx([speeds[0] / 8, speeds[0] / 2, speeds[0]], rel=0.01)
+
+
+def test_a_part_that_does_not_tell_its_memory_counts_like_a_card_that_does_not():
+    part = Card(index=0, model="H100 MIG", uuid="MIG-1", capability=(9, 0), whole_mib=80_000)
+    assert local_fleet([part], HOST).by_name["h100mig-0"].speed == prior_speed((9, 0), None)
