@@ -64,7 +64,7 @@ def test_a_token_that_reaches_no_head_changes_nothing(home):
 # Waiting for workers
 
 
-def row(*states, state="ready", facts_known=True, seen=0.1):
+def row(*states, state="ready", facts_known=True, seen=0.0):
     devices = [{"name": f"d{number}", "state": one} for number, one in enumerate(states)]
     return {"state": state, "why": "too old", "devices": devices, "seen_s_ago": seen, "facts_known": facts_known}
 
@@ -104,6 +104,13 @@ def test_a_refused_host_is_told_at_once(home, answers):
     answers += [row("lost"), row("lost", state="refused")]
     with pytest.raises(StartFailed, match="too old"):
         until_ready(home, CONFIG, lambda: True, timeout_s=600)
+
+
+def test_what_an_earlier_agent_said_does_not_count(home, answers):
+    answers += [row("running", state="refused", seen=1e3), row("running", seen=1e3), row("lost"), row("running", facts_known=True)]
+    said = []
+    assert until_ready(home, CONFIG, lambda: True, said.append) == answers[-1]
+    assert said == ["0 of 1 workers have joined", "1 of 1 workers have joined"]
 
 
 def test_daemons_that_end_are_waited_for_no_longer(home, answers):
