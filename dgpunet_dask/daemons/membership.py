@@ -467,7 +467,7 @@ class Membership:
         if seen is None:
             return {"facts": {}, "seen_s_ago": None, "state": state}
         return {
-            "facts": dict(seen.facts), "seen_s_ago": round(now - seen.at_s, 1), "state": state, "health": dict(seen.health),
+            "facts": dict(seen.facts), "doctor": seen.facts.get("doctor"), "seen_s_ago": round(now - seen.at_s, 1), "state": state, "health": dict(seen.health),
             "workers": list(seen.workers), "unreachable": seen.unreachable, "clock_offset_s": offset_s,
         }  # fmt: skip
 

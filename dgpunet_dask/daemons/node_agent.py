@@ -164,7 +164,7 @@ class NodeAgent:
         """Look at the machine; facts are sent when they have changed."""
         try:
             fleet = await asyncio.to_thread(probe_node, self.home, self.config)
-            facts = await asyncio.to_thread(facts_of, fleet, self.config)
+            facts = await asyncio.to_thread(facts_of, self.home, fleet, self.config)
         except Exception:
             if self.fleet is None:
                 raise

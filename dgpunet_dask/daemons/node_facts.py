@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
 from dgpunet_dask.cluster.config import ClusterConfig
 from dgpunet_dask.cluster.fleets import fleet_digest, fleet_to_json
@@ -15,6 +15,7 @@ from dgpunet_dask.hardware.probe import local_fleet
 from dgpunet_dask.hardware.runtime import torch_arches
 from dgpunet_dask.hardware.software import software_facts
 from dgpunet_dask.model.fleet import Device, Fleet
+from dgpunet_dask.observe.collect import Wanted, collect_local
 from dgpunet_dask.placement.fleet_file import cpu_of
 
 
@@ -40,14 +41,22 @@ def named(fleet: Fleet, names: Mapping[str, str]) -> Fleet:
     return Fleet(fleet.hosts, tuple(device(d) for d in fleet.devices if d.kind == "cpu" or str(d.uuid) in names))
 
 
-def facts_of(fleet: Fleet, config: ClusterConfig) -> dict[str, Any]:
+#: How long one question of `doctor` may take: a host must not be silent for the sake of one.
+PROBE_S: Final = 5.0
+#: What `doctor` asks of each machine beside what placement is told anyway.
+EXAMINED: Final = ("clock", "disk", "home", "limits", "memory", "nvml", "pci", "temp")
+
+
+def facts_of(home: Home, fleet: Fleet, config: ClusterConfig) -> dict[str, Any]:
     """Return the facts as plain JSON values."""
+    examined = collect_local(Wanted(home=home.root, arches=home.torch_arches, pki=home.pki), limit_s=PROBE_S)
     return {
         "fleet": fleet_to_json(fleet),
         "fleet_digest": fleet_digest(fleet),
         "cards": [list(pair) for pair in wishes(fleet)],
         "software": asdict(software_facts()),
         "interface": interface_facts(config),
+        "doctor": {name: examined[name] for name in EXAMINED if name in examined},
     }
 
 

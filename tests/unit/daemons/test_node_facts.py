@@ -25,6 +25,6 @@ def test_what_this_machine_tells_is_what_a_head_takes(home):
     fleet = probe_node(home, CONFIG)
     assert (fleet.hosts[0].name, fleet.hosts[0].roles) == ("xps", ("batch",))
     assert {device.host for device in fleet.devices} == {"xps"}
-    facts = json.loads(json.dumps(facts_of(fleet, CONFIG)))
+    facts = json.loads(json.dumps(facts_of(home, fleet, CONFIG)))
     assert beat_from(body(facts=facts)).facts == facts
-    assert facts["fleet_digest"] == facts_of(fleet, CONFIG)["fleet_digest"]
+    assert facts["fleet_digest"] == facts_of(home, fleet, CONFIG)["fleet_digest"]
