@@ -1,7 +1,7 @@
 """The small process above a host's daemons: starts them, and starts them again when they end, each alone.
 
 On the head's host these are the head daemon and the host's agent, on any other host the agent. A head that is killed comes back on the same
-ports while the agent, with all loaded stages, lives on. A daemon that ends with status 0 was told to: then everything ends.
+ports while the agent, with all loaded stages, lives on. The first one that ends with status 0 was told to: then all ends.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def daemons_of(membership: Membership, home: Home, policy: Sequence[Path] = ()) 
 
 
 class Supervisor:
-    """Keeps daemons running until one of them ends by itself in good order, or `stop` is set.
+    """Keeps daemons running until the first of them ends by itself in good order, or `stop` is set.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def registered(home: Home) -> Iterator[None]:
 
 
 async def supervise(home: Home, daemons: Sequence[Daemon], say: Callable[[str], None] = log.warning) -> int:
-    """Run `daemons` until SIGTERM or SIGINT, or until one of them ends in good order or cannot run; return the exit status."""
+    """Run `daemons` until SIGTERM or SIGINT, or until the first of them ends in good order or cannot run; return the exit status."""
     supervisor = Supervisor(home, daemons, say)
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, supervisor.stop.set)

@@ -68,11 +68,21 @@ async def test_a_killed_daemon_comes_back_and_the_other_lives_on(home, run, said
 
 
 async def test_a_daemon_that_was_told_to_end_ends_everything(home, run, said):
-    _, task = run(("wait",), ("exit", "0"))
+    _, task = run(("exit", "0"), ("wait",))
     assert await asyncio.wait_for(task, 30) == 0
     assert said == []
     assert [pid for pid in pids(home, "wait") if psutil.pid_exists(pid)] == []
     assert list(Register(home.run / "processes").entries()) == []
+
+
+@pytest.mark.parametrize("status", ["0", "2", "7"])
+async def test_an_agent_that_ends_takes_no_head_along(home, run, said, status):
+    _, task = run(("wait",), ("exit", status))
+    head = await live(home, "wait")
+    await until(lambda: len(pids(home, "exit")) > FAILURES_MAX)
+    assert not task.done()
+    assert psutil.pid_exists(head)
+    assert f"exit status {status}" in said[-1]
 
 
 async def test_a_daemon_that_cannot_run_as_configured_is_not_tried_again(home, run, said):
