@@ -272,6 +272,26 @@ def test_the_dashboard_is_for_those_with_a_key(three):
         assert mallory(three, path, key=secret).status in (401, 403, 404), path
 
 
+def test_commands_elsewhere_work_with_a_key_and_are_refused_without(three):
+    cluster = ("--cluster", f"https://{HEAD}:{API}")
+    secret = key(three, "far", "viewer")
+    three.lab.own["mallory"] = {"DGPUNET_API_KEY": secret}
+    seen = three.lab.ok("mallory", *cluster, "nodes", "--json").json["nodes"]
+    assert {node["host"] for node in seen} >= {"m18", "xps", "tower"}
+    denied = three.lab.cli("mallory", *cluster, "drain", "xps")
+    assert (denied.code, "asks for operator" in denied.err) == (2, True), denied
+    for wrong in ({}, {"DGPUNET_API_KEY": "nonsense"}, {"DGPUNET_API_KEY": secret[:-4] + ("AAAA" if secret[-4:] != "AAAA" else "BBBB")}):
+        three.lab.own["mallory"] = wrong
+        ran = three.lab.cli("mallory", *cluster, "nodes")
+        assert (ran.code, "Traceback" in ran.err) == (2, False), ran
+        assert "xps" not in ran.out
+        assert "key" in ran.err
+    three.lab.own.clear()
+    here = three.lab.cli("xps", "nodes")  # a host of the cluster is no user of it
+    assert here.code == 2, here
+    assert "DGPUNET_API_KEY" in here.err
+
+
 # Joining
 
 
