@@ -75,6 +75,11 @@ class Seen:
     refused: str | None = None
     unreachable: str | None = None
 
+    @classmethod
+    def overdue(cls, began_s: float, now_s: float) -> Seen | None:
+        """Return what stands for a host that an earlier head knew and this one, begun at `began_s`, has waited for long enough."""
+        return cls(at_s=began_s) if now_s - began_s > LOST_S else None
+
 
 def state_of(node: Node, seen: Seen | None, now_s: float) -> NodeState:
     """Return the state of a host at `now_s` of the head's monotonic clock."""

@@ -87,6 +87,7 @@ class Membership:
         self._reaching: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._swept_s = 0.0
+        self.began_s = self.clock.monotonic()
 
     def _read(self) -> Roll:
         """Return the hosts that earlier heads knew, under the next epoch."""
@@ -124,10 +125,7 @@ class Membership:
         return self.authority.certificate_pem
 
     async def enrol(self, request: dict[str, Any], peer_address: str) -> dict[str, Any]:
-        """Take a host in for a token, or one back whose certificate has expired.
-
-        Raises TokenRefused or CertificateRefused if neither is good, JoinRefused if its versions cannot work with this head's.
-        """
+        """Take a host in for a token, or one back whose certificate has expired; raises what says that it may not."""
         text = {name: request.get(name) for name in ("token", "certificate", "host", "csr")}
         if not all(isinstance(text[name], str) for name in ("host", "csr")):
             raise BadValue(what="request", value=sorted(request), why="send host, csr, addresses, software and a token")
@@ -325,6 +323,8 @@ class Membership:
         """Do once what is due now."""
         now = self.clock.monotonic()
         for host, node in self.roll.nodes.items():
+            if host not in self.seen and node.peer_port and (overdue := Seen.overdue(self.began_s, now)) is not None:
+                self.seen[host] = overdue
             if host not in self.lost and state_of(node, self.seen.get(host), now) == "lost":
                 log.error("host %s is lost: nothing was heard of it for %.0f s", host, now - self.seen[host].at_s)
                 self.lost.add(host)
@@ -426,6 +426,8 @@ class Membership:
             deadline = body.get("deadline_s")
             until = None if deadline is None else self.clock.wall() + number_of(body, "deadline_s", 0.0)
             node = node if node.hold == "drained" else replace(node, hold="draining", hold_until=until, hold_why=None)
+        elif action == "cordon" and node.hold == "drained":
+            log.info("host %s is drained, which is more than cordoned", host)
         elif action == "cordon":
             node = replace(node, hold="cordoned", hold_until=None, hold_why=None)
         else:
