@@ -10,10 +10,12 @@ from typing import Any, Final
 
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.cluster.headfile import write_private
-from dgpunet_dask.cluster.links import LinkTable
+from dgpunet_dask.cluster.links import LinkTable, comm_compression
 
 log = logging.getLogger(__name__)
 
+#: Codecs that come with Python.
+EVERYWHERE: Final = ("zlib",)
 #: The scheduler is told again once a rate differs by more than this share of what it was told.
 WORTH_TELLING: Final = 0.1
 
@@ -57,6 +59,10 @@ class LinkKeeper:
             if self.file.is_file():
                 self.file.replace(self.file.with_name(f"{self.file.name}.damaged"))
             return LinkTable()
+
+    def compression(self) -> str | None:
+        """Return the codec that pays on the links as they are known, ``None`` for none: of those that every host has, whatever is installed."""
+        return comm_compression(self.table.rates().values(), EVERYWHERE)
 
     def due(self, host: str, here: Sequence[str], busy: Sequence[str] = ()) -> str | None:
         """Return the host to which `host` shall measure now, of those that are `here`; ``None``: it is not its turn.

@@ -68,12 +68,15 @@ class Meeting:
         Where this host's workers listen.
     worker_port, nanny_port
         Of the first device; each further device has the next.
+    compression
+        The codec of Dask's connections, the same in the whole cluster; ``None``: none pays.
     """
 
     scheduler: str
     address: str
     worker_port: int
     nanny_port: int
+    compression: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +164,7 @@ def _env(device: Device, site: WorkerSite, facts_file: Path, threads: int) -> di
     return {
         **WORKER_CONFIG,
         **nanny,
+        **({} if site.meeting is None else comm_env(site.meeting.compression)),
         "CUDA_VISIBLE_DEVICES": device.uuid or "",
         "DGPUNET_WORKER_FACTS": str(facts_file),
         "DGPUNET_AGENT_SOCKET": str(site.agent_socket),
@@ -169,6 +173,11 @@ def _env(device: Device, site: WorkerSite, facts_file: Path, threads: int) -> di
         "DGPUNET_PROBED": "1" if site.probed else "",
         "DGPUNET_HIDE_PAGES": "1" if site.meeting is not None else "",
     }
+
+
+def comm_env(compression: str | None) -> dict[str, str]:
+    """Return the variables that set Dask's compression: between two processes it works only where both have the same."""
+    return {"DASK_DISTRIBUTED__COMM__COMPRESSION": compression or "False"}
 
 
 def file_name(name: str) -> str:

@@ -68,6 +68,7 @@ class Children:
         self.clock = clock or SystemClock()
         self.register = Register(home.run / "processes")
         self.backoff = Backoff()
+        self.comm_env: dict[str, str] = {}
         self.address = ""
         self.dashboard: str | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -138,7 +139,7 @@ class Children:
         )
         scratch = str(self.home.run / "scratch" / "scheduler")
         env = {"DASK_TEMPORARY_DIRECTORY": scratch, POLICIES_ENV: str(self.home.policies_in_force)}
-        return self._spawn("scheduler", argv, {**SCHEDULER_ENV, **env})
+        return self._spawn("scheduler", argv, {**SCHEDULER_ENV, **env, **self.comm_env})
 
     def _scheduler(self, web_port: str) -> tuple[str, ...]:
         """Return module and addresses of the scheduler."""

@@ -19,6 +19,7 @@ from dgpunet_dask.cluster.dask_security import ClusterSecurity
 from dgpunet_dask.cluster.fleets import charged_by_device
 from dgpunet_dask.cluster.nodes import LOST_S, Node, state_of
 from dgpunet_dask.cluster.peer_client import Peer, PeerClient
+from dgpunet_dask.cluster.workers import comm_env
 from dgpunet_dask.daemons import children
 from dgpunet_dask.daemons.api import ApiContext, listen, listen_tls
 from dgpunet_dask.daemons.head import Head, HeadOptions
@@ -65,6 +66,7 @@ class ClusterHead(Head):
         self.peers = PeerClient(self.identity.client_context())
         reach = Reach(self._ask, self._retire, self._rows, self._reachable, partial(survey, self.peers, self.config))
         self.membership = Membership(self.home, self.config, reach, self.policies.clock, self.life_s)
+        self.children.comm_env = comm_env(self.membership.compression)
         await super().run()
 
     def _security(self) -> Any:

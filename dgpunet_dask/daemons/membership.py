@@ -75,7 +75,8 @@ class Membership:
         self.authority = Authority.open(home.pki)
         self.invitations = Invitations(home.pki, config, self.authority, self.clock)
         self.links = LinkKeeper(home.links_file, self.clock)
-        self.links.to_json()  # reads them: a file of a newer release is to stop the start, not every heartbeat
+        # Read here: a file of a newer release is to stop the start, not every heartbeat. One codec for the length of this head.
+        self.compression = self.links.compression()
         self.software = software_facts()
         self.roll = self._read()
         self.seen: dict[str, Seen] = {}
@@ -241,7 +242,7 @@ class Membership:
         return {
             "boot": self.boot,
             "epoch": self.roll.epoch,
-            "scheduler": self.config.scheduler,
+            "scheduler": self.config.scheduler, "compression": self.compression,
             "names": dict(node.cards),
             "run_workers": None if need_facts else seen.refused is None and node.hold != "drained",  # None: as they are
             "why": seen.refused or node.hold_why,

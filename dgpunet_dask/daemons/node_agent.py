@@ -229,16 +229,16 @@ class NodeAgent:
         if answer["run_workers"] is None:  # a new head, that has not heard yet what is here
             return
         fleet = named(self.fleet, answer["names"])
-        wanted = (answer["scheduler"], fleet.devices, fleet.hosts[0].roles) if answer["run_workers"] else None
+        wanted = (answer["scheduler"], answer.get("compression"), fleet.devices, fleet.hosts[0].roles) if answer["run_workers"] else None
         if wanted == self._running:
             return
         await self.workers.stop()
         self._running = wanted
         if wanted is not None:
             self.hosts.cards = {card.name: str(card.uuid) for card in fleet.gpus()}
-            self.workers.start(plan_workers(fleet, self._site(str(answer["scheduler"]))))
+            self.workers.start(plan_workers(fleet, self._site(str(answer["scheduler"]), answer.get("compression"))))
 
-    def _site(self, scheduler: str) -> WorkerSite:
+    def _site(self, scheduler: str, compression: str | None) -> WorkerSite:
         ports = self.config.ports
         return WorkerSite(
             scheduler_file=self.home.run / "scheduler.json",
@@ -248,7 +248,10 @@ class NodeAgent:
             home=self.home.root,
             cores=usable_cpus(),
             probed=True,
-            meeting=Meeting(scheduler=scheduler, address=self.config.address, worker_port=ports.workers, nanny_port=ports.nannies),
+            meeting=Meeting(
+                scheduler=scheduler, address=self.config.address, worker_port=ports.workers, nanny_port=ports.nannies,
+                compression=compression,
+            ),
         )
 
     # Certificates

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from dgpunet_dask.cluster.workers import Backoff, WorkerSite, file_name, plan_workers, stage_threads, threads_of
+from dgpunet_dask.cluster.workers import Backoff, Meeting, WorkerSite, file_name, plan_workers, stage_threads, threads_of
 from dgpunet_dask.model.fleet import Device, Fleet, Host
 
 HOST = Host(name="h", cpus=8)
@@ -81,3 +82,13 @@ def test_backoff_doubles_to_its_limit_and_starts_anew_after_a_steady_run():
         waits.append(wait_s)
     assert waits == [1, 2, 4, 5, 1, 2]
     assert backoff.next(10_000, 0)[1] == 5
+
+
+@pytest.mark.parametrize(("codec", "variable"), [(None, "False"), ("zlib", "zlib")])
+def test_workers_of_a_real_cluster_meet_under_one_compression(codec, variable):
+    meeting = Meeting(scheduler="tls://h:8786", address="192.0.2.7", worker_port=8800, nanny_port=8900, compression=codec)
+    found = plan_workers(Fleet((HOST,), (CPU, REAL)), dataclasses.replace(SITE, meeting=meeting))
+    assert {plan.env["DASK_DISTRIBUTED__COMM__COMPRESSION"] for plan in found} == {variable}
+    assert [option(plan, "--worker-port") for plan in found] == ["8800", "8801"]
+    assert {plan.argv[0] for plan in found} == {"tls://h:8786"}
+    assert [("--cuda" in plan.argv) for plan in found] == [plan.device.kind == "gpu" for plan in found]

@@ -36,3 +36,12 @@ async def test_a_drained_host_stays_drained_when_it_is_cordoned(members):
         await asyncio.sleep(0)
     assert (await members.now.node_action("node-a", "cordon", {}))["state"] == "drained"
     assert (await members.now.node_action("node-a", "uncordon", {}))["state"] == "ready"
+
+
+@pytest.mark.parametrize(("rate", "codec"), [(5e6, "zlib"), (1.2e9, None)])
+async def test_a_head_that_knows_slow_links_has_connections_compressed(members, rate, codec):
+    assert (await members.beat())["compression"] is None
+    members.now.links.measured({"src": "node-a", "dst": "node-b", "bytes_per_s": rate, "rtt_s": 0.001})
+    assert (await members.beat())["compression"] is None, "not in the middle of a head's life"
+    members.start()
+    assert (await members.beat())["compression"] == codec
