@@ -47,6 +47,7 @@ from dgpunet_dask.placement.explanation import explanation
 from dgpunet_dask.placement.fixes import nearest
 from dgpunet_dask.placement.place import place
 from dgpunet_dask.stagehost.client import AgentClient
+from dgpunet_dask.stagehost.reports import full_disk
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ class JobService:
             await self._copy_placements()
         except Exception as failure:  # whatever broke, the job must end and say so
             log.exception("job %s broke", record.status.job_id)
-            error = DgpunetError(detail=f"{type(failure).__name__}: {failure}")
+            error = full_disk(failure) or DgpunetError(detail=f"{type(failure).__name__}: {failure}")
         await self._concluded(record, error)
 
     async def _run(self, record: JobRecord, workload: Workload, user: str | None) -> None:

@@ -49,7 +49,7 @@ from dgpunet_dask.stagehost.environments import ensure_environment
 from dgpunet_dask.stagehost.fetching import Fetch, find_folder, local_only, with_models
 from dgpunet_dask.stagehost.listening import Listener
 from dgpunet_dask.stagehost.process import Grace, Launch, StageProcess
-from dgpunet_dask.stagehost.reports import error_from_json, error_to_json
+from dgpunet_dask.stagehost.reports import error_from_json, error_to_json, full_disk
 from dgpunet_dask.stagehost.spec import StageCallSpec
 from dgpunet_dask.stagehost.wire import Packet
 
@@ -251,6 +251,8 @@ class StageHosts:
             return Packet.of("error", {"error": error_to_json(error)})
         except (OSError, KeyError, TypeError, ValueError) as error:  # ours, or a caller of another release
             logger.exception("a request failed")
+            if (full := full_disk(error)) is not None:
+                return Packet.of("error", {"error": error_to_json(full)})
             return Packet.of("error", {"error": error_to_json(JobFailed(why=f"the agent could not serve it: {error}"))})
         finally:
             packet.close()

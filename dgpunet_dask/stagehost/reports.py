@@ -76,3 +76,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return str(value)
+
+
+def full_disk(error: BaseException) -> DiskFull | None:
+    """Return the error to tell where the system has no room left, whoever met it first; ``None`` for anything else."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return DiskFull(path=error.filename or "$DGPUNET_HOME")
+    return None

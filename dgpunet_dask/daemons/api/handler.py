@@ -25,6 +25,7 @@ from dgpunet_dask.errors import (
     TooManyAttempts,
     UsageError,
 )
+from dgpunet_dask.stagehost.reports import full_disk
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ class Handler(RequestHandler):
         elif isinstance(error, HTTPError) or error is None:
             told = {"code": f"http_{status_code}", "message": self._reason, "reasons": [], "exit_code": 1}
         else:
-            told = error_to_wire(DgpunetError(detail=f"{type(error).__name__}: {error}"))
+            told = error_to_wire(full_disk(error) or DgpunetError(detail=f"{type(error).__name__}: {error}"))
         self.finish(json.dumps({"error": told}))
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
