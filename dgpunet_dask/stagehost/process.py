@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dgpunet_dask.errors import DgpunetError, StageHostLost, StageHung
+from dgpunet_dask.errors import DgpunetError, DiskFull, StageHostLost, StageHung
 from dgpunet_dask.stagehost.asyncwire import AsyncWire
 from dgpunet_dask.stagehost.spec import StageCallSpec
 from dgpunet_dask.stagehost.wire import Packet
 
+#: A disk with less room than this is full: a stage host that ended on it ended of that.
+FULL_BYTES: Final = 64 << 10
 #: Lines of the log that an error carries.
 TAIL_LINES: Final = 20
 _TAIL_BYTES: Final = 16 * 1024
@@ -211,6 +214,8 @@ class StageProcess:
         left = await self._gone_within(_EXIT_S)
         await self.kill()
         how = how_ended(self._process.returncode) if left else "it closed its connection and was killed"
+        if shutil.disk_usage(self.log.parent).free < FULL_BYTES:
+            return DiskFull(path=self.log.parent)  # another start would end like this one
         return StageHostLost(
             stage=self.spec.stage, device=self.spec.device, how=how, attempts=1, log=str(self.log), tail=self.tail()
         )

@@ -150,7 +150,7 @@ async def test_the_pip_of_a_killed_agent_is_waited_for(tmp_path):
     wheel(tmp_path / "w" / "wheels", "tiny", "1.0", "")
     wanted = lock(tmp_path / "w", "tiny==1.0")
     folder = tmp_path / "envs" / environment_digest(wanted)
-    async with environments._locked(folder.with_suffix(".lock")) as held:
+    async with environments.locked(folder.with_suffix(".lock")) as held:
         orphan = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE, pass_fds=(held,))
     building = asyncio.create_task(ensure_environment(wanted, tmp_path / "envs", "s"))
     done, _ = await asyncio.wait({building}, timeout=0.5)
