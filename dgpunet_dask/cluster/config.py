@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from dgpunet_dask.cluster.headfile import write_private
 from dgpunet_dask.errors import BadValue, NewerFormat, UsageError
+from dgpunet_dask.security.files import write_private
 
 VERSION: Final = 1
 

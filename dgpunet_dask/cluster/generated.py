@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgpunet_dask.cluster.headfile import write_private
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import UnreadablePath
 from dgpunet_dask.placement.derive import Generated, Standing, read_standings
+from dgpunet_dask.security.files import write_private
 
 
 def generated_folder(home: Home) -> Path:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.errors import NewerFormat
+from dgpunet_dask.security.files import write_private
 
 VERSION: Final = 1
 
@@ -50,21 +48,6 @@ class HeadFile:
 def write_head_file(path: Path, head: HeadFile) -> None:
     """Write `head` so that a reader sees the old file or the whole new one."""
     write_private(path, json.dumps({"version": VERSION, **asdict(head)}, indent=1))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text`, mode 0600, in one step."""
-    fd, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mkstemp makes it 0600
-    try:
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(draft).unlink()
-        raise
 
 
 def read_head_file(path: Path) -> HeadFile | None:

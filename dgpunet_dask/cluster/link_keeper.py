@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.clock import Clock
-from dgpunet_dask.cluster.headfile import write_private
 from dgpunet_dask.cluster.links import LinkTable, comm_compression
+from dgpunet_dask.security.files import write_private
 
 log = logging.getLogger(__name__)
 

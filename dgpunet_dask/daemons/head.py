@@ -27,7 +27,7 @@ from tornado.httpserver import HTTPServer
 
 from dgpunet_dask.cluster.decisions import DecisionFiles
 from dgpunet_dask.cluster.fleets import charged_by_device, fleet_digest, fleet_to_json, live_fleet, worker_rows
-from dgpunet_dask.cluster.headfile import HeadFile, write_head_file, write_private
+from dgpunet_dask.cluster.headfile import HeadFile, write_head_file
 from dgpunet_dask.cluster.policy_watch import Places
 from dgpunet_dask.cluster.wire import error_to_wire
 from dgpunet_dask.config.home import Home
@@ -50,6 +50,7 @@ from dgpunet_dask.model.policy import OnOom
 from dgpunet_dask.placement.estimate import Estimates
 from dgpunet_dask.placement.policy_file import Source
 from dgpunet_dask.placement.resolve import resolve
+from dgpunet_dask.security.files import write_private
 
 if TYPE_CHECKING:
     from dgpunet_dask.jobs.service import JobService as Jobs

@@ -20,11 +20,11 @@ import psutil
 
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.cluster.fleets import worker_facts
-from dgpunet_dask.cluster.headfile import write_private
 from dgpunet_dask.cluster.workers import Backoff, WorkerPlan
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn
 from dgpunet_dask.daemons.register import Register
+from dgpunet_dask.security.files import write_private
 
 log = logging.getLogger(__name__)
 

@@ -13,16 +13,16 @@ from typing import Any, Final
 
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.config import ClusterConfig
-from dgpunet_dask.cluster.headfile import write_private
-from dgpunet_dask.cluster.heartbeats import Beat, beat_from, refusal, texts_of
+from dgpunet_dask.cluster.heartbeats import Beat, beat_from, differences, refusal, texts_of
 from dgpunet_dask.cluster.link_keeper import LinkKeeper
 from dgpunet_dask.cluster.nodes import Node, Roll, Seen, absent, drained, held_devices, node_row, renamed, roll_from, state_of
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.daemons.invitations import Invitations, number_of
+from dgpunet_dask.daemons.invitations import Invitations, number_of, text_of
 from dgpunet_dask.daemons.surveying import Survey
 from dgpunet_dask.errors import BadValue, CertificateRefused, DgpunetError, JoinRefused, NoSuchNode
-from dgpunet_dask.hardware.software import compare_software, software_facts, software_from
+from dgpunet_dask.hardware.software import software_facts
 from dgpunet_dask.security.authority import LIFE_S, Authority, Role, request_digest
+from dgpunet_dask.security.files import write_private
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class Reach:
         Tries a host's peer port from here: ``None`` if it answers, else why not.
     survey
         Tries the documented ports of hosts, both ways.
+    knock
+        Tries the ports that a host, by its name and address, will need once it has joined.
     """
 
     ask: Ask
@@ -61,6 +63,7 @@ class Reach:
     fleet: Callable[[], Awaitable[list[dict[str, Any]]]]
     reachable: Callable[[Node], Awaitable[str | None]]
     survey: Callable[[Sequence[Node]], Awaitable[Survey]]
+    knock: Callable[[str, str], Awaitable[Sequence[Mapping[str, Any]]]]
 
 
 class Membership:
@@ -137,7 +140,7 @@ class Membership:
             self.authority.recognise(back, csr, host=host, now=self.clock.wall())
         else:
             self.invitations.check(*token)  # who has none learns nothing of what runs here
-        warnings = self._versions(request.get("software"), force=bool(request.get("force")))
+        warnings = differences(self.software, request.get("software"), force=bool(request.get("force")))
         if host == self.config.host and back is None:
             raise JoinRefused(host=host, why="the head's own host has that name. Choose another with `--name`, and make a token for it")
         if not isinstance(back, str):
@@ -157,21 +160,12 @@ class Membership:
             "crl": self.authority.crl_pem(now), "left_out": list(issued.left_out),
         }  # fmt: skip
 
-    def _versions(self, software: object, *, force: bool) -> list[str]:
-        """Return what differs and may work; refuse what cannot.
-
-        Raises
-        ------
-        JoinRefused
-            With each difference.
-        """
-        if not isinstance(software, Mapping):
-            return []
-        skews = [skew for skew in compare_software(self.software, software_from(software)) if skew.level != "ok"]
-        refused = [str(skew) for skew in skews if skew.level == "refuse"]
-        if refused and not force:
-            raise JoinRefused(host=str(software.get("host", "this host")), why="; ".join(refused))
-        return [str(skew) for skew in skews]
+    async def join_check(self, request: dict[str, Any], peer_address: str) -> dict[str, Any]:
+        """Tell who has a good token what runs here and which of its ports are reached from here; the token is as good as before."""
+        token, host = (text_of(request, name) for name in ("token", "host"))
+        self.invitations.check(token, host, "")
+        reach = await self.reach.knock(host, peer_address)
+        return {"head": self.config.host, "software": asdict(self.software), "seen_as": peer_address, "reach": list(reach)}
 
     async def renew(self, host: str, body: dict[str, Any]) -> dict[str, Any]:
         """Return a new certificate for the same host."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from dgpunet_dask.cluster.headfile import write_private
+from dgpunet_dask.security.files import write_private
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ def write_private(path: Path, text: str) -> None:
     """Replace the file at `path` by `text`, mode 0600, in one step; it is on the disk when this returns."""
     fd, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mkstemp makes it 0600
     try:
-        with os.fdopen(fd, "w") as file:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

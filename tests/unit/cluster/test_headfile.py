@@ -9,7 +9,7 @@ import stat
 import pytest
 
 from dgpunet_dask.cluster.fleets import charged_by_device, fleet_digest, fleet_from_json, fleet_to_json, live_fleet, worker_rows
-from dgpunet_dask.cluster.headfile import HeadFile, read_head_file, write_head_file, write_private
+from dgpunet_dask.cluster.headfile import HeadFile, read_head_file, write_head_file
 from dgpunet_dask.cluster.wire import error_from_wire, error_to_wire, job_from_wire, job_to_wire
 from dgpunet_dask.errors import DgpunetError, MalformedFile, NewerFormat, NoSuchJob, NotFound, Problem, StageFailed, Unplaceable
 from dgpunet_dask.model.fleet import Device, Fleet, Host
@@ -30,15 +30,6 @@ def test_head_file_round_trip_is_private(tmp_path):
     write_head_file(file, HEAD)
     assert read_head_file(file) == HEAD
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    file = tmp_path / "x"
-    write_private(file, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_private(file, "\udc00")
-    assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 
 

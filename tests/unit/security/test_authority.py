@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from dgpunet_dask.errors import BadValue, CertificateRefused, NewerFormat, NoIdentity, UnreadablePath, UsageError
 from dgpunet_dask.security.authority import RETURN_S, Authority, key_pem, request_digest, requested_key
-from dgpunet_dask.security.files import PrivateJson
 from dgpunet_dask.security.identity import make_request, make_return_request
 from tests.unit.security.hosts import Cluster, Connection, refused
 
@@ -279,16 +278,6 @@ def test_a_record_that_cannot_be_read_lets_nobody_in(cluster, text, error):
     with pytest.raises(error):
         cluster.authority.is_denied("xps")
     assert (cluster.authority.folder / "authority.json").read_text() == text
-
-
-def test_a_failed_change_leaves_the_record_as_it_was(tmp_path):
-    record = PrivateJson(tmp_path / "r.json")
-    with record.change() as found:
-        found["n"] = 1
-    with pytest.raises(KeyError), record.change() as found:
-        found["n"] = 2
-        raise KeyError
-    assert record.read() == {"n": 1}
 
 
 def test_a_request_is_known_by_its_key(tmp_path):
