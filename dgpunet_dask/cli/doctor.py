@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
-from dgpunet_dask.errors import CheckFailed, LoopbackOnly, NoHead, NotFound, UsageError
+from dgpunet_dask.errors import CheckFailed, DgpunetError, LoopbackOnly, NoHead, NotFound, UsageError
 
 if TYPE_CHECKING:
     from dgpunet_dask.cluster.config import ClusterConfig, Ports
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.argument("token", required=False)
 @click.option("--pre", is_flag=True, help="Check this machine before it joins; with TOKEN or --head also the way to the head.")
 @click.option("--head", metavar="ADDRESS", help="With --pre: the head's address, HOST or HOST:PORT.")
+@click.option("--name", metavar="HOST", help="With --pre TOKEN: the name that this machine joins under. Default: its host name.")
 @click.option("--host", metavar="NAME", help="Tell of this host of the cluster alone.")
 @click.option(
     "--canary/--no-canary", default=None,
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @pass_context
 def doctor(
-    context: CliContext, token: str | None, pre: bool, head: str | None, host: str | None, canary: bool | None, as_json: bool
+    context: CliContext, token: str | None, pre: bool, head: str | None, name: str | None, host: str | None, canary: bool | None, as_json: bool
 ) -> None:  # fmt: skip
     """Check hardware, network, versions, system and workload, and tell the cure of what is wrong.
 
     With a head: all its hosts and the links between them. Without one: this machine. Exit code 3 if there is a fault; warnings alone
-    are 0.
+    are 0. With --pre TOKEN the head compares versions and tries this machine's ports; the token is not used up.
     """
-    if (token or head) and not pre:
-        raise UsageError(detail="TOKEN and --head go with --pre. Add it, or name a cluster with --cluster.")
-    findings = _pre(context, token, head, canary) if pre else _findings(context, host, canary)
+    if (token or head or name) and not pre:
+        raise UsageError(detail="TOKEN, --head and --name go with --pre. Add it, or name a cluster with --cluster.")
+    findings = _pre(context, token, head, name, canary) if pre else _findings(context, host, canary)
     if host is not None and not findings:
         raise NotFound(what=f"host {host!r}")
     _show(context, findings, as_json=as_json)
@@ -125,7 +126,7 @@ def alone(facts: dict[str, Any]) -> dict[str, Any]:
     return {"head": {"host": facts["host"]}, "hosts": {facts["host"]: {"facts": facts}}}
 
 
-def _pre(context: CliContext, token: str | None, head: str | None, canary: bool | None) -> list[Finding]:
+def _pre(context: CliContext, token: str | None, head: str | None, name: str | None, canary: bool | None) -> list[Finding]:
     """Return what stands in the way of joining."""
     from dgpunet_dask.cluster.config import Ports
     from dgpunet_dask.observe.local import check_host
@@ -139,7 +140,26 @@ def _pre(context: CliContext, token: str | None, head: str | None, canary: bool 
     needed = [(Ports().scheduler, "Dask scheduler"), (Ports().peer, "agent")]
     findings, offset = check_head(addresses, needed, facts, fingerprint=fingerprint)
     facts["clock"] = {**facts.get("clock", {}), "offset_s": offset}
-    return [*check_host(facts), *findings]
+    reached = not any(finding.level == "fault" for finding in findings if finding.check in ("head_reach", "head_api"))
+    admission = _admission(token, addresses, name, facts) if token is not None and reached else []
+    return [*check_host(facts), *findings, *admission]
+
+
+def _admission(token: str, addresses: Sequence[tuple[str, int]], name: str | None, facts: Mapping[str, Any]) -> list[Finding]:
+    """Return what the head says of a machine that would join by `token`."""
+    from dataclasses import replace
+
+    from dgpunet_dask.cluster.agent_api import check_request
+    from dgpunet_dask.cluster.config import join_host_port
+    from dgpunet_dask.daemons.joining import own_name
+    from dgpunet_dask.observe.prejoin import check_admission, check_refusal
+    from dgpunet_dask.security.tokens import parse_token
+
+    asked = replace(parse_token(token), addresses=tuple(join_host_port(*address) for address in addresses))
+    try:
+        return check_admission(check_request(asked.text, {"host": own_name(name)}), facts)
+    except DgpunetError as error:
+        return [check_refusal(error, facts)]
 
 
 def _addresses(token: str | None, head: str | None) -> tuple[list[tuple[str, int]], str | None]:

@@ -102,12 +102,24 @@ def join_request(token: str, body: Mapping[str, Any]) -> dict[str, Any]:
     NoHead
         If nothing answers, with each address and what was wrong with it.
     """
+    return _with_token(token, "/v1/join", body)
+
+
+def check_request(token: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask the head that `token` names what this host would find if it joined: ``head``, ``software``, ``seen_as`` and ``reach``.
+
+    The token is sent to no other head than for `join_request`, and is not used up. Raises the same errors.
+    """
+    return _with_token(token, "/v1/join/check", body)
+
+
+def _with_token(token: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     parsed = parse_token(token)
     failed = _Failures()
     for address in parsed.addresses:
         with failed.at(address):
             context, ca_pem = pinned_context(parsed.fingerprint, split_host_port(address, API_PORT), CONNECT_S)
-            answer = post(address, "/v1/join", {**body, "token": parsed.text}, lambda *_, made=context: made, JOIN_ANSWER_S)
+            answer = post(address, path, {**body, "token": parsed.text}, lambda *_, made=context: made, JOIN_ANSWER_S)
             return {**answer, "ca": ca_pem, "via": address}
     raise failed.error()
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dgpunet_dask.errors import BadValue
+from dgpunet_dask.errors import BadValue, JoinRefused
 from dgpunet_dask.hardware.software import Software, compare_software, software_from
 
 #: More of each than any machine has.
@@ -75,6 +75,23 @@ def refusal(mine: Software, facts: Mapping[str, Any] | None) -> str | None:
         return None
     refused = [str(skew) for skew in compare_software(mine, software_from(software)) if skew.level == "refuse"]
     return "; ".join(refused) or None
+
+
+def differences(mine: Software, theirs: object, *, force: bool) -> list[str]:
+    """Return what differs on a host that wants to join and may work; what cannot is returned as well if it is to be let in by `force`.
+
+    Raises
+    ------
+    JoinRefused
+        With each difference that keeps it out.
+    """
+    if not isinstance(theirs, Mapping):
+        return []
+    skews = [skew for skew in compare_software(mine, software_from(theirs)) if skew.level != "ok"]
+    refused = [str(skew) for skew in skews if skew.level == "refuse"]
+    if refused and not force:
+        raise JoinRefused(host=str(theirs.get("host", "this host")), why="; ".join(refused))
+    return [str(skew) for skew in skews]
 
 
 def texts_of(body: Mapping[str, Any], name: str, most: int = ROLES_MAX) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from dgpunet_dask.daemons.head import Head, HeadOptions
 from dgpunet_dask.daemons.joining import certify_head
 from dgpunet_dask.daemons.membership import Membership, Reach
 from dgpunet_dask.daemons.secret import http_prefix
-from dgpunet_dask.daemons.surveying import survey
+from dgpunet_dask.daemons.surveying import knock, survey
 from dgpunet_dask.errors import DgpunetError, NeedsHead, StartFailed
 from dgpunet_dask.security.authority import LIFE_S
 from dgpunet_dask.security.identity import Identity
@@ -64,7 +64,9 @@ class ClusterHead(Head):
         certify_head(self.home.pki, self.config, self.policies.clock.wall(), self.life_s)
         self.identity = Identity(self.home.pki)
         self.peers = PeerClient(self.identity.client_context())
-        reach = Reach(self._ask, self._retire, self._rows, self._reachable, partial(survey, self.peers, self.config))
+        reach = Reach(
+            self._ask, self._retire, self._rows, self._reachable, partial(survey, self.peers, self.config), partial(knock, self.config)
+        )
         self.membership = Membership(self.home, self.config, reach, self.policies.clock, self.life_s)
         self.children.comm_env = comm_env(self.membership.compression)
         await super().run()

@@ -1,4 +1,7 @@
-"""What the head tries when `doctor` asks: the documented ports, from the head to each host and back, and how far the clocks are apart."""
+"""What the head tries when `doctor` asks: the documented ports, from the head to each host and back, and how far the clocks are apart.
+
+Before a host has joined, only whether its ports are reached from the head.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,16 @@ async def survey(client: PeerClient, config: ClusterConfig, nodes: Sequence[Node
     """Try all hosts at once."""
     found = await asyncio.gather(*(_host(client, config, node) for node in nodes))
     return Survey([row for rows, _ in found for row in rows], {n.host: o for n, (_, o) in zip(nodes, found, strict=True) if o is not None})
+
+
+async def knock(config: ClusterConfig, host: str, address: str) -> list[Mapping[str, Any]]:
+    """Try the first port of each kind of a machine that has not joined. One that is refused is well: nothing listens yet, and nothing is between."""
+    wanted = [(config.ports.peer, "agent"), (config.ports.workers, "workers"), (config.ports.nannies, "nannies")]
+    found = await asyncio.gather(*(probe(address, port, TRY_S) for port, _ in wanted))
+    return [
+        _row(config.host, host, port, what, "open" if state == "refused" else state)
+        for (port, what), state in zip(wanted, found, strict=True)
+    ]
 
 
 async def _host(client: PeerClient, config: ClusterConfig, node: Node) -> tuple[list[Mapping[str, Any]], float | None]:

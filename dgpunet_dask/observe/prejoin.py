@@ -1,6 +1,7 @@
-"""What can be learned of a head before this machine belongs to its cluster: reachability, clock, which cluster it is.
+"""What can be learned of a head before this machine belongs to its cluster: reachability, clock, which cluster it is, and, by a token, whether
+this machine would be let in.
 
-Nothing secret is sent, and nothing that the head says is trusted further than for these findings.
+Nothing secret is sent from here, and nothing that the head says is trusted further than for these findings.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import email.utils
 import errno
 import hashlib
 import http.client
-import json
 import socket
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.errors import DgpunetError, TokenRefused
 from dgpunet_dask.observe.checks import network, versions
 from dgpunet_dask.observe.facts import Facts
 from dgpunet_dask.observe.finding import Check, Finding
@@ -25,8 +26,6 @@ from dgpunet_dask.observe.finding import Check, Finding
 CONNECT_S: Final = 3.0
 #: The answer is a certificate; more than this is none of ours.
 _MOST_BYTES: Final = 1 << 16
-#: The head's releases, as JSON, beside its certificate.
-SOFTWARE_HEADER: Final = "X-Dgpunet-Software"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +38,10 @@ class Answer:
         How far this clock is ahead of the head's, from its Date header: good to half a second.
     fingerprint
         SHA-256 of the certificate of its authority, in hex; ``None`` where it sent none.
-    software
-        Its releases, where it tells.
     """
 
     offset_s: float | None
     fingerprint: str | None
-    software: Mapping[str, Any] | None
 
 
 def try_port(host: str, port: int, timeout_s: float = CONNECT_S) -> str | None:
@@ -81,10 +77,7 @@ def ask_head(host: str, port: int, clock: Clock | None = None, timeout_s: float 
         response = connection.getresponse()
         middle = (before + clock.wall()) / 2
         body = response.read(_MOST_BYTES).decode("utf-8", "replace") if response.status == 200 else ""
-        return Answer(
-            offset_s=offset_of(response.getheader("Date"), middle), fingerprint=fingerprint_of(body),
-            software=software_of(response.getheader(SOFTWARE_HEADER)),
-        )  # fmt: skip
+        return Answer(offset_s=offset_of(response.getheader("Date"), middle), fingerprint=fingerprint_of(body))
 
 
 def offset_of(date: str | None, now: float) -> float | None:
@@ -101,15 +94,6 @@ def fingerprint_of(pem: str) -> str | None:
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
     except ValueError:
         return None
-
-
-def software_of(header: str | None) -> Mapping[str, Any] | None:
-    """Return the releases of a header."""
-    try:
-        found = json.loads(header or "null")
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def check_head(
@@ -163,7 +147,7 @@ def _asked(
     except (OSError, http.client.HTTPException) as error:
         cure = f"see what listens on port {port} of {host}: a head answers there under TLS"
         return None, [check.fault(f"what listens on port {port} is no head ({error})", cure, error=str(error))]
-    return answer, [_which(check, answer, fingerprint), *_versions(here, host, answer)]
+    return answer, [_which(check, answer, fingerprint)]
 
 
 def _which(check: Check, answer: Answer, wanted: str | None) -> Finding:
@@ -176,8 +160,45 @@ def _which(check: Check, answer: Answer, wanted: str | None) -> Finding:
     return check.ok(what, fingerprint=answer.fingerprint)
 
 
-def _versions(here: Facts, host: str, answer: Answer) -> list[Finding]:
-    if answer.software is None:
-        return []
-    ours = {key: here.at("software", key) for key in answer.software}  # what it does not tell is not compared
-    return list(versions.against(Facts({"software": answer.software}, host), Facts({"software": ours}, here.host)))
+def check_admission(answer: Mapping[str, Any], local: Mapping[str, Any]) -> list[Finding]:
+    """Return the findings about what a head told for a good token: whether versions differ, and which ports here it reaches.
+
+    Parameters
+    ----------
+    answer
+        ``head``: its name; ``software``: what runs there; ``seen_as``: the address that this machine's requests come from; ``reach``: rows of
+        the ports that were tried from there.
+    local
+        The facts of this machine.
+    """
+    here = Facts(local, Facts(local, "").text("host") or "this host")
+    told = Facts(answer, "head")
+    head = told.text("head") or "head"
+    good = Check("join_token", "system", here.host).ok("the head takes the token, which is not used up by that")
+    skews = versions.against(Facts({"software": told.at("software")}, head), here) if told.at("software") else ()
+    return [good, *skews, *_back(head, here, told.rows("reach")), *_translated(head, here, told.text("seen_as"))]
+
+
+def check_refusal(error: DgpunetError, local: Mapping[str, Any]) -> Finding:
+    """Return the finding about a head that would not let this machine in by its token."""
+    here = Facts(local, "").text("host") or "this host"
+    refused = isinstance(error, TokenRefused)
+    cure = f"on the head: `dgpunet-dask token create {here}`, with the name that this machine will have" if refused else "see to that, and ask again"
+    return Check("join_token", "system", here).fault(f"the head tells nothing for the token: {error.message}", cure, code=error.code)
+
+
+def _back(head: str, here: Facts, rows: tuple[Facts, ...]) -> Iterator[Finding]:
+    """Tell of the way from the head to here: nothing listens yet, so what is well is that nothing stands between."""
+    yield from network.reach(tuple(row for row in rows if row.flag("ok") is False))
+    if free := [row.at("port") for row in rows if row.flag("ok")]:
+        what = "the head reaches the ports that will be needed here"
+        yield Check("port_reach", "network", f"{head} -> {here.host}").ok(what, ports=free)
+
+
+def _translated(head: str, here: Facts, seen_as: str | None) -> Iterator[Finding]:
+    own = here.text("network", "chosen", "address")
+    addresses = {address for row in here.rows("network", "interfaces") for address in row.texts("addresses")}
+    if own is not None and seen_as is not None and seen_as not in {own, *addresses}:
+        cure = "put all hosts into one network, or a VPN between them, and name its address with `join --listen`"
+        what = f"{head} sees this machine as {seen_as}, which is none of its addresses: they are translated on the way, and it cannot be reached"
+        yield Check("address", "network", f"{head} -> {here.host}").fault(what, cure, seen_as=seen_as, address=own)

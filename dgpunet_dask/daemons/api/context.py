@@ -77,6 +77,9 @@ class Membership(Protocol):
     async def enrol(self, request: dict[str, Any], peer_address: str) -> dict[str, Any]:
         """Take a host in for the token that its request carries; return its certificate and what else it needs."""
 
+    async def join_check(self, request: dict[str, Any], peer_address: str) -> dict[str, Any]:
+        """Tell who has a token what a host that joins by it would find; the token stays as good as it is."""
+
     async def heartbeat(self, host: str, body: dict[str, Any]) -> dict[str, Any]:
         """Take what a host reports; return epoch, commands, peers and the revocation list."""
 

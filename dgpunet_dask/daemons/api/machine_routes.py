@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from dgpunet_dask.daemons.api.callers import Peer
@@ -20,17 +22,36 @@ class Authority(Handler):
         self.write(pem)
 
 
-class Join(Handler):
-    """``POST /v1/join``, without a key: the token in the request is the credential."""
+class TokenHandler(Handler):
+    """What is asked without a key: the token in the request is the credential, and guessing it is slowed down."""
 
-    async def post(self) -> None:
-        """Take a host in."""
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Count what is refused as a failed attempt of the address; refuse one that has failed too often."""
         self.check_attempts()
         try:
-            self.answer(await self.membership.enrol(self.body_json(), self.peer_address))
+            yield
         except DgpunetError:
             self.note_failure()
             raise
+
+
+class Join(TokenHandler):
+    """``POST /v1/join``."""
+
+    async def post(self) -> None:
+        """Take a host in."""
+        with self.guarded():
+            self.answer(await self.membership.enrol(self.body_json(), self.peer_address))
+
+
+class JoinCheck(TokenHandler):
+    """``POST /v1/join/check``."""
+
+    async def post(self) -> None:
+        """Send what a host that joins would find. The token is not used up."""
+        with self.guarded():
+            self.answer(await self.membership.join_check(self.body_json(), self.peer_address))
 
 
 class AgentHandler(Handler):

@@ -56,6 +56,7 @@ ROUTES: Final = (
     Route(f"/v1/workloads/({DIGEST})", jobs.Workloads, {"HEAD": "submitter", "PUT": "submitter"}),
     Route("/v1/ca", machines.Authority, {"GET": "public"}),
     Route("/v1/join", machines.Join, {"POST": "public"}),
+    Route("/v1/join/check", machines.JoinCheck, {"POST": "public"}),
     Route("/v1/agents/heartbeat", machines.Heartbeat, {"POST": "agent"}),
     Route("/v1/agents/me", machines.Me, {"POST": "agent"}),
     Route("/v1/agents/renew", machines.Renew, {"POST": "agent"}),

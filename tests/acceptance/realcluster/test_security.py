@@ -196,7 +196,7 @@ def test_without_a_key_no_route_answers(three):
     for path, method in asked:
         answer = mallory(three, path, method)
         assert answer.status == 401, (method, path, answer)
-    assert {path for path, _, need in paths() if need == "public"} == {"/v1/ca", "/v1/join", "/login", "/logout"}
+    assert {path for path, _, need in paths() if need == "public"} == {"/v1/ca", "/v1/join", "/v1/join/check", "/login", "/logout"}
     assert mallory(three, "/v1/unheard-of").status == 401
 
 

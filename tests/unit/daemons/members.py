@@ -46,7 +46,7 @@ class FakeScheduler:
         self.tried = Counter()
 
     def reach(self):
-        return Reach(self.ask, self.retire, self.fleet, self.reachable, self.survey)
+        return Reach(self.ask, self.retire, self.fleet, self.reachable, self.survey, self.knock)
 
     async def ask(self, name, **arguments):
         if self.away:
@@ -77,6 +77,9 @@ class FakeScheduler:
 
     async def survey(self, nodes):
         return Survey([], {})
+
+    async def knock(self, host, address):
+        return [{"src": HEAD, "dst": host, "port": 8788, "what": "agent", "ok": True, "why": None, "address": address}]
 
 
 class Members:

@@ -98,6 +98,11 @@ class FakeMembership:
             raise TokenRefused(why="it was used already", reason="used")
         return await self._noted("enrol", request, peer_address)
 
+    async def join_check(self, request, peer_address):
+        if request.get("token") != "good":
+            raise TokenRefused(why="it was used already", reason="used")
+        return await self._noted("join_check", request, peer_address)
+
     async def heartbeat(self, host, body):
         return await self._noted("heartbeat", host, body)
 

@@ -25,7 +25,7 @@ WANTED = {
     "POST /v1/shutdown": "operator", "GET /v1/jobs": "viewer", "POST /v1/jobs": "submitter", "POST /v1/plan": "submitter",
     "POST /v1/explain": "viewer", "GET /v1/jobs/j": "viewer", "GET /v1/jobs/j/events": "viewer", "GET /v1/jobs/j/explain": "viewer",
     "POST /v1/jobs/j/cancel": "submitter", "HEAD /v1/workloads/D": "submitter", "PUT /v1/workloads/D": "submitter",
-    "GET /v1/ca": "public", "POST /v1/join": "public", "POST /v1/agents/heartbeat": "agent", "POST /v1/agents/renew": "agent",
+    "GET /v1/ca": "public", "POST /v1/join": "public", "POST /v1/join/check": "public", "POST /v1/agents/heartbeat": "agent", "POST /v1/agents/renew": "agent",
     "POST /v1/agents/me": "agent",
     "POST /v1/agents/leave": "agent", "GET /v1/nodes": "viewer", "POST /v1/nodes/n/cordon": "operator",
     "POST /v1/nodes/n/uncordon": "operator", "POST /v1/nodes/n/drain": "operator", "POST /v1/nodes/n/remove": "operator",
@@ -195,7 +195,9 @@ async def test_the_authority_is_public_and_joining_takes_a_token(served):
     assert headers["Content-Type"].startswith("text/plain")
     status, answer = await served.ask("POST", "/v1/join", b'{"token": "good"}', Authorization=None)
     assert (status, answer) == (200, {"did": "enrol"})
-    assert served.ctx.membership.calls == [("enrol", {"token": "good"}, "127.0.0.1")]
+    status, answer = await served.ask("POST", "/v1/join/check", b'{"token": "good"}', Authorization=None)
+    assert (status, answer) == (200, {"did": "join_check"})
+    assert served.ctx.membership.calls == [(did, {"token": "good"}, "127.0.0.1") for did in ("enrol", "join_check")]
 
 
 async def test_guessing_is_stopped_for_the_address_and_not_for_this_machines_own_commands(served):
@@ -212,12 +214,14 @@ async def test_guessing_is_stopped_for_the_address_and_not_for_this_machines_own
     assert served.ctx.membership.calls == []
 
 
-async def test_refused_tokens_count_as_guesses(served):
+@pytest.mark.parametrize("path", ["/v1/join", "/v1/join/check"])
+async def test_refused_tokens_count_as_guesses(served, path):
     with pytest.raises(TokenRefused, match="used already"):
-        await asyncio.to_thread(served.client._json, "POST", "/v1/join", {"token": "bad"})
+        await asyncio.to_thread(served.client._json, "POST", path, {"token": "bad"})
     for _ in range(FAILURES_MAX - 1):
-        assert (await served.ask("POST", "/v1/join", b"{}", Authorization=None))[0] == 403
-    assert (await served.ask("POST", "/v1/join", b'{"token": "good"}', Authorization=None))[0] == 429
+        assert (await served.ask("POST", path, b"{}", Authorization=None))[0] == 403
+    for either in ("/v1/join", "/v1/join/check"):
+        assert (await served.ask("POST", either, b'{"token": "good"}', Authorization=None))[0] == 429
 
 
 def test_attempts_are_forgotten_in_time_and_never_fill_the_memory():

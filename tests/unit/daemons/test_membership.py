@@ -338,6 +338,35 @@ async def test_a_token_lets_a_host_in_once(members):
         await members.now.enrol(other, "10.0.0.9")
 
 
+async def test_a_token_is_looked_at_and_is_as_good_as_before(members):
+    token = (await members.now.token_create({"host": "node-c"}))["token"]
+    for _ in range(2):
+        answer = await members.now.join_check({"token": token, "host": "node-c"}, "10.0.0.9")
+        assert (answer["head"], answer["seen_as"]) == (HEAD, "10.0.0.9")
+        assert answer["software"]["distributed"] == software_facts().distributed
+        assert [(row["dst"], row["address"]) for row in answer["reach"]] == [("node-c", "10.0.0.9")]
+    assert "node-c" not in members.now.roll.nodes
+    await members.now.enrol(request(members, token), "10.0.0.9")
+
+
+async def test_a_token_that_would_not_let_in_tells_nothing(members):
+    made = [await members.now.token_create({"host": "node-c", "ttl_s": ttl_s}) for ttl_s in (3600, 3600, 10, 3600)]
+    used, revoked, late, good = (one["token"] for one in made)
+    await members.now.enrol(request(members, used), "10.0.0.9")
+    await members.now.token_revoke(revoked.split("::")[1].partition(".")[0])
+    members.passed(20)
+    wrong = good.replace(good.split("::")[1].partition(".")[2], "A" * 43)
+    for token, host, why in (
+        (used, "node-c", "used"), (revoked, "node-c", "revoked"), (late, "node-c", "expired"), (good, "node-d", "other_host"), (wrong, "node-c", "unknown"),
+    ):  # fmt: skip
+        with pytest.raises(TokenRefused) as refused:
+            await members.now.join_check({"token": token, "host": host}, "10.0.0.9")
+        assert refused.value.reasons == [{"code": why}]
+    for body_ in ({}, {"token": good}, {"token": 7, "host": "node-c"}):
+        with pytest.raises(BadValue):
+            await members.now.join_check(body_, "10.0.0.9")
+
+
 @pytest.mark.parametrize(
     "change",
     [{"addresses": "10.0.0.9"}, {"addresses": [7]}, {"addresses": ["nowhere"]}, {"roles": "head"}, {"roles": [{}]}, {"csr": None}, {"host": 5}],
