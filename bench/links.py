@@ -7,7 +7,7 @@ a Dask worker asks a peer for data. The frames are random, so that nothing can b
 * ``array``: a numpy array under `to_serialize`;
 * ``bytes``: plain bytes inside a message, which msgpack copies.
 
-Each end keeps to a core of its own, iperf3's too, as hosts do. All arms of a round run one after another, so that a busy machine
+Each end keeps to its half of the cores, iperf3's too, as hosts do. All arms of a round run one after another, so that a busy machine
 slows all of them. Needs Linux, root, iproute2, iperf3 and two cores.
 
     python bench/links.py [--rates 1gbit,2.5gbit,5gbit,10gbit,none] [--rounds 5] [--seconds 1.5] [--out bench/results/links.json]
@@ -204,11 +204,11 @@ def timed(lan: Lan, arm: tuple[str, str], addresses: dict[str, str], folder: Pat
     load = os.getloadavg()[0]
     if protocol == "iperf3":
         command = ["iperf3", "-c", giver.address, "-R", "-t", str(max(1, round(given.seconds))), "-O", "1", "-J"]
-        told = json.loads(taker.run(on_core(taker, command), check=True, timeout_s=60).stdout)["end"]["sum_received"]
+        told = json.loads(taker.run(on_its_cores(taker, command), check=True, timeout_s=60).stdout)["end"]["sum_received"]
         unknown = {"giver_cpu_s_per_gib": None, "taker_cpu_s_per_gib": None, "cipher": None}
         return {"mbit_per_s": told["bits_per_second"] / 1e6, **unknown, "load": load}
     command = [*own(), "--fetch", addresses[protocol], str(folder / taker.name), shape, str(given.seconds)]
-    told = json.loads(taker.run(on_core(taker, command), check=True, timeout_s=120).stdout)
+    told = json.loads(taker.run(on_its_cores(taker, command), check=True, timeout_s=120).stdout)
     return {
         "mbit_per_s": told["bytes"] * 8 / 1e6 / told["seconds"],
         **{f"{end}_per_gib": told[end] / (told["bytes"] / 2**30) for end in ("giver_cpu_s", "taker_cpu_s")},
@@ -221,13 +221,15 @@ def own() -> list[str]:
     return [sys.executable, str(Path(__file__).resolve())]
 
 
-def on_core(host: NetHost, command: list[str]) -> list[str]:
+def on_its_cores(host: NetHost, command: list[str]) -> list[str]:
     cores = sorted(os.sched_getaffinity(0))
-    return ["taskset", "-c", str(cores[host.name == "taker"]), *command]
+    half = len(cores) // 2
+    chosen = cores[half:] if host.name == "taker" else cores[:half]
+    return ["taskset", "-c", ",".join(map(str, chosen)), *command]
 
 
 def start(host: NetHost, command: list[str], sign: str) -> None:
-    process = host.popen(on_core(host, command), cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    process = host.popen(on_its_cores(host, command), cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
     assert process.stdout is not None
     while sign not in (line := process.stdout.readline()):
         assert line, f"{command} ended"
