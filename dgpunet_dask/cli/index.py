@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
 from typing import Any
 
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
-from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import DgpunetError
 
 
 @click.group()
@@ -23,14 +19,14 @@ def index() -> None:
 @pass_context
 def list_indexes(context: CliContext, as_json: bool) -> None:
     """List all indexes by name."""
-    from dgpunet_dask.retrieval.index import index_names
+    from dgpunet_dask.retrieval.index import all_described
 
-    described = [_described_or_error(context.home, name) for name in index_names(context.home)]
+    found = all_described(context.home)
     if as_json:
-        emit_json(described)
+        emit_json(found)
         return
-    for found in described:
-        click.echo(printable(_line(found)))
+    for one in found:
+        click.echo(printable(_line(one)))
 
 
 @index.command()
@@ -39,7 +35,9 @@ def list_indexes(context: CliContext, as_json: bool) -> None:
 @pass_context
 def show(context: CliContext, name: str, as_json: bool) -> None:
     """Show one index: what it holds, what made it, what was skipped."""
-    found = _described(context.home, name)
+    from dgpunet_dask.retrieval.index import described
+
+    found = described(context.home, name)
     if as_json:
         emit_json({**found, "error": None})
         return
@@ -62,29 +60,12 @@ def remove(context: CliContext, name: str, as_json: bool) -> None:
         click.echo(f"Removed {name}.", err=True)
 
 
-def _described(home: Home, name: str) -> dict[str, Any]:
-    from dgpunet_dask.retrieval.index import open_index, size_bytes
-
-    found, manifest = open_index(home, name)
-    fields = asdict(manifest)
-    fields.pop("segment")
-    published = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(manifest.published_s))
-    return {"index": name, **fields, "published": published, "bytes": size_bytes(found, manifest)}
-
-
-def _described_or_error(home: Home, name: str) -> dict[str, Any]:
-    """One index that cannot be read must not hide the others."""
-    try:
-        return {**_described(home, name), "error": None}
-    except DgpunetError as error:
-        return {"index": name, "error": error.to_json()}
-
-
 def _line(found: dict[str, Any]) -> str:
     if found["error"] is not None:
         return f"{found['index']:<24} {found['error']['message']}"
     told = f"{found['files']} files  {found['chunks']} chunks  {found['bytes'] / (1 << 20):.1f} MiB"
-    return f"{found['index']:<24} {told}  {found['model']}  {found['published']}"
+    whose = f"{found['owner'] or '-'}{', shared' if found['shared'] else ''}"
+    return f"{found['index']:<24} {told}  {found['model']}  {found['published']}  {whose}"
 
 
 def _plain(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from dgpunet_dask.errors import BadWorkload
 from dgpunet_dask.jobs.task import StageCall
 from dgpunet_dask.model.demand import Demand
+from dgpunet_dask.model.owner import User
 from dgpunet_dask.model.pipeline import StageFacts, StageSpec, Workload
 from dgpunet_dask.stagehost.spec import StageCallSpec
 
@@ -32,6 +33,11 @@ class StagePlan:
     def of_user(self, user: str) -> StagePlan:
         """Return this plan with `user` in its demand, where that names none."""
         return self if self.demand is None or self.demand.user is not None else self.asking(replace(self.demand, user=user))
+
+    def told(self, user: User, *, shared: bool) -> StagePlan:
+        """Return this plan, of a stage on the head's host, with whose job it is."""
+        spec = replace(self.call.spec, user=user.name, operates=user.operates, shared=shared)
+        return replace(self, call=replace(self.call, spec=spec))
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,8 @@ def _call(
     return StageCall(call, light=facts.light and host is None, retries=spec.retries)
 
 
-def of_user(plan: JobPlan, user: str | None) -> JobPlan:
-    """Return `plan` with `user` in the demands of its units, as policies match them."""
-    return plan if user is None else replace(plan, units=tuple(stage.of_user(user) for stage in plan.units))
+def of_user(plan: JobPlan, user: User, *, shared: bool = False) -> JobPlan:
+    """Return `plan` with its user in the demands of its units, as policies match them, and told to its source and its gather stage."""
+    units = plan.units if user.name is None else tuple(stage.of_user(user.name) for stage in plan.units)
+    gather = None if plan.gather is None else plan.gather.told(user, shared=shared)
+    return replace(plan, source=plan.source.told(user, shared=shared), units=units, gather=gather)

@@ -41,6 +41,7 @@ from dgpunet_dask.jobs.threads import in_thread
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.job import JobStatus, UnitCounts
+from dgpunet_dask.model.owner import User
 from dgpunet_dask.model.pipeline import Workload
 from dgpunet_dask.model.policy import DEFAULT_ON_OOM, NO_POLICY, OnOom, Policy
 from dgpunet_dask.placement.explanation import explanation
@@ -136,7 +137,7 @@ class JobService:
                 self._save(record)
 
     async def submit(self, request: Mapping[str, Any]) -> JobStatus:
-        """Accept a job: ``{"workload": digest, "params": {...}, "user": name, "shared": bool}``; it and its units are the user's.
+        """Accept a job: ``{"workload": digest, "params": {...}, "user": name, "operates": bool, "shared": bool}``; it is the user's.
 
         Raises
         ------
@@ -147,7 +148,7 @@ class JobService:
         job_id = f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(self.clock.wall()))}-{self._token()}"
         status = JobStatus(
             job_id=job_id, workload=workload.name, state="queued", params=params, submitted_at=self.clock.wall(), metrics={},
-            owner=_user_of(request), shared=request.get("shared") is True,
+            owner=_user_of(request).name, shared=request.get("shared") is True,
         )  # fmt: skip
         folder = self.home.jobs / job_id
         (folder / "scratch").mkdir(mode=0o700, parents=True)
@@ -243,7 +244,7 @@ class JobService:
         if not record.final and self._causes.get(job_id) is cause:  # it was cancelled before its first step
             await self._concluded(record, cause)
 
-    async def _drive(self, record: JobRecord, workload: Workload, user: str | None) -> None:
+    async def _drive(self, record: JobRecord, workload: Workload, user: User) -> None:
         error: DgpunetError | None = None
         try:
             record.move("running")
@@ -258,10 +259,10 @@ class JobService:
             error = full_disk(failure) or DgpunetError(detail=f"{type(failure).__name__}: {failure}")
         await self._concluded(record, error)
 
-    async def _run(self, record: JobRecord, workload: Workload, user: str | None) -> None:
+    async def _run(self, record: JobRecord, workload: Workload, user: User) -> None:
         agent = self.ports.agent()
         plan = await self._planned(workload, record.status.params, record.status.job_id, record.folder / "scratch", agent)
-        plan = await self._with_models(of_user(plan, user), workload, record.status.params)
+        plan = await self._with_models(of_user(plan, user, shared=record.status.shared), workload, record.status.params)
         await self._check_placeable(plan)
         await self.learned.now()  # the scheduler may be a new one
         in_flight = await self._in_flight()
@@ -373,10 +374,10 @@ def _add_rate(record: JobRecord) -> None:
         record.count({"=tokens_per_second": round(tokens / seconds, 1)})
 
 
-def _user_of(request: Mapping[str, Any]) -> str | None:
-    """Return whose work a request is, ``None`` where it does not say."""
+def _user_of(request: Mapping[str, Any]) -> User:
+    """Return whose work a request is; without a name where it does not say."""
     user = request.get("user")
-    return user if isinstance(user, str) and user else None
+    return User(user if isinstance(user, str) and user else None, operates=request.get("operates") is True)
 
 
 def _stage_rows(plan: JobPlan, explained: Callable[[Demand], Mapping[str, Any]], head: str) -> list[dict[str, Any]]:

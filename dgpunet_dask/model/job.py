@@ -40,7 +40,7 @@ class UnitCounts:
 class JobStatus:
     """One job at one moment. `seconds` runs from acceptance to the end, or to now.
 
-    `owner` is the user who submitted it, ``None`` for a job of an older release; `shared` lets every user read it.
+    `owner` is the user who submitted it, ``None`` for a job of an older release; `shared` lets every user read it (`owner.User` decides).
     """
 
     job_id: str

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from dgpunet_dask.model.demand import Demand
+from dgpunet_dask.model.owner import OPERATOR, User
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class StageContext:
         A folder of the job on the head's host, shared by its source and gather stages; ``None`` elsewhere.
     home
         ``$DGPUNET_HOME`` for stages that run on the head's host; ``None`` elsewhere.
+    user, shared
+        Whose job it is, and whether every user may read it, as the head says it to stages that run on its host.
     """
 
     device: str = "cpu"
@@ -39,6 +42,8 @@ class StageContext:
     job_id: str = ""
     folder: Path | None = None
     home: Path | None = None
+    user: User = OPERATOR
+    shared: bool = False
 
 
 class Stage:

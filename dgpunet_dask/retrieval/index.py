@@ -1,9 +1,12 @@
-"""An index: a folder with a manifest that names the one segment in force, and the ways to publish, list and remove.
+"""An index: a folder with a manifest that names the one segment in force, and the ways to publish, list, share and remove.
 
 A new version becomes visible by replacing ``manifest.json``, which is atomic. Whatever fails before leaves the old version in
 force, and what it left behind goes with the next publication. Publishers and removers of one index take turns by a file lock
 that the kernel frees when its holder dies. Readers take no lock: they hold their files open, and open again if a segment went
 between reading its name and it.
+
+An index belongs to who published it first, and only its owner and operators publish into it, share and remove it. Whoever can read the
+files of the home is bound by none of this: it holds for those who come through the head.
 """
 
 from __future__ import annotations
@@ -13,15 +16,27 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import BadName, MalformedFile, NewerFormat, NoSuchIndex, Problem, UnreadablePath, did_you_mean
+from dgpunet_dask.errors import (
+    BadName,
+    DgpunetError,
+    MalformedFile,
+    NewerFormat,
+    NoSuchIndex,
+    NotAllowed,
+    Problem,
+    UnreadablePath,
+    did_you_mean,
+)
+from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.segments import disk_full_named, sync_folder
 
 FORMAT_VERSION: Final = 1
@@ -47,6 +62,8 @@ class Manifest:
         How many entries of the trees are not in it, by skip code.
     scanned_s, published_s
         When the trees were read, and when it became visible; seconds since 1970 UTC.
+    owner, shared
+        Who published it first, ``None`` for one of an older release, which is the operators'; and whether every user may search it.
     """
 
     segment: str
@@ -62,6 +79,8 @@ class Manifest:
     skipped: Mapping[str, int] = field(default_factory=dict)
     scanned_s: float = 0.0
     published_s: float = 0.0
+    owner: str | None = None
+    shared: bool = False
 
     @property
     def recipe(self) -> tuple[str, int | None, int]:
@@ -109,6 +128,16 @@ class Index:
             raise UnreadablePath(path=file, why=error.strerror or str(error)) from error
         return _parsed(file, raw)
 
+    def seen(self, by: User) -> Manifest | None:
+        """Return the version in force if `by` may read it. Whose it is that is damaged is not known: to all but operators it is not there."""
+        try:
+            manifest = self.manifest()
+        except DgpunetError:
+            if by.operates:
+                raise
+            return None
+        return manifest if manifest is not None and by.sees(manifest) else None
+
     def segment(self, manifest: Manifest) -> Path:
         """Return the folder of the segment that `manifest` names."""
         return self.folder / "segments" / manifest.segment
@@ -125,15 +154,20 @@ class Index:
         finally:
             os.close(descriptor)
 
-    def publish(self, write: Callable[[Path], Manifest]) -> Manifest:
-        """Make a new version visible: `write` fills an empty folder, durably, and returns its manifest (`segment` is set here).
+    def publish(self, write: Callable[[Path], Manifest], by: User = OPERATOR, *, shared: bool = False) -> Manifest:
+        """Make a new version visible: `write` fills an empty folder, durably, and returns its manifest (the rest is set here).
+
+        The first owner stays the owner, and what was shared stays shared.
 
         Raises
         ------
+        NotAllowed
+            If the index is another user's; nothing is written then.
         DiskFull
             If there is no space; the old version stays in force.
         """
         with self.lock(), disk_full_named(self.folder):
+            before = self.check_publisher(by)
             segments = self.folder / "segments"
             segments.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.sweep()
@@ -144,11 +178,54 @@ class Index:
                 name = uuid.uuid4().hex
                 temporary.rename(segments / name)
                 sync_folder(segments)
-                published = Manifest(**{**asdict(manifest), "segment": name, "roots": manifest.roots})
+                owner = by.name if before is None or before.owner is None else before.owner
+                published = replace(manifest, segment=name, owner=owner, shared=shared or (before is not None and before.shared))
                 self._replace_manifest(published)
             finally:
                 self.sweep()
             return published
+
+    def check_publisher(self, by: User) -> Manifest | None:
+        """Return the version in force, which `by` may replace; ``None`` where there is none.
+
+        Raises
+        ------
+        NotAllowed
+            If it is another user's.
+        """
+        manifest = self.manifest()
+        if manifest is not None and not by.owns(manifest):
+            why = "it is another user's; choose another name with `--set index=NAME`"
+            raise NotAllowed(what=f"publishing into the index {self.name}", why=why)
+        return manifest
+
+    def share(self, by: User = OPERATOR, *, shared: bool = True) -> Manifest:
+        """Let every user read the index, or its owner and operators alone; return its version in force. Waits for a publisher.
+
+        Raises
+        ------
+        NoSuchIndex
+            If there is none that `by` may read.
+        NotAllowed
+            If it is another user's.
+        """
+        if self.seen(by) is None:  # without a lock: asking for what never was leaves nothing behind
+            raise no_such_index(self.home, self.name, by)
+        with self.lock(), disk_full_named(self.folder):
+            manifest = self._to_change(by, "sharing")
+            if manifest.shared != shared:
+                manifest = replace(manifest, shared=shared)
+                self._replace_manifest(manifest)
+            return manifest
+
+    def _to_change(self, by: User, doing: str) -> Manifest:
+        """Return the version in force, which has to be there and theirs."""
+        manifest = self.seen(by)
+        if manifest is None:
+            raise no_such_index(self.home, self.name, by)
+        if not by.owns(manifest):
+            raise NotAllowed(what=f"{doing} the index {self.name}", why="it is another user's")
+        return manifest
 
     def _replace_manifest(self, manifest: Manifest) -> None:
         temporary = self.folder / f"{MANIFEST}.tmp"
@@ -169,19 +246,23 @@ class Index:
                 shutil.rmtree(leftover, ignore_errors=True)
         (self.folder / f"{MANIFEST}.tmp").unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Remove the index once no publisher is at work.
+    def remove(self, by: User = OPERATOR) -> None:
+        """Remove the index once no publisher is at work; an operator also what cannot be read any more.
 
         Raises
         ------
         NoSuchIndex
-            If there is none.
+            If there is none that `by` may read.
+        NotAllowed
+            If it is another user's.
         """
         if not self.folder.is_dir():  # without a lock: asking for what never was leaves nothing behind
-            raise no_such_index(self.home, self.name)
+            raise no_such_index(self.home, self.name, by)
         with self.lock():
             if not self.folder.is_dir():
-                raise no_such_index(self.home, self.name)
+                raise no_such_index(self.home, self.name, by)
+            if not by.operates:
+                self._to_change(by, "removing")
             # first out of sight at once, then file by file
             trash = self.home.root / f"removed-{uuid.uuid4().hex}"
             self.folder.rename(trash)
@@ -189,28 +270,55 @@ class Index:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def open_index(home: Home, name: str) -> tuple[Index, Manifest]:
-    """Return an index and its version in force.
+def open_index(home: Home, name: str, by: User = OPERATOR) -> tuple[Index, Manifest]:
+    """Return an index that `by` may read, and its version in force.
 
     Raises
     ------
     NoSuchIndex, NewerFormat, MalformedFile
     """
     index = Index(home, name)
-    manifest = index.manifest() if _NAME.fullmatch(name) else None
+    manifest = index.seen(by) if _NAME.fullmatch(name) else None
     if manifest is None:
-        raise no_such_index(home, name)
+        raise no_such_index(home, name, by)
     return index, manifest
 
 
-def no_such_index(home: Home, name: str) -> NoSuchIndex:
-    """Return the error that names the nearest index there is."""
-    return NoSuchIndex(name=name, hint=did_you_mean(name, index_names(home)))
+def no_such_index(home: Home, name: str, by: User = OPERATOR) -> NoSuchIndex:
+    """Return the error that names the nearest index that `by` may read: another's name must not tell that it is there."""
+    return NoSuchIndex(name=name, hint=did_you_mean(name, index_names(home, by)))
 
 
-def index_names(home: Home) -> list[str]:
-    """Return the names of all indexes, in order."""
-    return sorted(f.parent.name for f in home.indexes.glob(f"*/{MANIFEST}"))
+def index_names(home: Home, by: User = OPERATOR) -> list[str]:
+    """Return the names of all indexes that `by` may read, in order; to operators also those that are damaged."""
+    names = sorted(f.parent.name for f in home.indexes.glob(f"*/{MANIFEST}"))
+    return names if by.operates else [name for name in names if Index(home, name).seen(by) is not None]
+
+
+def described(home: Home, name: str, by: User = OPERATOR) -> dict[str, Any]:
+    """Return what `index show --json` tells of an index that `by` may read.
+
+    Raises
+    ------
+    NoSuchIndex, NewerFormat, MalformedFile
+    """
+    index, manifest = open_index(home, name, by)
+    fields = asdict(manifest)
+    fields.pop("segment")
+    published = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(manifest.published_s))
+    return {"index": name, **fields, "published": published, "bytes": size_bytes(index, manifest)}
+
+
+def all_described(home: Home, by: User = OPERATOR) -> list[dict[str, Any]]:
+    """Return what `index list --json` tells: one that cannot be read must not hide the others."""
+    return [_described_or_error(home, name, by) for name in index_names(home, by)]
+
+
+def _described_or_error(home: Home, name: str, by: User) -> dict[str, Any]:
+    try:
+        return {**described(home, name, by), "error": None}
+    except DgpunetError as error:
+        return {"index": name, "error": error.to_json()}
 
 
 def size_bytes(index: Index, manifest: Manifest) -> int:
@@ -242,6 +350,8 @@ _KINDS: Final[Mapping[str, Any]] = {
     **dict.fromkeys(("scanned_s", "published_s"), int | float),
     "truncate_dim": int | None,
     "skipped": dict,
+    "owner": str | None,
+    "shared": bool,
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import BadName, DamagedFile
+from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.chunk import CHUNKER_VERSION, Chunk
 from dgpunet_dask.retrieval.discover import Entry, Root, Text, discover, folder_name, read_text
 from dgpunet_dask.retrieval.index import Index, Manifest, check_index_name
@@ -66,12 +67,15 @@ class Plan:
         The trees.
     model, truncate_dim
         What embeds them.
+    by
+        Who publishes: another user's index is neither read nor changed.
     """
 
     index: str
     roots: tuple[Root, ...]
     model: ModelFiles
     truncate_dim: int | None = None
+    by: User = OPERATOR
 
     @property
     def recipe(self) -> tuple[str, int | None, int]:
@@ -126,7 +130,13 @@ class Scan:
         self._known = _Known()
 
     def entries(self) -> list[Entry]:
-        """Walk the trees and return their files; those known by their stat come without need to be read."""
+        """Walk the trees and return their files; those known by their stat come without need to be read.
+
+        Raises
+        ------
+        NotAllowed
+            If the index is another user's; nothing was read then.
+        """
         self._started_s = self._clock.wall()
         self._base = self._pin_base()
         return list(discover(self._plan.roots, self._skip))
@@ -184,7 +194,7 @@ class Scan:
         """Link the segment in force into the folder and learn what it has; ``None`` where nothing can be reused."""
         shutil.rmtree(self._folder / BASE, ignore_errors=True)
         with self._index.lock():
-            manifest = self._index.manifest()
+            manifest = self._index.check_publisher(self._plan.by)
             if manifest is None or manifest.recipe != self._plan.recipe:
                 return None
             _link(self._index.segment(manifest), self._folder / BASE)
@@ -263,13 +273,18 @@ class Published:
         return self.chunks - self.embedded
 
 
-def publish(folder: Path, home: Home, units: Iterable[dict[str, Any]], clock: Clock | None = None) -> Published:
+def publish(
+    folder: Path, home: Home, units: Iterable[dict[str, Any]], clock: Clock | None = None, *, by: User = OPERATOR, shared: bool = False
+) -> Published:
     """Merge `units` (``{"chunks": bytes of `packed`, "vectors": (n, d) float32}``) with the reused rows, and publish.
 
     A tree without any text publishes nothing; where an index is already, its new version is empty, as the tree is.
+    With `shared` every user may search the index from now on; without, that stays as it is.
 
     Raises
     ------
+    NotAllowed
+        If another user has published an index of this name meanwhile.
     DiskFull, DamagedFile
         If there is no space, or the rows to reuse cannot be read; the old version stays in force.
     """
@@ -280,7 +295,7 @@ def publish(folder: Path, home: Home, units: Iterable[dict[str, Any]], clock: Cl
     if first is None and summary["base"] is None and index.manifest() is None:
         return Published(index.name, None, 0, 0, 0)
     try:
-        manifest = index.publish(lambda into: merge.write(into, first))
+        manifest = index.publish(lambda into: merge.write(into, first), by, shared=shared)
     except DamagedSegmentError as error:
         raise DamagedFile(path=index.folder, why=error) from error
     return Published(index.name, manifest, merge.chunks, merge.embedded, merge.tokens)

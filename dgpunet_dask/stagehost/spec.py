@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from dgpunet_dask.model.owner import User
 from dgpunet_dask.model.stage import StageContext
 from dgpunet_dask.stagehost.frames import Buffer
 
@@ -54,6 +55,8 @@ class StageCallSpec:
         A folder of the job for its source and gather stages. Where it is set the stage host belongs to this job alone and ends with its call.
     home
         ``$DGPUNET_HOME`` for stages on the head's host, else ``None``.
+    user, operates, shared
+        There too: whose job it is, whether that user may do all, and whether every user may read what comes of it.
     batch_items, batch_tokens
         The most items, or padded tokens, of one call of the stage.
     """
@@ -73,6 +76,9 @@ class StageCallSpec:
     job_id: str = ""
     folder: str | None = None
     home: str | None = None
+    user: str | None = None
+    operates: bool = False
+    shared: bool = False
     batch_items: int | None = None
     batch_tokens: int | None = None
 
@@ -105,6 +111,8 @@ class StageCallSpec:
             job_id=self.job_id,
             folder=None if self.folder is None else Path(self.folder),
             home=None if self.home is None else Path(self.home),
+            user=User(self.user, self.operates),
+            shared=self.shared,
         )
 
     def to_json(self) -> dict[str, Any]:

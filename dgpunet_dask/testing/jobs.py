@@ -19,12 +19,14 @@ class FakeJobs:
         self.told: dict[str, list[dict[str, Any]]] = {}
         self.workloads: dict[str, bytes] = {}
         self.lost: list[str] = []
+        self.requests: list[dict[str, Any]] = []
         self.changed = asyncio.Event()
 
     async def submit(self, request: dict[str, Any]) -> JobStatus:
         """Accept a job for any known workload."""
         if "workload" not in request:
             raise BadValue(what="request", value=sorted(request), why="name a workload")
+        self.requests.append(dict(request))
         job = JobStatus(
             job_id=f"job-{len(self.jobs) + 1}", workload=str(request["workload"]), state="running",
             owner=request.get("user"), shared=request.get("shared") is True,

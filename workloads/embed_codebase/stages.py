@@ -35,12 +35,15 @@ class Discover(Stage):
     def load(self, *, path: list[str], index: str | None = None, model: str = "minilm", truncate_dim: int | None = None) -> None:
         """Find the trees and the model's files; a missing one fails the job at once."""
         from dgpunet_dask.retrieval.discover import roots_of
+        from dgpunet_dask.retrieval.index import Index
         from dgpunet_dask.retrieval.ingest import Plan, index_name
         from dgpunet_dask.retrieval.modelfiles import find_model
 
         _, home = _places(self)
         roots = roots_of(path)
-        self._plan = Plan(index_name(index, roots), roots, find_model(model, home.root / "cache"), truncate_dim)
+        name = index_name(index, roots)
+        Index(home, name).check_publisher(self.context.user)  # before the model's files are read
+        self._plan = Plan(name, roots, find_model(model, home.root / "cache"), truncate_dim, self.context.user)
 
     def __call__(self) -> Iterator[SourceFile]:  # type: ignore[override]  # a source takes no batch
         """Yield the files to embed."""
@@ -132,7 +135,7 @@ class Publish(Stage):
         """Publish, and report the numbers."""
         from dgpunet_dask.retrieval.ingest import publish
 
-        done = publish(*_places(self), batch)
+        done = publish(*_places(self), batch, by=self.context.user, shared=self.context.shared)
         for name, value in (("chunks", done.chunks), ("tokens", done.tokens), ("embedded", done.embedded), ("reused", done.reused)):
             self.note(name, value)
         self.note("index", done.index)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
-from dgpunet_dask.model.job import JobStatus
+from dgpunet_dask.model.owner import Owned, User
 from dgpunet_dask.security.keys import SCOPES, Scope, allows
 
 #: What a route asks for: nothing, a user's scope, or a host's certificate.
@@ -49,13 +49,18 @@ class Caller:
         """Whether everything is theirs to see and to do."""
         return self.scope == "operator"
 
-    def sees(self, job: JobStatus) -> bool:
-        """Whether the job is theirs to read."""
-        return self.operates or job.shared or self.owns(job)
+    @property
+    def rights(self) -> User:
+        """What decides whose things are theirs."""
+        return User(self.user, self.operates)
 
-    def owns(self, job: JobStatus) -> bool:
-        """Whether the job is theirs to change. A job without an owner is the operators'."""
-        return self.operates or (job.owner is not None and job.owner == self.user)
+    def sees(self, thing: Owned) -> bool:
+        """Whether a job, an index or a model is theirs to read."""
+        return self.rights.sees(thing)
+
+    def owns(self, thing: Owned) -> bool:
+        """Whether it is theirs to change. What has no owner is the operators'."""
+        return self.rights.owns(thing)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ class JobHandler(Handler):
         return job
 
     def request_of_caller(self) -> dict[str, Any]:
-        """Return the request's body with its ``user``: the caller, unless an operator asks for somebody."""
+        """Return the request's body with its ``user``, the caller unless an operator asks for somebody, and whether the caller operates."""
         request = self.body_json()
+        request["operates"] = self.caller.operates
         if not (self.caller.operates and request.get("user")):
             request["user"] = self.caller.user
         return request

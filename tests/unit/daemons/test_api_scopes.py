@@ -139,6 +139,13 @@ async def test_an_operator_submits_for_others_and_is_the_owner_otherwise(served)
     assert (await asyncio.to_thread(served.as_user("root:operator").submit, {"workload": "w"})).owner == "root"
 
 
+async def test_who_operates_is_said_by_the_key_and_not_by_the_request(served):
+    for key, operates in (("ann:submitter", False), ("root:operator", True), (KEY, True)):
+        for said in (True, False, None):
+            await asyncio.to_thread(served.as_user(key).submit, {"workload": "w", "operates": said})
+            assert served.ctx.service.requests.pop()["operates"] is operates
+
+
 async def test_a_shared_job_is_read_by_all_and_cancelled_by_its_owner(served):
     ann, bob = served.as_user("ann:submitter"), served.as_user("bob:submitter")
     job = await asyncio.to_thread(ann.submit, {"workload": "w", "shared": True})

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dgpunet_dask.config.home import Home
+from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.chunk import Chunk
 from dgpunet_dask.retrieval.discover import roots_of
 from dgpunet_dask.retrieval.ingest import Plan, Published, Scan, SourceFile, packed, publish
@@ -60,12 +61,12 @@ class Ingest:
     model: ModelFiles = field(default_factory=lambda: FakeEncoder().files)
     counts: dict[str, int] = field(default_factory=dict)
 
-    def scan(self, *roots: Path, index: str = "x") -> tuple[Path, list[SourceFile]]:
+    def scan(self, *roots: Path, index: str = "x", by: User = OPERATOR) -> tuple[Path, list[SourceFile]]:
         self.runs += 1
         self.counts = {}
         folder = self.home.jobs / str(self.runs)
         folder.mkdir(parents=True)
-        scan = Scan(Plan(index, roots_of(roots), self.model), self.home, folder, self.count, self.clock)
+        scan = Scan(Plan(index, roots_of(roots), self.model, by=by), self.home, folder, self.count, self.clock)
         return folder, list(scan.files(scan.entries()))
 
     def count(self, name: str) -> None:

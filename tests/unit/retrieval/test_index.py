@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
-from dgpunet_dask.errors import BadName, MalformedFile, NewerFormat, NoSuchIndex
-from dgpunet_dask.retrieval.index import Index, Manifest, check_index_name, index_names, open_index, size_bytes
+from dgpunet_dask.errors import BadName, MalformedFile, NewerFormat, NoSuchIndex, NotAllowed
+from dgpunet_dask.model.owner import OPERATOR, User
+from dgpunet_dask.retrieval.index import Index, Manifest, all_described, check_index_name, index_names, open_index, size_bytes
 from dgpunet_dask.retrieval.search import _opened
 from tests.helpers import until
 
@@ -187,3 +188,114 @@ def test_a_reader_opens_again_when_its_segment_went(ingest, tree, home, monkeypa
     real = Index.manifest
     monkeypatch.setattr(Index, "manifest", lambda self: next(answers, None) or real(self))
     assert _opened(home, "x").manifest == real(Index(home, "x"))
+
+
+ANN, BOB, ROOT = User("ann"), User("bob"), User("root", operates=True)
+
+
+def whose(index: Index) -> tuple[str | None, bool]:
+    manifest = index.manifest()
+    return manifest.owner, manifest.shared
+
+
+@pytest.mark.parametrize(("first", "then", "owner", "shared"), [
+    ((ANN, False), (ANN, False), "ann", False), ((ANN, False), (ANN, True), "ann", True), ((ANN, True), (ANN, False), "ann", True),
+    ((ANN, False), (ROOT, False), "ann", False), ((ANN, False), (ROOT, True), "ann", True), ((ROOT, False), (ROOT, False), "root", False),
+    ((OPERATOR, False), (ROOT, False), "root", False), ((ANN, False), (BOB, True), None, None), ((ANN, True), (BOB, False), None, None),
+    ((ROOT, True), (BOB, False), None, None), ((OPERATOR, False), (BOB, False), None, None), ((User(), False), (User(), False), None, None),
+])  # fmt: skip
+def test_the_first_publisher_owns_an_index_and_sharing_lasts(home, first, then, owner, shared):
+    index = Index(home, "a")
+    index.publish(lambda _: MANIFEST, first[0], shared=first[1])
+    before = index.manifest()
+    if shared is None:
+        with pytest.raises(NotAllowed, match="--set index=NAME"):
+            index.publish(lambda _: pytest.fail("it was begun"), then[0], shared=then[1])
+        assert index.manifest() == before
+        assert [f.name for f in (index.folder / "segments").iterdir()] == [before.segment]
+    else:
+        index.publish(lambda _: MANIFEST, then[0], shared=then[1])
+        assert whose(index) == (owner, shared)
+
+
+def test_what_the_written_manifest_says_of_its_owner_does_not_count(home):
+    index = Index(home, "a")
+    index.publish(lambda _: replace(MANIFEST, owner="bob", shared=True), ANN)
+    assert whose(index) == ("ann", False)
+
+
+def test_an_index_of_an_older_release_is_the_operators(home):
+    index = Index(home, "a")
+    publish(index)
+    file = index.folder / "manifest.json"
+    raw = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in raw.items() if k not in ("owner", "shared")}))
+    assert whose(index) == (None, False)
+    with pytest.raises(NoSuchIndex):
+        open_index(home, "a", ANN)
+    assert open_index(home, "a", ROOT)[1] == index.manifest()
+
+
+@pytest.mark.parametrize("field", [{"owner": 1}, {"shared": "yes"}, {"shared": None}])
+def test_an_owner_that_is_no_name_is_a_damage(home, field):
+    index = Index(home, "a")
+    publish(index)
+    file = index.folder / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **field}))
+    with pytest.raises(MalformedFile, match=next(iter(field))):
+        index.manifest()
+
+
+@pytest.mark.parametrize(("by", "shared", "error"), [
+    (ANN, False, None), (ROOT, False, None), (BOB, True, NotAllowed), (BOB, False, NoSuchIndex), (User(), False, NoSuchIndex),
+])  # fmt: skip
+def test_who_may_share_and_remove(home, by, shared, error):
+    index = Index(home, "anns")
+    index.publish(lambda _: MANIFEST, ANN, shared=shared)
+    before = index.manifest()
+    if error is None:
+        assert index.share(by).shared
+        assert index.manifest() == replace(before, shared=True)
+        assert not index.share(by, shared=False).shared
+        assert index.manifest() == before
+        index.remove(by)
+        assert not index.folder.exists()
+        return
+    for act in (index.share, index.remove):
+        with pytest.raises(error) as told:
+            act(by)
+        assert error is NotAllowed or str(told.value) == str(NoSuchIndex(name="anns", hint=""))
+    assert index.manifest() == before
+
+
+def test_what_another_has_is_neither_listed_nor_offered(home):
+    for name, by, shared in (("anns", ANN, False), ("bobs", BOB, False), ("ours", ANN, True)):
+        Index(home, name).publish(lambda _: MANIFEST, by, shared=shared)
+    Index(home, "odd").folder.mkdir()
+    (home.indexes / "odd" / "manifest.json").write_text("{}")
+    assert index_names(home, BOB) == ["bobs", "ours"]
+    assert index_names(home, ROOT) == ["anns", "bobs", "odd", "ours"]
+    assert [found["index"] for found in all_described(home, BOB)] == ["bobs", "ours"]
+    assert [found["error"] is None for found in all_described(home, ROOT)] == [True, True, False, True]
+    for name in ("anns", "annz", "odd"):
+        with pytest.raises(NoSuchIndex) as told:
+            open_index(home, name, BOB)
+        assert "did you mean" not in str(told.value)
+    with pytest.raises(NoSuchIndex, match="did you mean 'anns'"):
+        open_index(home, "annz", ANN)
+
+
+def test_sharing_what_is_not_there_leaves_nothing_behind(home):
+    with pytest.raises(NoSuchIndex):
+        Index(home, "none").share(ROOT)
+    assert not list((home.root / "locks").glob("*none*"))
+
+
+def test_removing_what_cannot_be_read_is_the_operators(home):
+    index = Index(home, "a")
+    index.publish(lambda _: MANIFEST, ANN)
+    (index.folder / "manifest.json").write_text("{}")
+    with pytest.raises(NoSuchIndex):
+        index.remove(ANN)
+    index.remove(ROOT)
+    assert not index.folder.exists()

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgpunet_dask.errors import BadName, DiskFull
+from dgpunet_dask.errors import BadName, DiskFull, NotAllowed
+from dgpunet_dask.model.owner import User
 from dgpunet_dask.retrieval import ingest as module
 from dgpunet_dask.retrieval.discover import Root
 from dgpunet_dask.retrieval.index import Index
@@ -249,3 +250,24 @@ def test_the_listing_survives_odd_names(ingest, tree, home):
     assert set(contents(home)) == {'new\nline "quoted".py:1', "ü 🎉.py:1"}
     shutil.rmtree(home.jobs)
     assert json.loads((home.indexes / "x" / "manifest.json").read_text())["format"] == 1
+
+
+def test_another_users_index_is_refused_before_a_file_is_read(ingest, tree, home, monkeypatch):
+    root = tree({"a.py": "one"})
+    folder, files = ingest.scan(root)
+    publish(folder, home, ingest.units(files), ingest.clock, by=User("ann"), shared=True)
+    monkeypatch.setattr(module, "read_text", lambda entry: pytest.fail(f"{entry.path} was read"))
+    monkeypatch.setattr(module, "discover", lambda *_: pytest.fail("the tree was walked"))
+    with pytest.raises(NotAllowed, match="--set index=NAME"):
+        ingest.scan(root, by=User("bob"))
+    assert not (home.jobs / "2" / "base").exists()
+
+
+def test_who_publishes_first_wins_the_name(ingest, tree, home):
+    anns, bobs = tree({"a.py": "one"}, "anns"), tree({"b.py": "two"}, "bobs")
+    first, second = ingest.scan(anns, by=User("ann")), ingest.scan(bobs, by=User("bob"))
+    publish(second[0], home, ingest.units(second[1]), ingest.clock, by=User("bob"))
+    with pytest.raises(NotAllowed):
+        publish(first[0], home, ingest.units(first[1]), ingest.clock, by=User("ann"))
+    assert contents(home) == {"b.py:1": "two"}
+    assert Index(home, "x").manifest().owner == "bob"
