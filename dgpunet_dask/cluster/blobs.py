@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
@@ -54,6 +55,7 @@ class Blobs:
         self._clock = clock or SystemClock()
         self._banned: dict[str, float] = {}
         self._listings: dict[tuple[str, str], list[FileEntry]] = {}
+        self._guard = threading.Lock()  # the peer port looks things up in several threads
 
     # Given to others
 
@@ -65,16 +67,19 @@ class Blobs:
         """Return the files of a folder; ``None`` where it is not here."""
         known, digest = folders.checked(kind, digest)
         if not self.has(known, digest):
-            self._listings.pop((known, digest), None)
+            with self._guard:
+                self._listings.pop((known, digest), None)
             return None
-        if (known, digest) not in self._listings:
+        listed = self._listings.get((known, digest))
+        if listed is None:
             listed = listed_files(self.home, known, digest)
             if listed is None or not self._is_whole(known, digest, listed):
                 return None
-            while len(self._listings) >= _LISTINGS_KEPT:
-                self._listings.pop(next(iter(self._listings)), None)
-            self._listings[known, digest] = listed
-        return self._listings[known, digest]
+            with self._guard:
+                while len(self._listings) >= _LISTINGS_KEPT:
+                    self._listings.pop(next(iter(self._listings)))
+                self._listings[known, digest] = listed
+        return listed
 
     def _is_whole(self, kind: Kind, digest: str, listed: Sequence[FileEntry]) -> bool:
         """Whether the folder still has its digest: one that the disk, or somebody, has changed is not given to others."""

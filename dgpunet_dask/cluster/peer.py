@@ -44,6 +44,8 @@ MOST_SECONDS: Final = 1.5
 _MOST_PORTS: Final = 64
 _PIECE: Final = 256 << 10
 _RUN_OUT_S: Final = 5.0
+#: How long after its time a measurement may be stuck on a link.
+_SLACK_S: Final = 1.0
 
 
 class Shelf(Protocol):
@@ -192,7 +194,7 @@ class PeerServer:
             raise Refusal("bad_request", f"there is no request {str(name)[:40]!r}; run one release on all machines")
         try:
             await answer(call, request)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise Refusal("bad_request", str(error)[:200]) from error
 
     async def _ping(self, call: _Call, _: Mapping[str, Any]) -> None:
@@ -250,7 +252,8 @@ class PeerServer:
         while left:
             piece = await asyncio.to_thread(file.read, min(left, CHUNK))
             if not piece:
-                raise ValueError("a file became shorter while it was sent")  # ends the connection: the reader must not take what follows
+                # No refusal: the caller would take it for the bytes that it waits for.
+                raise ConnectionAbortedError("a file became shorter while it was sent")
             left -= len(piece)
             call.writer.write(piece)
             async with asyncio.timeout(self._limits.stall_s):
@@ -317,7 +320,7 @@ async def pour(writer: asyncio.StreamWriter, most: int, seconds: float, clock: C
     while left and (now := clock.monotonic()) < ends:
         writer.write(piece[:left])
         left -= min(left, _PIECE)
-        async with asyncio.timeout(ends - now + 1.0):
+        async with asyncio.timeout(ends - now + _SLACK_S):
             await writer.drain()
 
 
@@ -332,10 +335,15 @@ async def _let_run_out(reader: asyncio.StreamReader) -> None:
 async def drink(reader: asyncio.StreamReader, most: int, seconds: float, clock: Clock) -> tuple[int, float]:
     """Return how many bytes came after the first piece, and in how many seconds: at most `most` and about `seconds`.
 
-    What comes first tells of the round trip and not of the rate.
+    What comes first tells of the round trip and not of the rate. Nothing within `seconds` and another is no bytes in no time.
     """
-    first, started = await reader.read(_PIECE), clock.monotonic()
-    count, now = 0, started
+    try:
+        async with asyncio.timeout(seconds + _SLACK_S):
+            first = await reader.read(_PIECE)
+    except TimeoutError:
+        return 0, 0.0
+    started = now = clock.monotonic()
+    count = 0
     try:
         async with asyncio.timeout(seconds):
             while len(first) + count < most and (piece := await reader.read(_PIECE)):

@@ -7,10 +7,7 @@ copied on the machine that has it, and a folder that was changed since is not ta
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any, Final
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import FolderMissing
+from dgpunet_dask.security.files import write_private
 from dgpunet_dask.stagehost.folders import FileEntry, Kind, checked, entries_of, files_of, tree_digest
 from dgpunet_dask.stagehost.spec import StageCallSpec
 
@@ -113,17 +111,7 @@ def write_note(home: Home, digest: str, folder: Path, entries: Sequence[FileEntr
     files = [[*entry, times[entry.name][1]] for entry in entries]
     home.models.mkdir(mode=0o700, parents=True, exist_ok=True)
     text = json.dumps({"version": VERSION, "folder": str(folder), "files": files})
-    fd, draft = tempfile.mkstemp(prefix=".note-", dir=home.models)
-    try:
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(home.models / f"{digest}.json")
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(draft).unlink()
-        raise
+    write_private(home.models / f"{digest}.json", text)
 
 
 def _stats(folder: Path) -> dict[str, tuple[int, int]]:

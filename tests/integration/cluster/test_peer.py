@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import ssl
 import struct
 
@@ -148,6 +149,8 @@ REQUESTS = [
     {"request": "bandwidth", "direction": "down", "bytes": 1 << 40, "seconds": 1},
     {"request": "bandwidth", "direction": "down", "bytes": 1024, "seconds": 3600},
     {"request": "bandwidth", "direction": "down", "bytes": 1024, "seconds": float("nan")},
+    {"request": "bandwidth", "direction": "down", "bytes": float("inf"), "seconds": 1},
+    {"request": "bandwidth", "direction": "down", "bytes": 1024, "seconds": 10**400},
     {"request": "bandwidth", "direction": "aside", "bytes": 1024, "seconds": 1},
     {"request": "bandwidth", "direction": [], "bytes": 1024, "seconds": 1},
     {"request": "probe_ports", "ports": [0]},
@@ -205,6 +208,52 @@ async def test_silent_and_stalling_callers_are_given_up(tmp_path):
             stalling.writer.transport.pause_reading()
             await asyncio.to_thread(until, lambda: not h.server._open)
         assert (await a.client.ping(h.peer)).host == "h"
+
+
+async def test_a_file_that_becomes_shorter_while_it_is_sent_ends_the_connection(pair, tmp_path):
+    """Whatever came in place of its bytes would be taken for them."""
+    h, a = pair
+    model = tmp_path / "model"
+    model.mkdir()
+    with (model / "w.bin").open("wb") as file:
+        file.truncate(64 << 20)  # more than all buffers on the way hold
+    digest = note_model(h.home, model)
+    async with a.client.link(h.peer) as link:
+        size = (await link.ask("read", kind="model", digest=digest, name="w.bin", offset=0))["size"]
+        os.truncate(model / "w.bin", 0)
+        got, ended = 0, False
+        try:
+            while piece := await asyncio.wait_for(link.reader.read(1 << 20), 10):
+                got += len(piece)
+                assert not piece.strip(b"\0")
+            ended = True
+        except ConnectionError:
+            ended = True
+    assert ended
+    assert got < size
+
+
+async def test_a_caller_that_measures_and_sends_nothing_is_given_up(pair):
+    h, a = pair
+    async with a.client.link(h.peer) as silent:
+        await silent.ask("bandwidth", direction="up", bytes=1 << 20, seconds=0.1)
+        assert h.server.measuring.locked()
+        assert await silent.answer("bandwidth") == {"bytes": 0, "seconds": 0.0}
+    assert await a.client.bandwidth(h.peer, nbytes=4 << 20) > 0
+
+
+async def test_a_peer_that_promises_bytes_and_sends_none_is_given_up(pair):
+    h, a = pair
+
+    async def promise(reader, writer):
+        await receive(reader, 1000, 10.0)
+        writer.write(frame({"ok": {}}))
+
+    context, _ = h.authority.contexts("h", "node")
+    async with await asyncio.start_server(promise, "127.0.0.1", 0, ssl=context) as mute:
+        port = mute.sockets[0].getsockname()[1]
+        assert await asyncio.wait_for(a.client.bandwidth(Peer("h", "127.0.0.1", port), "down", seconds=0.1), 10) is None
+    assert not a.server.measuring.locked()
 
 
 async def test_an_old_connection_ends_though_it_goes_on_asking(tmp_path):
