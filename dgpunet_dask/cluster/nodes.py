@@ -24,6 +24,8 @@ BEAT_S: Final = 2.0
 LOST_S: Final = 10.0
 #: Cards that are no longer in a host, and whose names are kept free for them.
 GONE_KEPT: Final = 16
+#: States of a host that runs no workers, and why.
+_WITHOUT_WORKERS: Final = frozenset({"joining", "drained", "refused", "stopped"})
 _NUMBERED: Final = re.compile(r"(.+)-\d+")
 
 
@@ -148,22 +150,27 @@ def node_row(node: Node, seen: Seen | None, now_s: float, devices: Sequence[Mapp
     """Return one entry of ``nodes --json``; `devices` are those of the host as placement sees them."""
     found = seen or Seen(at_s=0.0)
     workers = {worker["device"]: worker for worker in found.workers}
-    facts = found.facts
+    facts, state = found.facts, state_of(node, seen, now_s)
     return {
         "host": node.host,
-        "state": state_of(node, seen, now_s),
+        "state": state,
         "why": found.refused or node.hold_why,
         "address": node.address,
         "roles": list(node.roles),
         "seen_s_ago": None if seen is None else round(max(0.0, now_s - seen.at_s), 1),
         "unreachable": found.unreachable,
-        "devices": [{**device, **_worker(workers.get(str(device["name"])))} for device in devices],
+        "devices": [{**device, "state": _shown(device["state"], state), **_worker(workers.get(str(device["name"])))} for device in devices],
         "stagehosts": [dict(row) for row in found.stagehosts],
         "software": facts.get("software"),
         "interface": facts.get("interface"),
         "health": dict(found.health),
         "drain_until": node.hold_until,
     }
+
+
+def _shown(device: str, host: NodeState) -> str:
+    """Return the state of a device: one without a worker is lost only where its host should run one."""
+    return host if device == "lost" and host in _WITHOUT_WORKERS else device
 
 
 def absent(name: str, host: str, card: Mapping[str, Any]) -> dict[str, Any]:

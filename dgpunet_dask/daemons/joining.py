@@ -191,7 +191,7 @@ def supervising(home: Home, membership: Membership, policy: Sequence[Path] = ())
 
 
 def until_ready(home: Home, config: ClusterConfig, alive: Callable[[], bool], say: Say = quietly, timeout_s: float = READY_S) -> dict[str, Any]:
-    """Wait until the workers of this host are in the cluster, and return the host's row of `nodes`.
+    """Wait until the workers of this host are in the cluster, and return the host's row of `nodes`. A drained host runs none.
 
     Raises
     ------
@@ -218,6 +218,9 @@ def until_ready(home: Home, config: ClusterConfig, alive: Callable[[], bool], sa
             row = {}  # what an earlier agent said of this host
         if row.get("state") == "refused":
             raise StartFailed(why=f"the head runs no workers here: {row['why']}", logs=home.run / "logs")
+        if row.get("state") == "drained" and row["facts_known"]:
+            say(f"{config.host} is drained and runs no workers; `dgpunet-dask uncordon {config.host}` on the head lets it")
+            return row
         if row:
             devices = row["devices"]
             here = [device["name"] for device in devices if device["state"] in ("running", "cordoned", "draining")]

@@ -38,6 +38,20 @@ def test_every_host_is_in_one_state_and_the_worst_counts(hold, silent, left, ref
     assert state == ("stopped" if left else "lost" if lost else "refused" if refused else hold or "ready")
 
 
+@pytest.mark.parametrize(
+    ("seen", "hold", "shown"),
+    [
+        (None, None, "joining"), (Seen(at_s=0.0), "drained", "drained"), (Seen(at_s=0.0, left=True), None, "stopped"),
+        (Seen(at_s=0.0, refused="too old"), None, "refused"), (Seen(at_s=0.0), None, "lost"), (Seen(at_s=-99.0), "drained", "lost"),
+        (Seen(at_s=0.0), "cordoned", "lost"),
+    ],
+)  # fmt: skip
+def test_a_device_without_a_worker_is_lost_only_where_one_should_run(seen, hold, shown):
+    devices = [{"name": "gpu-0", "state": "lost"}, {"name": "a/cpu", "state": "running"}]
+    row = node_row(Node(host="a", address="1", hold=hold), seen, 0.0, devices)
+    assert [device["state"] for device in row["devices"]] == [shown, "running"]
+
+
 @given(hold=HOLDS)
 def test_a_host_that_was_never_heard_is_joining_unless_it_is_held(hold):
     assert state_of(Node(host="a", address="1", hold=hold), None, 0.0) == (hold or "joining")
@@ -114,7 +128,7 @@ def test_files_of_before_cards_were_remembered_are_read():
 def test_a_row_shows_its_workers_beside_their_devices():
     seen = Seen(at_s=1.0, workers=[{"device": "gpu-0", "pid": 7, "state": "running", "restarts": 2}], stagehosts=[{"stage": "embed"}])
     node = Node(host="a", address="1", hold="cordoned", hold_why="Xid 79")
-    row = node_row(node, seen, 3.25, [{"name": "gpu-0"}, {"name": "a/cpu"}])
+    row = node_row(node, seen, 3.25, [{"name": "gpu-0", "state": "running"}, {"name": "a/cpu", "state": "lost"}])
     assert [(d["worker_pid"], d["restarts"]) for d in row["devices"]] == [(7, 2), (None, None)]
     assert (row["state"], row["why"], row["seen_s_ago"], row["software"]) == ("cordoned", "Xid 79", 2.2, None)
     assert node_row(node, replace(seen, refused="too old"), 3.0, [])["why"] == "too old"

@@ -106,6 +106,13 @@ def test_a_refused_host_is_told_at_once(home, answers):
         until_ready(home, CONFIG, lambda: True, timeout_s=600)
 
 
+def test_a_drained_host_comes_back_without_workers(home, answers):
+    answers += [row("drained", state="drained", seen=1e3), row("drained", state="drained", facts_known=False), row("drained", state="drained")]
+    said = []
+    assert until_ready(home, CONFIG, lambda: True, said.append, timeout_s=600) == answers[-1]
+    assert "uncordon h" in said[-1]
+
+
 def test_what_an_earlier_agent_said_does_not_count(home, answers):
     answers += [row("running", state="refused", seen=1e3), row("running", seen=1e3), row("lost"), row("running", facts_known=True)]
     said = []
