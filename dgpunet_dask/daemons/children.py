@@ -121,12 +121,11 @@ class Children:
             child = start()
         except OSError as error:
             return str(error)
-        self.register.add(child.pid, name)
-        try:
-            return await child.ended()
-        finally:
-            await asyncio.shield(child.stop(STOP_GRACE_S))
-            self.register.remove(child.pid)
+        with self.register.noted(child.pid, name):
+            try:
+                return await child.ended()
+            finally:
+                await asyncio.shield(child.stop(STOP_GRACE_S))
 
     def _start_scheduler(self) -> OwnedProcess:
         self.scheduler_file.unlink(missing_ok=True)

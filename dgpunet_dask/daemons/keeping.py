@@ -120,26 +120,24 @@ class WorkerKeeper:
             kept.process = worker = self._spawn(kept.plan)
         except OSError as error:
             return str(error)
-        try:
-            return await worker.ended()
-        finally:
-            if worker.returncode is None:  # else the number may be somebody else's by now
-                kill_tree(worker.pid)
-            worker.kill()
-            kept.process = None
-            self.register.remove(worker.pid)
+        with self.register.noted(worker.pid, f"worker {kept.plan.device.name}"):
+            try:
+                return await worker.ended()
+            finally:
+                if worker.returncode is None:  # else the number may be somebody else's by now
+                    kill_tree(worker.pid)
+                worker.kill()
+                kept.process = None
 
     def _spawn(self, plan: WorkerPlan) -> OwnedProcess:
         plan.facts_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(plan.facts_file, json.dumps(worker_facts(plan.host, [plan.device], agent_pid=os.getpid())))
-        worker = spawn(
+        return spawn(
             python_argv(plan.module, *plan.argv),
             env=child_env(plan.env),
             log_file=self.home.run / "logs" / plan.log_name,
             cwd=self.home.run,
         )
-        self.register.add(worker.pid, f"worker {plan.device.name}")
-        return worker
 
     async def _watch(self) -> None:
         """Kill workers of which a process stands still."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Final
 import psutil
 
 from dgpunet_dask.config.home import Home
+
+log = logging.getLogger(__name__)
 
 #: What the process above a host's daemons is registered as.
 SUPERVISOR: Final = "supervisor"
@@ -82,6 +85,19 @@ class Register:
     def remove(self, pid: int) -> None:
         """Forget `pid`."""
         self._file(pid).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def noted(self, pid: int, what: str) -> Iterator[None]:
+        """Note `pid` for the length of the block. A full disk is told and is no reason to lose hold of the process: its lifeline stays."""
+        try:
+            self.add(pid, what)
+        except OSError as error:
+            log.warning("the register of processes cannot be written: %s", error)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self.remove(pid)
 
     def entries(self) -> Iterator[Registered]:
         """Yield what is noted, in the order of the ids; unreadable files are removed, since nothing can be done with them."""

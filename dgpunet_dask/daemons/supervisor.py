@@ -110,22 +110,11 @@ class Supervisor:
             child = self._spawn(daemon)
         except OSError as error:
             return str(error)
-        try:
-            with self._noting():
-                self.register.add(child.pid, daemon.name)
-            return await child.ended()
-        finally:
-            await asyncio.shield(child.stop(STOP_S))
-            with self._noting():
-                self.register.remove(child.pid)
-
-    @contextlib.contextmanager
-    def _noting(self) -> Iterator[None]:
-        """Go on without the register where the disk is full: it is for what the daemons' lifelines miss."""
-        try:
-            yield
-        except OSError as error:
-            self.say(f"the register of processes cannot be written ({error})")
+        with self.register.noted(child.pid, daemon.name):
+            try:
+                return await child.ended()
+            finally:
+                await asyncio.shield(child.stop(STOP_S))
 
     def _spawn(self, daemon: Daemon) -> OwnedProcess:
         return spawn(

@@ -41,6 +41,10 @@ def pretend(made: Site, host: str, package: str, version: str) -> None:
 def test_a_machine_with_another_release_of_dask_is_refused_and_may_come_once_it_is_cured(four):
     pretend(four, "xps", "distributed", FAR)
     token = four.lab.token("m18", "xps")
+    before = four.lab.cli("xps", "doctor", "--pre", token, "--name", "xps", "--no-canary")
+    assert before.code == 3, before
+    assert f"distributed {FAR}, and m18 has" in before.out
+    assert CURE in before.out
     ran = four.lab.cli("xps", "join", token, "--name", "xps")
     assert ran.code == 2, ran
     assert REFUSED in ran.err
@@ -49,6 +53,12 @@ def test_a_machine_with_another_release_of_dask_is_refused_and_may_come_once_it_
     assert four.lab.left("xps") == {}
     assert "xps" not in four.nodes()
     del four.lab.own["xps"]
+    fits = four.lab.cli("xps", "doctor", "--pre", token, "--name", "xps", "--no-canary", "--json")
+    found = {(f["check"], f["subject"]): f["level"] for f in fits.json["findings"]}
+    levels = {subject: found["port_reach", subject] for check, subject in found if check == "port_reach"}
+    assert set(levels.values()) == {"ok"}, levels
+    assert "m18 -> xps" in levels
+    assert (found["software", "xps"], found["join_token", "xps"]) == ("ok", "ok"), found
     cured = four.lab.cli("xps", "join", token, "--name", "xps")  # the refusal has not used the token up
     assert cured.code == 0, cured
     assert "warning" not in cured.err
@@ -82,6 +92,17 @@ def test_a_machine_that_was_upgraded_alone_runs_no_workers_until_it_is_cured(fou
     four.lab.own.pop("xps")
     again = four.lab.cli("xps", "join")
     assert again.code == 0, again
+    four.until_ready("xps")
+
+
+def test_a_machine_that_is_drained_is_upgraded_and_comes_back_drained(four):
+    four.lab.ok("m18", "drain", "xps", timeout_s=100)
+    four.lab.ok("xps", "down")
+    again = four.lab.cli("xps", "join")
+    assert again.code == 0, again
+    assert "uncordon xps" in again.err
+    assert {device["state"] for device in four.host("xps")["devices"]} == {"drained"}
+    four.lab.ok("m18", "uncordon", "xps")
     four.until_ready("xps")
 
 

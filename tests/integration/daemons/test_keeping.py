@@ -75,6 +75,17 @@ async def test_a_killed_worker_comes_back_and_what_it_called_is_dropped(home, ke
     assert [entry.pid for entry in Register(home.run / "processes").running()] == [second]
 
 
+async def test_a_worker_is_kept_hold_of_where_the_register_cannot_be_written(home, kept, caplog):
+    (home.run / "processes").write_text("a file, where the folder should be")
+    kept.start([plan(home, "cpu-0", "wait")])
+    first = await one_running(home, kept)
+    assert kept.rows()[0]["restarts"] == 0
+    assert "register" in caplog.text
+    await kept.stop()
+    assert not psutil.pid_exists(first)
+    assert pids(home, "wait") == [first]
+
+
 async def test_one_that_is_killed_by_a_signal_without_a_name_comes_back_too(home, kept):
     kept.start([plan(home, "cpu-0", "wait")])
     first = await one_running(home, kept)
