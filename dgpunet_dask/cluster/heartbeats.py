@@ -7,6 +7,7 @@ the kinds and within the sizes that the rest of the head goes by: one host's non
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """One heartbeat, checked. `facts` is ``None`` where the host did not send them; `crl` is the digest of the list that it has."""
+    """One heartbeat, checked. `facts` is ``None`` where the host did not send them; `crl` is the digest of the list that it has; `spool` is
+    what the numbers of its reports count in."""
 
     address: str
     peer_port: int
@@ -41,6 +43,7 @@ class Beat:
     health: Mapping[str, Any]
     listeners: Rows = ()
     reports: Rows = ()
+    spool: str = ""
     crl: str | None = None
 
 
@@ -52,6 +55,7 @@ def beat_from(body: Mapping[str, Any]) -> Beat:
     BadValue
         If a part is missing, of another kind, or larger than any true host's; what the host said before stays.
     """
+    _check_finite(body)
     return Beat(
         address=_address(body.get("address")),
         peer_port=_number("peer_port", body.get("peer_port"), 1 << 16),
@@ -64,6 +68,7 @@ def beat_from(body: Mapping[str, Any]) -> Beat:
         health=_mapping("health", body.get("health") or {}),
         listeners=_rows("listeners", body.get("listeners")),
         reports=_reports(body.get("reports")),
+        spool=_word("spool", body.get("spool") or body.get("boot")),
         crl=None if body.get("crl") is None else _word("crl", body.get("crl")),
     )
 
@@ -103,6 +108,14 @@ def texts_of(body: Mapping[str, Any], name: str, most: int = ROLES_MAX) -> tuple
         If it is something else, or longer than `most`.
     """
     return tuple(_word(name, text) for text in _listed(name, body.get(name), most))
+
+
+def _check_finite(body: Mapping[str, Any]) -> None:
+    """See to it that what is told on is JSON to others too: Python reads and writes numbers that it does not have."""
+    try:
+        json.dumps(body, allow_nan=False)
+    except ValueError:
+        raise BadValue(what="heartbeat", value="nan or infinity", why="its numbers must be finite") from None
 
 
 def _workers(value: object) -> Rows:

@@ -33,6 +33,8 @@ RETRY_S: Final = 60.0
 DEGRADED: Final = 0.7
 #: Measurements that a rate is the median of.
 KEPT: Final = 3
+#: Bytes per second, and seconds, that nothing reaches; a whole number may be too large to be a float.
+_RATE_MOST: Final = 1e15
 
 Way = tuple[str, str]
 
@@ -91,13 +93,13 @@ class LinkTable:
 
         No two of them, and none of those that run, share a host, since they would slow each other. `busy` hosts are left in peace.
         """
-        self._running = {way: since for way, since in self._running.items() if now - since < LOST_S}
+        self._running = {way: since for way, since in self._running.items() if _within(LOST_S, since, now)}
         taken = {host for way in self._running for host in way} | set(busy)
         due = sorted((self._last(way), way) for way in _ways(hosts))
         found: list[Way] = []
         for last, way in due:
-            waited = now - self._tried.get(way, -math.inf) >= RETRY_S
-            if last + every_s <= now and waited and taken.isdisjoint(way):
+            fresh = _within(every_s, last, now) or _within(RETRY_S, self._tried.get(way, -math.inf), now)
+            if not fresh and taken.isdisjoint(way):
                 found.append(way)
                 taken.update(way)
         return found
@@ -132,6 +134,8 @@ class LinkTable:
         ways = set(_ways(hosts))
         self.links = {way: link for way, link in self.links.items() if way in ways}
         self.baseline = {way: rate for way, rate in self.baseline.items() if way in ways}
+        self._running = {way: at for way, at in self._running.items() if way in ways}
+        self._tried = {way: at for way, at in self._tried.items() if way in ways}
 
     # Reading
 
@@ -219,8 +223,13 @@ def _ways(hosts: Iterable[str]) -> Iterator[Way]:
     return ((src, dst) for src in names for dst in names if src != dst)
 
 
+def _within(seconds: float, since: float, now: float) -> bool:
+    """Whether `since` is at most so long ago. What is yet to come was told by a clock that has been set back since."""
+    return 0 <= now - since < seconds
+
+
 def _is_rate(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _RATE_MOST
 
 
 # Compression
