@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -87,6 +87,8 @@ class HomeLab:
         The cards of each host; ``None`` gives each host one of `CARDS`, and those beyond it none.
     extra
         Variables for every command, over all others but those in `own`: by host, for tests to set.
+    real
+        The hosts that see this machine's own cards instead.
 
     Notes
     -----
@@ -99,12 +101,14 @@ class HomeLab:
         folder: Path,
         cards: Mapping[str, Sequence[FakeCard]] | None = None,
         extra: Mapping[str, str] | None = None,
+        real: Collection[str] = (),
     ) -> None:
         self.lan = lan
         self.folder = folder
         given = {name: CARDS[k : k + 1] for k, name in enumerate(lan.hosts)} if cards is None else cards
         self.cards: dict[str, tuple[FakeCard, ...]] = {name: tuple(given.get(name, ())) for name in lan.hosts}
         self.extra = dict(extra or {})
+        self.real = frozenset(real)
         self.own: dict[str, dict[str, str]] = {}
 
     def home(self, name: str) -> Path:
@@ -114,17 +118,22 @@ class HomeLab:
     def environment(self, name: str) -> dict[str, str]:
         """Return all variables of a command on this host: ours, without those that choose a cluster or a card."""
         ours = {k: v for k, v in os.environ.items() if not k.startswith("DGPUNET_") and k != "CUDA_VISIBLE_DEVICES"}
-        cards = self.cards[name]
         return {
             **ours,
-            **environment(self._library(), cards),
+            **({} if name in self.real else self._pretended(self.cards[name])),
             "DGPUNET_HOME": str(self.home(name)),
-            "DGPUNET_RUNTIME_ARCHES": " ".join(sorted({"sm_{}{}".format(*c.capability) for c in cards})),
-            "DGPUNET_TORCH_DEVICE": "cpu",  # a card that does not exist computes nothing
-            "DASK_CUDA_TEST_DISABLE_DEVICE_SPECIFIC": "1",  # dask-cuda's own switch: leave out what needs CUDA behind the card
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             **self.extra,
             **self.own.get(name, {}),
+        }
+
+    def _pretended(self, cards: Sequence[FakeCard]) -> dict[str, str]:
+        """Return what makes a host see `cards`, and no other."""
+        return {
+            **environment(self._library(), cards),
+            "DGPUNET_RUNTIME_ARCHES": " ".join(sorted({"sm_{}{}".format(*c.capability) for c in cards})),
+            "DGPUNET_TORCH_DEVICE": "cpu",  # a card that does not exist computes nothing
+            "DASK_CUDA_TEST_DISABLE_DEVICE_SPECIFIC": "1",  # dask-cuda's own switch: leave out what needs CUDA behind the card
         }
 
     def cli(self, name: str, *words: str, timeout_s: float = 120.0) -> Ran:
