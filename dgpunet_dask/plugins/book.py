@@ -12,7 +12,7 @@ from distributed.core import Status
 
 from dgpunet_dask.errors import BadValue
 from dgpunet_dask.model.demand import Demand
-from dgpunet_dask.model.fleet import Charge, Device, DeviceState
+from dgpunet_dask.model.fleet import Charge, Device, DeviceState, Fleet
 from dgpunet_dask.placement.feasible import need_mib
 from dgpunet_dask.placement.foreign import foreign_mib
 from dgpunet_dask.placement.plans import Plan
@@ -45,7 +45,7 @@ class Book:
 
     A device whose worker is lost stays in the fleet as `lost`: it may come back, so work that needs it waits. Its residents stay
     charged as well, since stage hosts outlive workers; the next worker's report replaces them. A worker that was retired on purpose
-    takes its devices along.
+    takes its devices along. `expected`: `lost` devices that were those of an earlier scheduler, and have not come back to this one.
     """
 
     def __init__(self) -> None:
@@ -63,6 +63,7 @@ class Book:
         self._presence: dict[str, dict[str, Any]] = {}  # host -> its power and idle time as last reported
         self._holds: Mapping[str, DeviceState] = {}  # device -> cordoned or draining, whatever its worker says
         self._spoken: dict[str, DeviceState] = {}  # device -> what its worker says
+        self.expected: set[str] = set()
 
     # Workers
 
@@ -86,6 +87,7 @@ class Book:
                 continue
             self.pool.add_device(device, host, self._state(device.name, _STATES.get(ws.status, "paused")))
             self._reserves[device.name] = device.reserve_mib
+            self.expected.discard(device.name)
             self.worker_of[device.name] = ws.address
             self.resource_of[device.name] = resource_name(device)
             self.devices_of[ws.address] = (*self.devices_of.get(ws.address, ()), device.name)
@@ -136,7 +138,16 @@ class Book:
         for name in gone:
             self.pool.remove_device(name)
             self._spoken.pop(name, None)
+            self.expected.discard(name)
         return gone
+
+    def expect(self, fleet: Fleet) -> None:
+        """Take in devices that an earlier scheduler had, as `lost` ones: their workers are on their way to this one."""
+        for device in fleet.devices:
+            if device.name not in self.pool:
+                host = self.pool.host(device.host) or fleet.host_by_name[device.host]
+                self.pool.add_device(device, host, self._state(device.name, "lost"))
+                self.expected.add(device.name)
 
     def host_of(self, address: str) -> str | None:
         """Return the host of the worker at `address`, ``None`` where it speaks for no device."""

@@ -1,4 +1,4 @@
-"""What the head tells the scheduler about whole hosts: lost ones, held ones, cards that were taken out.
+"""What the head tells the scheduler about whole hosts: lost ones, held ones, cards that were taken out, what may come back.
 
 ====================  ==========================================================================================================
 ``dgpunet_hosts``     the workers of each host, and how many tasks they have
@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from dgpunet_dask.model.fleet import DeviceState
+from dgpunet_dask.model.fleet import DeviceState, Fleet
 from dgpunet_dask.plugins.facts import EXTRA
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from dgpunet_dask.plugins.scheduler import PlacementPlugin
 
 logger = logging.getLogger(__name__)
+
+#: How long a scheduler counts on the devices of the one before it. A worker is back within seconds, on a machine under load within half
+#: a minute; what stays away for longer is not part of the fleet any more, and what only that could hold fails.
+EXPECT_S: Final = 60.0
 
 
 def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
@@ -104,8 +108,20 @@ def hold(plugin: PlacementPlugin, holds: Mapping[str, DeviceState]) -> None:
 
 def forget(plugin: PlacementPlugin, devices: Iterable[str]) -> list[str]:
     """Take devices out of the fleet that no worker speaks for; return those."""
-    gone = plugin.book.forget_devices(devices)
+    gone = plugin.book.forget_devices(tuple(devices))
     if gone:
         plugin.journal.fleet_changed()
         plugin.pump.arm()
     return list(gone)
+
+
+def expect(plugin: PlacementPlugin, fleet: Fleet, seconds: float = EXPECT_S) -> None:
+    """Count on these devices for so many seconds: a demand that only one of them can hold waits for its worker instead of failing."""
+    plugin.book.expect(fleet)
+
+    def give_up() -> None:
+        gone = forget(plugin, plugin.book.expected)
+        if gone:
+            logger.warning("these devices have not come back within %g s and are no longer counted on: %s", seconds, ", ".join(gone))
+
+    plugin.later("expected", seconds, give_up)

@@ -25,6 +25,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.errors import StageOutOfMemory
+from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.policy import NO_POLICY, Layer, Policy
 from dgpunet_dask.placement.estimate import Estimates
 from dgpunet_dask.placement.policy_file import parse_policies
@@ -70,16 +71,29 @@ def _loud(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 class PlacementPlugin(SchedulerPlugin):
-    """Places tasks that carry a demand. Add it with ``scheduler.add_plugin`` in a preload, or live with ``client.register_plugin``."""
+    """Places tasks that carry a demand. Add it with ``scheduler.add_plugin`` in a preload, or live with ``client.register_plugin``.
+
+    Parameters
+    ----------
+    clock
+        Time.
+    sources
+        The policy files to decide by from the first task on: text, name and layer of each.
+    expected
+        Devices that an earlier scheduler had: for `hosts.EXPECT_S` seconds they count as lost, not as missing.
+    """
 
     name = NAME
     idempotent = True
 
-    def __init__(self, clock: Clock | None = None, sources: Iterable[tuple[str, str, Layer]] = ()) -> None:
+    def __init__(
+        self, clock: Clock | None = None, sources: Iterable[tuple[str, str, Layer]] = (), expected: Fleet | None = None
+    ) -> None:
         self.records: dict[Key, Record] = {}
         self.clock = clock or SystemClock()
         self.observer = Observer()
         self.sources: tuple[tuple[str, str, Layer], ...] = tuple(sources)
+        self.expected = expected or Fleet()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._seen: list[Signature] = []
 
@@ -100,6 +114,8 @@ class PlacementPlugin(SchedulerPlugin):
             self.book.add_worker(ws)
         if self.sources:
             self.set_policy(self.sources)
+        if self.expected.devices:
+            hosts.expect(self, self.expected)
         asyncio.get_running_loop().call_soon(self._requeue, [k for k in list(scheduler.tasks) if self._adopt(scheduler.tasks[k])])
 
     # What is in force
@@ -134,9 +150,9 @@ class PlacementPlugin(SchedulerPlugin):
             local = time.localtime(now)
             self.book.pool.set_minute(60 * local.tm_hour + local.tm_min)
             self.pump.arm()
-            self._later("minute", 60.0 - now % 60.0 + 0.05, self._watch_the_clock)
+            self.later("minute", 60.0 - now % 60.0 + 0.05, self._watch_the_clock)
 
-    def _later(self, name: str, seconds: float, what: Callable[[], None]) -> None:
+    def later(self, name: str, seconds: float, what: Callable[[], None]) -> None:
         """Call `what` later; a call of the same name that is still to come is dropped."""
         if name in self._timers:
             self._timers[name].cancel()
@@ -245,7 +261,7 @@ class PlacementPlugin(SchedulerPlugin):
         record.signature.seen += 1
         self.observer.see(demand.stage, demand.model, self.book.pool.slot(record.devices[0]).device, seconds, share)
         if "learn" not in self._timers:
-            self._later("learn", LEARN_S, self._learn)
+            self.later("learn", LEARN_S, self._learn)
 
     def _ending(self, record: Record, finish: str) -> Ended:
         if finish == "erred":
