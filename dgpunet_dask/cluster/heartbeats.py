@@ -29,8 +29,10 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """One heartbeat, checked. `facts` is ``None`` where the host did not send them; `crl` is the digest of the list that it has; `spool` is
-    what the numbers of its reports count in."""
+    """One heartbeat, checked.
+
+    `facts` is ``None`` where the host did not send them; `crl` is the digest of the list that it has; `spool` is what its reports' numbers count in.
+    """
 
     address: str
     peer_port: int

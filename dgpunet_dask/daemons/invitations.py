@@ -89,6 +89,36 @@ class Invitations:
         return {"id": key_id, "revoked": True}
 
 
+class Inviting:
+    """What the API asks of the invitations, as part of what it asks of the membership."""
+
+    invitations: Invitations
+
+    async def token_create(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Make a join token."""
+        return self.invitations.token_create(body)
+
+    async def tokens(self) -> list[dict[str, Any]]:
+        """Return the tokens."""
+        return self.invitations.tokens()
+
+    async def token_revoke(self, token_id: str) -> dict[str, Any]:
+        """Make a token worthless."""
+        return self.invitations.token_revoke(token_id)
+
+    async def key_create(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Make an API key."""
+        return self.invitations.key_create(body)
+
+    async def keys(self) -> list[dict[str, Any]]:
+        """Return the keys."""
+        return self.invitations.keys()
+
+    async def key_revoke(self, key_id: str) -> dict[str, Any]:
+        """Make a key worthless."""
+        return self.invitations.key_revoke(key_id)
+
+
 def text_of(body: Mapping[str, Any], name: str) -> str:
     """Return a text of a request's body.
 

@@ -15,9 +15,21 @@ from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.config import ClusterConfig
 from dgpunet_dask.cluster.heartbeats import Beat, beat_from, differences, refusal, texts_of
 from dgpunet_dask.cluster.link_keeper import LinkKeeper
-from dgpunet_dask.cluster.nodes import Node, Roll, Seen, absent, drained, held_devices, node_row, renamed, roll_from, state_of
+from dgpunet_dask.cluster.nodes import (
+    LOST_S,
+    Node,
+    Roll,
+    Seen,
+    absent,
+    drained,
+    held_devices,
+    node_row,
+    renamed,
+    roll_from,
+    state_of,
+)
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.daemons.invitations import Invitations, number_of, text_of
+from dgpunet_dask.daemons.invitations import Invitations, Inviting, number_of, text_of
 from dgpunet_dask.daemons.surveying import Survey
 from dgpunet_dask.errors import BadValue, CertificateRefused, DgpunetError, JoinRefused, NoSuchNode
 from dgpunet_dask.hardware.software import software_facts
@@ -30,6 +42,8 @@ log = logging.getLogger(__name__)
 PERIOD_S: Final = 1.0
 #: How often what does not belong any more is looked for.
 SWEEP_S: Final = 5.0
+#: How often a host that cannot be reached from here is tried again: a firewall was opened perhaps.
+REACH_AGAIN_S: Final = 60.0
 #: How long workers may take to hand their results over when they leave.
 RETIRE_S: Final = 60.0
 #: Reports that are kept for `nodes`, `doctor` and `report`.
@@ -66,7 +80,7 @@ class Reach:
     knock: Callable[[str, str], Awaitable[Sequence[Mapping[str, Any]]]]
 
 
-class Membership:
+class Membership(Inviting):
     """All hosts of one cluster. Errors are DgpunetErrors."""
 
     def __init__(
@@ -85,10 +99,11 @@ class Membership:
         self.seen: dict[str, Seen] = {}
         self.lost: set[str] = set()
         self.reports: list[dict[str, Any]] = []
-        self._acked: dict[str, tuple[str, int]] = {}  # host -> its boot, and the number of its last report
+        self._acked: dict[str, tuple[str, int]] = {}  # host -> its spool, and the number of its last report
         self._given_up: dict[str, set[int]] = {}  # host -> workers that ran while it was lost
         self._held: dict[str, str] | None = None
         self._reaching: dict[str, asyncio.Task[None]] = {}
+        self._reached_s: dict[str, float] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._swept_s = 0.0
         self.began_s = self.clock.monotonic()
@@ -206,9 +221,9 @@ class Membership:
             stagehosts=beat.stagehosts, health=beat.health, listeners=beat.listeners, refused=None if node.forced else refusal(self.software, facts),
             unreachable=before.unreachable if before else None,
         )  # fmt: skip
-        if before is None or before.boot != beat.boot:
+        if before is None or before.boot != beat.boot or (before.unreachable and self.clock.monotonic() - self._reached_s[host] >= REACH_AGAIN_S):
             self._reach(host)
-        acked = self._take_reports(host, beat.boot, beat.reports)
+        acked = self._take_reports(host, beat.spool, beat.reports)
         return self._answer(self.roll.nodes[host], beat, acked=acked, lost=self._to_restart(host, beat), need_facts=facts is None)
 
     def _to_restart(self, host: str, beat: Beat) -> bool:
@@ -258,15 +273,15 @@ class Membership:
         other = self.links.due(host, here)
         return None if other is None else self._peer(self.roll.nodes[other])
 
-    def _take_reports(self, host: str, boot: str, reports: Iterable[Mapping[str, Any]]) -> int:
+    def _take_reports(self, host: str, spool: str, reports: Iterable[Mapping[str, Any]]) -> int:
         """Take each report once, also where its acknowledgement was lost; return the number of the last."""
-        last, known = self._acked.get(host, (boot, 0))
-        known = known if last == boot else 0
+        last, known = self._acked.get(host, (spool, 0))
+        known = known if last == spool else 0
         for report in reports:
             if report["n"] > known:
                 known = report["n"]
                 self._report(host, report)
-        self._acked[host] = (boot, known)
+        self._acked[host] = (spool, known)
         return known
 
     def _report(self, host: str, report: Mapping[str, Any]) -> None:
@@ -283,11 +298,14 @@ class Membership:
     def _reach(self, host: str) -> None:
         """Try the host's peer port from here; what stands in the way is shown with the host."""
         node = self.roll.nodes[host]
+        self._reached_s[host] = self.clock.monotonic()
 
         async def reach() -> None:
             why = await self.reach.reachable(node)
-            if host in self.seen:
-                self.seen[host] = replace(self.seen[host], unreachable=why)
+            known = self.seen.get(host)
+            if known is None or known.unreachable == why:
+                return
+            self.seen[host] = replace(known, unreachable=why)
             if why is not None:
                 log.error("host %s reaches the head, and the head does not reach it: %s", host, why)
 
@@ -299,6 +317,7 @@ class Membership:
 
     async def run(self) -> None:
         """Follow silence, draining, held and vanished devices, and links, until cancelled."""
+        self.began_s = self.clock.monotonic()  # hosts are answered from now on
         try:
             while True:
                 await asyncio.sleep(PERIOD_S)
@@ -329,7 +348,7 @@ class Membership:
             if node.hold == "draining" and node.host not in self._leaving:
                 await self._drain(node)
         await self._tell_links()
-        if now - self._swept_s >= SWEEP_S:
+        if now - max(self._swept_s, self.began_s + LOST_S) >= SWEEP_S:  # not before all had time to be heard of: nodes.json may have been damaged
             self._swept_s = now
             await self._sweep()
 
@@ -440,7 +459,7 @@ class Membership:
         self.invitations.revoke_host(node.host)
         self.roll = self.roll.without(node.host)
         self._write(self.roll)
-        for kept in (self.seen, self._acked, self._given_up):
+        for kept in (self.seen, self._acked, self._given_up, self._reached_s):
             kept.pop(node.host, None)
         self.lost.discard(node.host)
         self.links.forget(list(self.roll.nodes))
@@ -467,27 +486,3 @@ class Membership:
             "facts": dict(seen.facts), "doctor": seen.facts.get("doctor"), "seen_s_ago": round(now - seen.at_s, 1), "state": state, "health": dict(seen.health),
             "workers": list(seen.workers), "unreachable": seen.unreachable, "clock_offset_s": offset_s,
         }  # fmt: skip
-
-    async def token_create(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Make a join token."""
-        return self.invitations.token_create(body)
-
-    async def tokens(self) -> list[dict[str, Any]]:
-        """Return the tokens."""
-        return self.invitations.tokens()
-
-    async def token_revoke(self, token_id: str) -> dict[str, Any]:
-        """Make a token worthless."""
-        return self.invitations.token_revoke(token_id)
-
-    async def key_create(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Make an API key."""
-        return self.invitations.key_create(body)
-
-    async def keys(self) -> list[dict[str, Any]]:
-        """Return the keys."""
-        return self.invitations.keys()
-
-    async def key_revoke(self, key_id: str) -> dict[str, Any]:
-        """Make a key worthless."""
-        return self.invitations.key_revoke(key_id)

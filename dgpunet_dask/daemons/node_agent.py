@@ -188,6 +188,7 @@ class NodeAgent:
             "health": self.health.row(),
             "listeners": self.listeners,
             "reports": self.spool.batch(),
+            "spool": self.spool.id,
             "crl": crl_digest(self.home.pki),
             "certificate_expires": self.identity.expires_s,
         }

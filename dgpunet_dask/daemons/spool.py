@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -30,13 +31,14 @@ class Spool:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.id = secrets.token_hex(8)  # what the numbers count in: they go on when the agent starts again
         self.next = 1
         self.dropped = 0
         self.reports: list[dict[str, Any]] = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(file.read_text(encoding="utf-8"))
             reports = [{**report, "n": int(report["n"]), "kind": str(report["kind"])} for report in found["reports"]]
-            self.next, self.dropped, self.reports = int(found["next"]), int(found["dropped"]), reports
+            self.next, self.dropped, self.reports, self.id = int(found["next"]), int(found["dropped"]), reports, str(found.get("id") or self.id)
 
     def add(self, kind: str, **fields: Any) -> None:
         """Keep one report."""
@@ -64,6 +66,6 @@ class Spool:
     def _write(self) -> None:
         try:
             self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_private(self.file, json.dumps({"next": self.next, "dropped": self.dropped, "reports": self.reports}))
+            write_private(self.file, json.dumps({"id": self.id, "next": self.next, "dropped": self.dropped, "reports": self.reports}))
         except OSError as error:
             log.warning("reports are kept in memory alone: %s", error)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dgpunet_dask.cluster.nodes import LOST_S
+from dgpunet_dask.daemons.membership import REACH_AGAIN_S, SWEEP_S
 from dgpunet_dask.errors import BadValue, CertificateRefused, DgpunetError, JoinRefused, NewerFormat, NoSuchNode, TokenRefused
 from dgpunet_dask.hardware.software import software_facts
 from dgpunet_dask.security.identity import make_request
@@ -60,13 +61,36 @@ async def test_a_report_counts_once_although_its_acknowledgement_is_lost(members
     assert [(r["n"], r["host"]) for r in members.now.reports] == [(1, "node-a"), (2, "node-a"), (3, "node-a")]
 
 
-async def test_another_boot_counts_its_reports_anew_and_is_reached_again(members):
-    await members.beat(reports=REPORTS)
-    await members.beat(reports=[])
+async def test_reports_count_once_although_the_agent_starts_again(members):
+    await members.beat(reports=REPORTS, spool="s1")
+    assert (await members.beat(boot="b2", reports=REPORTS, spool="s1"))["acked"] == 3
+    assert len(members.now.reports) == 3
+    assert (await members.beat(boot="b3", reports=REPORTS[:1], spool="s2"))["acked"] == 1  # its file was lost
+    assert len(members.now.reports) == 4
+
+
+async def test_another_boot_is_reached_again(members):
+    await members.beat()
+    await members.beat()
     await settle()
     assert members.scheduler.tried == {"node-a": 1}
-    assert (await members.beat(boot="b2", reports=REPORTS[:1]))["acked"] == 1
+    await members.beat(boot="b2")
     await settle()
+    assert members.scheduler.tried == {"node-a": 2}
+
+
+async def test_a_host_that_is_not_reached_is_tried_again_now_and_then(members):
+    members.scheduler.unreachable = "a firewall"
+    await members.beat()
+    await settle()
+    await members.beat()
+    assert (await members.row())["unreachable"] == "a firewall"
+    members.scheduler.unreachable = None
+    members.passed(REACH_AGAIN_S)
+    for _ in range(3):
+        await members.beat()
+        await settle()
+    assert (await members.row())["unreachable"] is None
     assert members.scheduler.tried == {"node-a": 2}
 
 
@@ -314,8 +338,26 @@ async def test_devices_that_are_in_no_machine_any_more_leave_the_fleet(members):
         {"name": "rtx3090-0", "host": "node-a", "state": "lost"}, {"name": "old-0", "host": "node-a", "state": "lost"},
         {"name": "odd-0", "host": "node-a", "state": "running"},
     ]  # fmt: skip
+    members.passed(LOST_S + SWEEP_S)
     await members.now.look()
     assert members.scheduler.asked_for("dgpunet_forget") == [{"devices": ["old-0"]}]
+
+
+async def test_nobody_is_a_stranger_before_all_had_time_to_be_heard_of(members):
+    await members.beat("node-a")
+    members.home.nodes_file.write_text("{damaged")
+    members.start()
+    members.scheduler.hosts = {host: {"workers": [f"tls://{host}"], "tasks": 1} for host in ("node-a", "node-b")}
+    await members.now.look()
+    await members.beat("node-a")
+    members.passed(LOST_S - 1)
+    await members.beat("node-a")
+    await members.now.look()
+    assert members.scheduler.asked_for("dgpunet_expel") == []
+    members.passed(SWEEP_S + 1)
+    await members.beat("node-a")
+    await members.now.look()
+    assert members.scheduler.asked_for("dgpunet_expel") == [{"host": "node-b"}]
 
 
 # Joining

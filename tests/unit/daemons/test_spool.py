@@ -21,6 +21,7 @@ def test_reports_outlive_a_restart_and_go_once_they_are_known(file):
     for number in range(3):
         spool.add("note", what=number)
     again = Spool(file)
+    assert again.id == spool.id != Spool(file.with_name("other")).id
     assert [(r["n"], r["what"]) for r in again.batch()] == [(1, 0), (2, 1), (3, 2)]
     again.acknowledged(2)
     again.add("note", what=3)
