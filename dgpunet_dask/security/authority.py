@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dgpunet_dask.errors import BadValue, CertificateRefused, NoIdentity, UsageError
 from dgpunet_dask.security.files import PrivateJson, locked, private_folder, write_private
+from dgpunet_dask.security.names import checked_host
 
 Role = Literal["head", "node", "client"]
 LIFE_S: Final = 86_400.0
@@ -32,7 +32,6 @@ SKEW_S: Final = 300.0
 RETURN_S: Final = 30 * 86_400.0
 _CA_LIFE: Final = timedelta(days=3650)
 _LOOPBACK: Final = ("127.0.0.1", "::1")
-_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")  # a common name has at most 64 characters
 _MOST_REQUEST: Final = 8192
 _USAGES: Final = {
     "head": (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
@@ -151,7 +150,7 @@ class Authority:
             If the host or an address is none.
         """
         key = requested_key(csr_pem)
-        wanted = _checked_addresses(_checked_host(host), addresses)
+        wanted = _checked_addresses(checked_host(host), addresses)
         with self._record.change() as record:
             if host in record["denied"]:
                 raise CertificateRefused(why=f"{host} was removed from the cluster; invite it with `dgpunet-dask token create`")
@@ -338,13 +337,6 @@ def _key_usage(*, signs: bool) -> x509.KeyUsage:
 def _names(host: str, addresses: Sequence[_Address]) -> x509.SubjectAlternativeName:
     names = [x509.DNSName(name) for name in dict.fromkeys((host, "localhost"))]
     return x509.SubjectAlternativeName([*names, *(x509.IPAddress(address) for address in addresses)])
-
-
-def _checked_host(host: str) -> str:
-    """Return the host's name; one that looks like an address is refused, for as a name it would never match."""
-    if not _HOST.fullmatch(host) or ".." in host or re.fullmatch(r"[\d.]+", host):
-        raise BadValue(what="host name", value=host, why="use letters, digits, dot, underscore and hyphen, at most 64 of them")
-    return host
 
 
 def _checked_addresses(host: str, addresses: Sequence[str]) -> list[_Address]:

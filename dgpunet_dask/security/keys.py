@@ -6,24 +6,21 @@ text.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from dgpunet_dask.errors import BadToken, BadValue
-from dgpunet_dask.security.files import PrivateJson
+from dgpunet_dask.security.credentials import PAIR, CredentialFile, digest, is_right, remembered
 
 #: What a key allows, each with all before it: look; submit and cancel one's own jobs; run the cluster.
 Scope = Literal["viewer", "submitter", "operator"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 PREFIX: Final = "DGK1"
-_KEY: Final = re.compile(rf"{PREFIX}([0-9a-f]{{64}})::([0-9a-f]{{12}})\.([A-Za-z0-9_-]{{43}})")
+_KEY: Final = re.compile(rf"{PREFIX}([0-9a-f]{{64}})::{PAIR}")
 _USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,199}")
 
 
@@ -88,8 +85,7 @@ class KeyStore:
     """
 
     def __init__(self, file: Path, *, chance: Callable[[int], bytes] = secrets.token_bytes) -> None:
-        self._record = PrivateJson(file)
-        self._chance = chance
+        self._file = CredentialFile(file, "keys", chance)
 
     def create(self, user: str, scope: Scope, now: float, *, fingerprint: str, expires_s: float | None = None) -> str:
         """Make a key for `user` and return its text: it cannot be had again.
@@ -110,40 +106,28 @@ class KeyStore:
             raise BadValue(what="user", value=user, why="use letters, digits, dot, underscore, @ and hyphen, at most 200 of them")
         if scope not in SCOPES:
             raise BadValue(what="scope", value=scope, why=f"it is one of {', '.join(SCOPES)}")
-        name, secret = self._chance(6).hex(), base64.urlsafe_b64encode(self._chance(32)).rstrip(b"=").decode()
-        key = parse_key(f"{PREFIX}{fingerprint}::{name}.{secret}")
-        row = {"user": user, "scope": scope, "created_s": now, "expires_s": expires_s, "digest": _digest(key.text)}
-        with self._record.change() as record:
-            record["keys"] = {**_rows(record), key.id: row}
+        made = self._file.new()
+        key = parse_key(f"{PREFIX}{fingerprint}::{made.id}.{made.secret}")
+        row = {"user": user, "scope": scope, "created_s": now, "expires_s": expires_s, "digest": digest(key.text)}
+        with self._file.change() as found:
+            found["keys"] = {**remembered(found["keys"], now), key.id: row}
         return key.text
 
     def who(self, text: str, now: float) -> Caller | None:
         """Return whose key this is; ``None`` for one that is unknown, revoked, over or malformed."""
         found = _KEY.fullmatch(text)
-        row = _rows(self._record.read()).get(found[2]) if found else None
-        right = hmac.compare_digest(row["digest"] if row else "", _digest(text))
-        if found is None or row is None or not right or (row["expires_s"] is not None and now >= row["expires_s"]):
+        row = self._file.read()["keys"].get(found[2]) if found else None
+        if not is_right(row, text) or found is None or row is None:
             return None
-        return Caller(user=row["user"], scope=row["scope"], key_id=found[2])
+        over = row["expires_s"] is not None and now >= row["expires_s"]
+        return None if over else Caller(user=row["user"], scope=row["scope"], key_id=found[2])
 
     def revoke(self, key_id: str) -> bool:
         """Forget a key, which ends it at once; return whether it was there."""
-        with self._record.change() as record:
-            rows = _rows(record)
-            found = rows.pop(key_id, None)
-            record["keys"] = rows
-        return found is not None
+        with self._file.change() as found:
+            return found["keys"].pop(key_id, None) is not None
 
     def list(self) -> list[KeyInfo]:
-        """Return all keys, by user and age."""
-        rows = [KeyInfo(id=i, **{k: v for k, v in row.items() if k != "digest"}) for i, row in _rows(self._record.read()).items()]
+        """Return all keys, by user and age; those that have ended among them, for a week."""
+        rows = [KeyInfo(id=i, **{k: v for k, v in row.items() if k != "digest"}) for i, row in self._file.read()["keys"].items()]
         return sorted(rows, key=lambda info: (info.user, info.created_s, info.id))
-
-
-def _rows(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = record.get("keys", {})
-    return found
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,37 +1,32 @@
 """Join tokens: ``DG10<CA fingerprint>::<id>.<secret>::<address:port>[,…]`` (the form is k3s's).
 
 A token names the one host that it is for, works once and for a while, pins the cluster's authority, so that the joining host cannot
-be led to another, and says where the head answers. Only a digest of the secret is kept: it has 256 bits of chance, so a plain
-SHA-256 is enough (a slow hash is for what people think up).
+be led to another, and says where the head answers. Only a digest of the secret is kept.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import hmac
 import ipaddress
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from dgpunet_dask.errors import BadToken, BadValue, TokenRefused
-from dgpunet_dask.security.files import PrivateJson
+from dgpunet_dask.security.credentials import PAIR, CredentialFile, Row, digest, is_right, remembered
+from dgpunet_dask.security.names import checked_host
 
 Reason = Literal["unknown", "expired", "used", "other_host", "other_cluster", "revoked"]
 State = Literal["open", "used", "expired", "revoked"]
 PREFIX: Final = "DG10"
 #: How long the same request may redeem a token again: its answer was lost on the way.
 REPEAT_S: Final = 60.0
-#: How long a token that no longer works is remembered, so that the refusal can say why.
-_MEMORY_S: Final = 7 * 86_400.0
 _LONGEST: Final = 4096
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
-_ID: Final = re.compile(r"[0-9a-f]{12}")
-_SECRET: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+_CREDENTIAL: Final = re.compile(PAIR)
 _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _WHY: Final[dict[Reason, str]] = {
@@ -92,11 +87,11 @@ def parse_token(text: str) -> JoinToken:
     fingerprint, credential, addresses = parts
     if not _FINGERPRINT.fullmatch(fingerprint):
         raise _bad("its first part is not the fingerprint of an authority, 64 hexadecimal digits")
-    name, _, secret = credential.partition(".")
-    if not _ID.fullmatch(name) or not _SECRET.fullmatch(secret):
+    found = _CREDENTIAL.fullmatch(credential)
+    if found is None:
         raise _bad("its second part is not an id and a secret")
     checked = tuple(address_text(parse_address(address)) for address in addresses.split(","))
-    return JoinToken(fingerprint=fingerprint, id=name, secret=secret, addresses=checked)
+    return JoinToken(fingerprint=fingerprint, id=found[1], secret=found[2], addresses=checked)
 
 
 def parse_address(text: str) -> Address:
@@ -122,10 +117,10 @@ def address_text(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _good(record: dict[str, Any], given: JoinToken, host: str, now: float, request_digest: str) -> dict[str, Any]:
+def _good(record: Mapping[str, Any], given: JoinToken, host: str, now: float, request_digest: str) -> Row:
     """Return the row of a token that may be used now. Raises TokenRefused."""
-    row = _rows(record).get(given.id)
-    right = hmac.compare_digest(row["digest"] if row else "", _digest(given.secret))
+    row: Row | None = record["tokens"].get(given.id)
+    right = is_right(row, given.secret)
     if record.get("fingerprint", given.fingerprint) != given.fingerprint:
         raise _refused("other_cluster")
     if row is None or not right:
@@ -162,8 +157,7 @@ class TokenStore:
     """
 
     def __init__(self, file: Path, *, chance: Callable[[int], bytes] = secrets.token_bytes) -> None:
-        self._record = PrivateJson(file)
-        self._chance = chance
+        self._file = CredentialFile(file, "tokens", chance)
 
     def create(self, host: str, addresses: Sequence[str | Address], fingerprint: str, *, ttl_s: float, now: float) -> str:
         """Make a token for `host` that works for `ttl_s` seconds, and return its text: it cannot be had again.
@@ -180,19 +174,20 @@ class TokenStore:
         Raises
         ------
         BadValue, BadToken
-            If the host's name is none, or no address is given; if an address is malformed.
+            If the host's name is none (`names.checked_host`), or no address is given; if an address is malformed.
         """
-        if not _HOST.fullmatch(host) or not addresses:
-            raise BadValue(what="token for", value=host, why="name one host, and at least one address of the head")
+        if not addresses:
+            raise BadValue(what="token for", value=host, why="name at least one address of the head")
+        checked_host(host)  # as the certificate will: a token that is used up for a name that cannot be had is lost
         texts = tuple(address_text(parse_address(a if isinstance(a, str) else address_text(a))) for a in addresses)
-        token = JoinToken(fingerprint=fingerprint, id=self._chance(6).hex(), secret=_secret(self._chance), addresses=texts)
-        with self._record.change() as record:
-            rows = {i: row for i, row in _rows(record).items() if now < row["expires_s"] + _MEMORY_S}
-            rows[token.id] = {
-                "host": host, "digest": _digest(token.secret), "created_s": now, "expires_s": now + ttl_s,
-                "used_s": None, "request": None, "revoked": False,
-            }  # fmt: skip
-            record.update(fingerprint=fingerprint, tokens=rows)
+        made = self._file.new()
+        token = JoinToken(fingerprint=fingerprint, id=made.id, secret=made.secret, addresses=texts)
+        row = {
+            "host": host, "digest": digest(token.secret), "created_s": now, "expires_s": now + ttl_s,
+            "used_s": None, "request": None, "revoked": False,
+        }  # fmt: skip
+        with self._file.change() as found:
+            found.update(fingerprint=fingerprint, tokens={**remembered(found["tokens"], now), token.id: row})
         return parse_token(token.text).text
 
     def redeem(self, token: str | JoinToken, *, host: str, now: float, request_digest: str = "") -> TokenInfo:
@@ -214,8 +209,8 @@ class TokenStore:
             If it is none.
         """
         given = parse_token(token) if isinstance(token, str) else token
-        with self._record.change() as record:
-            row = _good(record, given, host, now, request_digest)
+        with self._file.change() as found:
+            row = _good(found, given, host, now, request_digest)
             if row["used_s"] is None:
                 row.update(used_s=now, request=request_digest)
         return _info(given.id, row, now)
@@ -223,7 +218,7 @@ class TokenStore:
     def check(self, token: str | JoinToken, *, host: str, now: float, request_digest: str = "") -> None:
         """Raise what `redeem` would, and use nothing up: who asks may be told more only once the token is good."""
         given = parse_token(token) if isinstance(token, str) else token
-        _good(self._record.read(), given, host, now, request_digest)
+        _good(self._file.read(), given, host, now, request_digest)
 
     def revoke(self, token_id: str) -> bool:
         """Make a token useless; return whether it was there and not used."""
@@ -235,24 +230,19 @@ class TokenStore:
 
     def list(self, now: float) -> list[TokenInfo]:
         """Return the tokens that are remembered, the newest first."""
-        rows = [_info(name, row, now) for name, row in _rows(self._record.read()).items()]
+        rows = [_info(name, row, now) for name, row in self._file.read()["tokens"].items()]
         return sorted(rows, key=lambda info: (-info.created_s, info.id))
 
     def _revoke(self, wanted: Callable[[TokenInfo], bool]) -> int:
-        with self._record.change() as record:
-            unused = [(name, row) for name, row in _rows(record).items() if row["used_s"] is None and not row["revoked"]]
+        with self._file.change() as found:
+            unused = [(name, row) for name, row in found["tokens"].items() if row["used_s"] is None and not row["revoked"]]
             rows = [row for name, row in unused if wanted(_info(name, row, row["created_s"]))]
             for row in rows:
                 row["revoked"] = True
         return len(rows)
 
 
-def _rows(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = record.get("tokens", {})
-    return found
-
-
-def _reason(row: dict[str, Any], host: str, now: float, request_digest: str) -> Reason | None:
+def _reason(row: Row, host: str, now: float, request_digest: str) -> Reason | None:
     """Return why the holder of the secret may not use the token; ``None`` if it may."""
     if row["revoked"]:
         return "revoked"
@@ -268,16 +258,8 @@ def _same_host(one: str, other: str) -> bool:
     return one.casefold() == other.casefold()
 
 
-def _info(name: str, row: dict[str, Any], now: float) -> TokenInfo:
+def _info(name: str, row: Row, now: float) -> TokenInfo:
     state: State = "expired" if now >= row["expires_s"] else "open"
     state = "revoked" if row["revoked"] else "used" if row["used_s"] is not None else state
     times = {key: row[key] for key in ("created_s", "expires_s", "used_s")}
     return TokenInfo(id=name, host=row["host"], state=state, **times)
-
-
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def _secret(chance: Callable[[int], bytes]) -> str:
-    return base64.urlsafe_b64encode(chance(32)).rstrip(b"=").decode()

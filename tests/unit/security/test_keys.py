@@ -11,6 +11,7 @@ from dgpunet_dask.security.keys import SCOPES, Caller, KeyStore, allows, parse_k
 
 CA = "0123456789abcdef" * 4
 NOW = 1_000_000.0
+DAY = 86_400.0
 
 
 @pytest.fixture
@@ -61,6 +62,18 @@ def test_a_key_ends_when_it_should(store):
     key = store.create("ann", "viewer", NOW, fingerprint=CA, expires_s=NOW + 10)
     assert store.who(key, NOW + 9)
     assert store.who(key, NOW + 10) is None
+
+
+def test_a_key_that_has_ended_is_listed_for_a_week(store):
+    def create(user, now, expires_s):
+        store.create(user, "viewer", now, fingerprint=CA, expires_s=expires_s)
+
+    create("ann", NOW, NOW + 10)
+    create("bob", NOW, None)
+    create("cy", NOW + 7 * DAY, None)
+    assert [i.user for i in store.list()] == ["ann", "bob", "cy"]
+    create("dee", NOW + 10 + 7 * DAY, None)
+    assert [i.user for i in store.list()] == ["bob", "cy", "dee"]
 
 
 def test_revoking_holds_at_once_for_every_reader(store, key, tmp_path):

@@ -174,8 +174,9 @@ def test_the_list_tells_states_and_forgets_after_a_week(store, token):
 
 @pytest.mark.parametrize(
     ("host", "addresses", "error"),
-    [("", ["a:1"], BadValue), ("a b", ["a:1"], BadValue), ("x", [], BadValue), ("x", ["a"], BadToken), ("x", ["a::1:1"], BadToken)],
-)
+    [("", ["a:1"], BadValue), ("a b", ["a:1"], BadValue), ("x", [], BadValue), ("x", ["a"], BadToken), ("x", ["a::1:1"], BadToken),
+     ("a" * 65, ["a:1"], BadValue), ("10.0.0.1", ["a:1"], BadValue), ("a..b", ["a:1"], BadValue)],
+)  # fmt: skip
 def test_what_makes_no_token(store, host, addresses, error):
     with pytest.raises(error):
         store.create(host, addresses, CA, ttl_s=1, now=NOW)
