@@ -10,6 +10,7 @@ from typing import Any, Final
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.cluster.config import ClusterConfig
 from dgpunet_dask.errors import BadValue, NotFound
+from dgpunet_dask.hardware.cpu import host_name
 from dgpunet_dask.security.authority import Authority
 from dgpunet_dask.security.keys import SCOPES, KeyStore
 from dgpunet_dask.security.tokens import TokenStore
@@ -17,6 +18,8 @@ from dgpunet_dask.security.tokens import TokenStore
 TOKEN_S: Final = 3600.0
 #: No token works for longer: it is a secret that lies in a shell's history.
 TOKEN_MOST_S: Final = 7 * 86_400.0
+#: Three centuries: what ends later has no date that can be written.
+_LONGEST_S: Final = 1e10
 
 
 class Invitations:
@@ -46,8 +49,16 @@ class Invitations:
         self._tokens.redeem(token, host=host, now=self.clock.wall(), request_digest=request)
 
     def token_create(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Make a token: ``{"host", "ttl_s"}``."""
+        """Make a token: ``{"host", "ttl_s"}``.
+
+        Raises
+        ------
+        BadValue
+            If a part is none, or no host can join by that name; if it is to work for too long.
+        """
         host, ttl_s = text_of(body, "host"), number_of(body, "ttl_s", TOKEN_S)
+        if host_name(host) != host:
+            raise BadValue(what="host name", value=host, why="use letters, digits, underscore and hyphen; the domain is left out")
         if ttl_s > TOKEN_MOST_S:
             raise BadValue(what="ttl", value=ttl_s, why=f"a token may work for {TOKEN_MOST_S / 86_400:.0f} days at most")
         now = self.clock.wall()
@@ -134,7 +145,7 @@ def text_of(body: Mapping[str, Any], name: str) -> str:
 
 
 def number_of(body: Mapping[str, Any], name: str, default: float) -> float:
-    """Return a positive number of a request's body.
+    """Return a positive number of seconds of a request's body.
 
     Raises
     ------
@@ -142,6 +153,6 @@ def number_of(body: Mapping[str, Any], name: str, default: float) -> float:
         If it is something else.
     """
     value = body.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise BadValue(what=name, value=value, why="it must be a positive number of seconds")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LONGEST_S:
+        raise BadValue(what=name, value=value, why=f"it must be a positive number of seconds, {_LONGEST_S:g} at most")
     return float(value)
