@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
-from dgpunet_dask.errors import CheckFailed, DgpunetError, LoopbackOnly, NoHead, NotFound, UsageError
+from dgpunet_dask.errors import CheckFailed, DgpunetError, LoopbackOnly, NoHead, NotAllowed, NotFound, UsageError
 
 if TYPE_CHECKING:
     from dgpunet_dask.cluster.config import ClusterConfig, Ports
@@ -64,7 +64,6 @@ def _show(context: CliContext, findings: Sequence[Finding], *, as_json: bool) ->
 def _findings(context: CliContext, host: str | None, canary: bool | None) -> list[Finding]:
     """Return what a cluster's head knows, else what this machine shows."""
     from dgpunet_dask.observe.cluster import check_cluster
-    from dgpunet_dask.observe.finding import Check
 
     if not context.head_runs():
         return check_cluster(alone(_of_a_member(context, _asked(canary))), host)
@@ -74,12 +73,28 @@ def _findings(context: CliContext, host: str | None, canary: bool | None) -> lis
     except LoopbackOnly:
         document = alone(local_facts(context, canary="any" if canary else None))
         return check_cluster({**document, "workers": api.status()["workers"]}, host)
-    except NoHead as error:
-        if context.cluster is not None:
-            raise
+    except (NoHead, NotAllowed) as error:
+        told = _untold(context, error)
+        return [told, *check_cluster(alone(_of_a_member(context, "any" if canary else None)), host)]
+
+
+def _untold(context: CliContext, error: NoHead | NotAllowed) -> Finding:
+    """Return why this machine alone can be examined; raise `error` where another cluster was asked for."""
+    from dgpunet_dask.cluster.agent_api import MOVED
+    from dgpunet_dask.observe.finding import Check
+
+    config = _membership(context)
+    joined = config is not None and config.membership == "node"
+    if context.named is not None or (isinstance(error, NotAllowed) and not joined):
+        raise error
+    if not joined or config is None:
         cure = "see run/logs/head.log under $DGPUNET_HOME; `dgpunet-dask down` ends what is left of it"
-        silent = Check("head", "system", "head").fault("the head's process runs and does not answer", cure, why=str(error))
-        return [silent, *check_cluster(alone(local_facts(context, canary="any" if canary else None)), host)]
+        return Check("head", "system", "head").fault("the head's process runs and does not answer", cure, why=str(error))
+    if isinstance(error, NotAllowed):
+        cure = "`dgpunet-dask key create USER --scope operator` on the head makes a key; it goes into $DGPUNET_API_KEY"
+        return Check("head", "system", config.host).warn("the head tells of the others to an operator's key alone", cure, why=error.message)
+    cure = f"see that the head runs and that both are in one network; {MOVED.format(host=config.host)}"
+    return Check("head_reach", "network", f"{config.host} -> head").fault(f"no head answers at {', '.join(config.api)}", cure, why=str(error))
 
 
 def with_this_machine(context: CliContext, document: dict[str, Any], canary: bool | None) -> dict[str, Any]:

@@ -18,6 +18,10 @@ from dgpunet_dask.security.identity import CA, make_return_request
 from dgpunet_dask.security.pinning import pinned_context, trusting
 from dgpunet_dask.security.tokens import parse_token
 
+#: What to do on a host whose head does not answer where it did. A host keeps its name, its cards' names and its roles by that.
+MOVED: Final = (
+    "if the head has another address now, run `dgpunet-dask token create {host}` there, then `dgpunet-dask down` and `dgpunet-dask join TOKEN` here"
+)
 #: A head that takes longer is as good as away: the next heartbeat is due.
 CONNECT_S: Final = 3.0
 ANSWER_S: Final = 5.0

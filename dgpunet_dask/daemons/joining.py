@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.cluster.agent_api import AgentApi, join_request
-from dgpunet_dask.cluster.config import ClusterConfig, Membership, read_config, write_config
+from dgpunet_dask.cluster.config import ClusterConfig, Membership, Ports, read_config, write_config
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.embedded import Say, quietly
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn
@@ -122,7 +122,7 @@ def say_choice(choice: Choice, say: Say) -> None:
 
 
 def enrol(home: Home, token: str, *, name: str | None, listen: str | None, roles: Sequence[str], force: bool, say: Say) -> ClusterConfig:
-    """Join a cluster by token: certificate, configuration.
+    """Join a cluster by token: certificate, configuration. A host that belongs to it stays who it is, and learns where its head is now.
 
     Raises
     ------
@@ -137,8 +137,10 @@ def enrol(home: Home, token: str, *, name: str | None, listen: str | None, roles
             detail=f"This host belongs to the cluster {before.cluster} already. Run `dgpunet-dask down` and remove {home.cluster_file} and"
             f" {home.pki} to join another."
         )
-    host = own_name(name)
-    address, choice = choose_address(listen, parsed.addresses[0].rpartition(":")[0].strip("[]"))
+    host = own_name(name or (before.host if before is not None else None))
+    roles = tuple(roles) or (before.roles if before is not None else ())
+    wanted = listen or (before.address if before is not None and before.pinned else None)
+    address, choice = choose_address(wanted, parsed.addresses[0].rpartition(":")[0].strip("[]"))
     if choice is not None:
         say_choice(choice, say)
     software = {**asdict(software_facts()), "host": host}
@@ -151,7 +153,7 @@ def enrol(home: Home, token: str, *, name: str | None, listen: str | None, roles
     api = tuple(dict.fromkeys((str(answer["via"]), *parsed.addresses)))
     config = ClusterConfig(
         membership="node", cluster=str(answer["cluster"]), host=host, address=address, api=api, fingerprint=parsed.fingerprint,
-        roles=tuple(roles), pinned=listen is not None,
+        roles=roles, pinned=wanted is not None, ports=before.ports if before is not None else Ports(),
     )  # fmt: skip
     write_config(home.cluster_file, config)
     return config

@@ -10,7 +10,7 @@ import pytest
 from dgpunet_dask.cli import doctor as doctor_module
 from dgpunet_dask.cli.main import run
 from dgpunet_dask.cluster.config import ClusterConfig, write_config
-from dgpunet_dask.errors import LoopbackOnly, NoHead
+from dgpunet_dask.errors import LoopbackOnly, NoHead, NotAllowed
 from tests.unit.observe.facts import facts
 
 HEX = "0123456789abcdef" * 4
@@ -131,6 +131,31 @@ def test_a_head_that_does_not_answer_is_a_fault_here_and_102_elsewhere(machine, 
     reach(Head(error=NoHead(where="x")))
     assert run(["doctor"]) == 3
     assert run(["--cluster", "https://127.0.0.1:8787", "doctor"]) == 102
+
+
+@pytest.fixture
+def member(home):
+    """Make this machine a host of a cluster."""
+    config = ClusterConfig(membership="node", cluster="c", host="xps", address="127.0.0.1", api=("10.0.0.1:8787",), fingerprint="0" * 64)
+    write_config(home.cluster_file, config)
+
+
+def test_on_a_host_whose_head_does_not_answer_the_cure_is_told(machine, member, reach, capfd):
+    reach(Head(error=NoHead(where="x")))
+    assert run(["doctor", "--json"]) == 3
+    (fault,) = [f for f in json.loads(capfd.readouterr().out)["findings"] if f["level"] == "fault"]
+    assert (fault["check"], fault["subject"]) == ("head_reach", "xps -> head")
+    assert "token create xps" in fault["cure"]
+    assert "join TOKEN" in fault["cure"]
+
+
+def test_on_a_host_without_a_key_its_own_machine_is_examined(machine, member, reach, capfd):
+    reach(Head(error=NotAllowed(what="GET /v1/doctor", why="no key")))
+    assert run(["doctor", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)["findings"]
+    assert [f["check"] for f in found if f["level"] == "warn"] == ["head"]
+    assert "disk" in {f["check"] for f in found}
+    assert run(["--cluster", "https://127.0.0.1:8787", "doctor"]) == 2
 
 
 @pytest.fixture

@@ -1,26 +1,28 @@
-"""`doctor --pre TOKEN` against a head's real API: real TLS, a real authority, real tokens."""
+"""`doctor --pre TOKEN` and joining against a head's real API: real TLS, a real authority, real tokens."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from dgpunet_dask.cli import doctor as doctor_module
 from dgpunet_dask.cli.main import run
-from dgpunet_dask.cluster.config import ClusterConfig
+from dgpunet_dask.cluster.agent_api import AgentApi
+from dgpunet_dask.cluster.config import ClusterConfig, Ports, read_config, write_config
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.api import listen_tls
 from dgpunet_dask.daemons.api.limits import FAILURES_MAX
-from dgpunet_dask.daemons.joining import certify_head
+from dgpunet_dask.daemons.embedded import quietly
+from dgpunet_dask.daemons.joining import certify_head, enrol
 from dgpunet_dask.daemons.membership import Membership
 from dgpunet_dask.hardware.software import software_facts
 from dgpunet_dask.security.authority import Authority
 from dgpunet_dask.security.identity import Identity
-from tests.unit.daemons.members import FakeScheduler
+from tests.unit.daemons.members import FakeScheduler, body
 from tests.unit.daemons.serving import make_context
 from tests.unit.observe.facts import facts
 
@@ -30,13 +32,13 @@ HERE = "127.0.0.1"
 class Asked:
     """A head's API under TLS, and a machine that asks it with what it has of software."""
 
-    def __init__(self, membership, port):
-        self.membership, self.port = membership, port
+    def __init__(self, membership, ctx, identity):
+        self.membership, self.ctx, self.identity, self.port = membership, ctx, identity, ctx.tls_port
         self.software = json.loads(json.dumps(asdict(software_facts())))
 
-    async def token(self, host="new", **more):
-        text = (await self.membership.token_create({"host": host, **more}))["token"]
-        return text.replace(f"{HERE}:8787", f"{HERE}:{self.port}")
+    async def token(self, host="new", port=None):
+        text = (await self.membership.token_create({"host": host}))["token"]
+        return text.replace(f"{HERE}:8787", f"{HERE}:{port or self.port}")
 
     async def doctor(self, token, capfd, *words):
         """Return the exit code of `doctor --pre TOKEN` and its findings of versions and of the token, by check."""
@@ -53,8 +55,9 @@ async def asked(tmp_path, monkeypatch):
     certify_head(home.pki, config, time.time())
     membership = Membership(home, config, FakeScheduler().reach())
     ctx = make_context(tmp_path, [], membership=membership, keys=membership.invitations.store)
-    server = listen_tls(ctx, Identity(home.pki), [HERE])
-    made = Asked(membership, ctx.tls_port)
+    identity = Identity(home.pki)
+    server = listen_tls(ctx, identity, [HERE])
+    made = Asked(membership, ctx, identity)
     monkeypatch.setattr(doctor_module, "local_facts", lambda *_, **__: facts("new", software=made.software))
     yield made
     server.stop()
@@ -99,3 +102,29 @@ async def test_guessing_by_the_check_is_slowed_down(asked, capfd):
     code, found = await asked.doctor(good, capfd, "--name", "new")
     assert (code, "Wait" in found["join_token"]["what"]) == (3, True)
     assert [row["state"] for row in await asked.membership.tokens()] == ["open"]
+
+
+async def joined(home, token, **options):
+    return await asyncio.to_thread(
+        enrol, home, token, **{"name": None, "listen": None, "roles": (), "force": False, "say": quietly, **options}
+    )
+
+
+async def beaten(home, config):
+    """Send a heartbeat; return the names of the cards that the head answers."""
+    answer = await asyncio.to_thread(AgentApi(config.api, Identity(home.pki)).heartbeat, body(address=HERE))
+    return answer["names"]
+
+
+async def test_a_host_that_joins_again_learns_where_its_head_is_and_stays_who_it_is(asked, home):
+    first = await joined(home, await asked.token(), name="new", listen=HERE, roles=("batch",))
+    write_config(home.cluster_file, replace(first, ports=Ports(peer=9001)))
+    names = await beaten(home, first)
+    moved = listen_tls(asked.ctx, asked.identity, [HERE])
+    again = await joined(home, await asked.token(port=asked.ctx.tls_port))
+    assert again == replace(first, api=(f"{HERE}:{asked.ctx.tls_port}",), ports=Ports(peer=9001)) == read_config(home.cluster_file)
+    assert await beaten(home, again) == names
+    (row,) = await asked.membership.nodes()
+    assert (row["host"], row["roles"], row["state"]) == ("new", ["batch"], "ready")
+    moved.stop()
+    await moved.close_all_connections()
