@@ -59,6 +59,11 @@ class Home:
         return self.run / "policies.json"
 
     @property
+    def expected_devices(self) -> Path:
+        """The devices of the running cluster, for a scheduler that starts again."""
+        return self.run / "devices.json"
+
+    @property
     def decisions(self) -> Path:
         """The decision log: ``*.jsonl``, the oldest file first by name."""
         return self.root / "decisions"

@@ -19,7 +19,7 @@ from dgpunet_dask.cluster.config import ClusterConfig
 from dgpunet_dask.cluster.workers import Backoff
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.keeping import how_ended
-from dgpunet_dask.daemons.lifeline import POLICIES_ENV, OwnedProcess, child_env, python_argv, spawn
+from dgpunet_dask.daemons.lifeline import EXPECTED_ENV, POLICIES_ENV, OwnedProcess, child_env, python_argv, spawn
 from dgpunet_dask.daemons.register import Register
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,8 @@ class Children:
             *("--preload", "dgpunet_dask.daemons.scheduler_preload"),
         )
         scratch = str(self.home.run / "scratch" / "scheduler")
-        env = {"DASK_TEMPORARY_DIRECTORY": scratch, POLICIES_ENV: str(self.home.policies_in_force)}
+        files = {POLICIES_ENV: str(self.home.policies_in_force), EXPECTED_ENV: str(self.home.expected_devices)}
+        env = {"DASK_TEMPORARY_DIRECTORY": scratch, **files}
         return self._spawn("scheduler", argv, {**SCHEDULER_ENV, **env, **self.comm_env})
 
     def _scheduler(self, web_port: str) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ class ClusterHead(Head):
         self.config: ClusterConfig = config
         self.children = children.Children(self.home, fatal=self.stop, on_scheduler_lost=self._scheduler_lost, cluster=config)
         self.find_model = _folder_of_model
+        self.settling.awaited = self._awaited
         self.began_s = self.policies.clock.monotonic()
 
     async def run(self) -> None:
@@ -134,7 +135,7 @@ class ClusterHead(Head):
 
     async def _rows(self) -> list[dict[str, Any]]:
         """Return the devices as the scheduler's plugin sees them."""
-        seen = await self._ask("dgpunet_fleet")
+        seen = await self._fleet()
         charged = charged_by_device(seen["charges"])
         return [
             {
@@ -165,6 +166,10 @@ class ClusterHead(Head):
         states = {host: state_of(node, seen.get(host), now) for host, node in roll.items()}
         hosts = [host for host, state in states.items() if state in ("ready", "cordoned") or (early and state == "joining")]
         return frozenset(name for host in hosts for name in (*roll[host].cards.values(), f"{host}/cpu"))
+
+    def _belonging(self) -> frozenset[str]:
+        nodes = [node for node in self.membership.roll.nodes.values() if node.hold != "drained"]
+        return frozenset(name for node in nodes for name in (*node.cards.values(), f"{node.host}/cpu"))
 
     async def status(self) -> dict[str, Any]:
         """Return the object of ``status --json``; its workers are those of all hosts."""

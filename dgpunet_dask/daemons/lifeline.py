@@ -23,6 +23,8 @@ from typing import IO, Final
 
 #: Tells a scheduler the file with the policies of its head (`Home.policies_in_force`).
 POLICIES_ENV: Final = "DGPUNET_POLICIES"
+#: The same of the devices that an earlier scheduler had (`Home.expected_devices`).
+EXPECTED_ENV: Final = "DGPUNET_EXPECTED_DEVICES"
 #: What libraries read before they tell their makers of their use: nothing leaves this cluster.
 NO_TELEMETRY: Final = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DISABLE_TELEMETRY": "1", "OPENVINO_TELEMETRY_DISABLE": "1"}
 ENV: Final = "DGPUNET_LIFELINE_FD"

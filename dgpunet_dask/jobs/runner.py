@@ -1,6 +1,7 @@
 """Runs one job: units from the source, each through its stages over Dask, results committed, then the gather stage.
 
-Memory is bounded: at most `in_flight` units are between the source and the disk, and the source is pulled only when there is room.
+Memory is bounded: at most `in_flight` units are between the source and the disk, and the source is pulled only when there is room. How
+many that are follows the fleet as it grows: a job may begin on the first devices of many.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from dgpunet_dask.stagehost.spec import CallResult
 
 #: How long a unit that Dask gave up waits for a better cause than that.
 CAUSE_S: Final = 1.0
+#: How often the runner asks whether there is room for more units.
+WIDEN_S: Final = 2.0
 _KEY: Final = re.compile(r".+-(\d+-[^-]+)-\d+(?:-r\d+)?")
 
 
@@ -50,7 +53,7 @@ class Ports:
     agent
         Of the agent on the head's host, for this job alone: closed where the job ends in the middle of a call.
     in_flight
-        The most units between source and disk.
+        Tells the most units between source and disk, for the fleet as it is.
     learned
         Takes in what each unit teaches.
     on_oom
@@ -61,7 +64,7 @@ class Ports:
 
     dask: Client
     agent: AgentClient
-    in_flight: int
+    in_flight: Callable[[], Awaitable[int]]
     learned: Learning = field(default_factory=Learning)
     on_oom: Callable[[Demand], OnOom] = lambda _: DEFAULT_ON_OOM
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -111,13 +114,15 @@ class JobRunner:
             raise first_cause(group) from group
 
     async def _run_units(self) -> None:
-        room = asyncio.Semaphore(self.ports.in_flight)
+        most = await self.ports.in_flight()
+        room = asyncio.Semaphore(most)
         stream = self.ports.agent.stream(
             self.plan.source.call.spec, self.plan.source.spec.unit_items, self.plan.source.spec.unit_bytes
         )
         number = 0
         try:
             async with asyncio.TaskGroup() as group:
+                widening = group.create_task(self._widen(room, most))
                 while True:
                     await room.acquire()
                     piece = await in_thread(_next, stream, stop=self.ports.agent.close)
@@ -129,10 +134,23 @@ class JobRunner:
                         continue
                     group.create_task(self._unit(number, piece)).add_done_callback(lambda _: room.release())
                     number += 1
+                widening.cancel()
                 self.record.units(total=number)
                 self._progress()
         finally:
             await in_thread(_close, stream)
+
+    async def _widen(self, room: asyncio.Semaphore, most: int) -> None:
+        """Make room for more units than `most` where the fleet has grown. What has gone leaves its room: others do its work."""
+        while True:
+            await self.ports.sleep(WIDEN_S)
+            try:
+                now = await self.ports.in_flight()
+            except DgpunetError:  # the scheduler is away; whoever lost it ends this job
+                continue
+            for _ in range(now - most):
+                room.release()
+            most = max(most, now)
 
     async def _unit(self, number: int, piece: CallResult) -> None:
         unit = Unit(number, Parcel(piece.frames, piece.items))

@@ -58,6 +58,9 @@ RECORD_VERSION: Final = 1
 #: How long the scheduler's plugin may take to hear what was learned.
 TELL_S: Final = 10.0
 
+#: Whether a fleet, which may still grow, will do.
+Enough = Callable[[Fleet], bool]
+
 
 @dataclass(frozen=True)
 class ServicePorts:
@@ -70,7 +73,7 @@ class ServicePorts:
     agent
         Makes a client of the agent on the head's host; each job has one of its own.
     fleet
-        Gives the fleet as the scheduler plugin sees it now.
+        Gives the fleet as the scheduler plugin sees it, once it is enough for the caller, or nothing more is expected to come.
     host
         Where sources and gather stages run.
     on_oom
@@ -83,7 +86,7 @@ class ServicePorts:
 
     dask: Callable[[], Client]
     agent: Callable[[], AgentClient]
-    fleet: Callable[[], Awaitable[Fleet]]
+    fleet: Callable[[Enough], Awaitable[Fleet]]
     host: HeadHost
     on_oom: Callable[[Demand], OnOom] = lambda _: DEFAULT_ON_OOM
     policy: Callable[[], Policy] = lambda: NO_POLICY
@@ -163,7 +166,8 @@ class JobService:
         """Return, for each stage, its demand and where it could go now, without running anything but the workload's import."""
         workload, params = await in_thread(self._accepted, request)
         plan = await self._planned(workload, params, "dry-run", self.home.jobs, self.ports.agent())
-        explained = functools.partial(explanation, await self.ports.fleet(), policy=self.ports.policy(), estimates=self.learned.estimates)
+        fleet = await self.ports.fleet(_only_all)
+        explained = functools.partial(explanation, fleet, policy=self.ports.policy(), estimates=self.learned.estimates)
         stages = _stage_rows(of_user(plan, _user_of(request)), explained, self.ports.host.device)
         return {"workload": workload.name, "params": params, "policy": self.ports.policy().digest, "stages": stages}
 
@@ -265,8 +269,7 @@ class JobService:
         plan = await self._with_models(of_user(plan, user, shared=record.status.shared), workload, record.status.params)
         await self._check_placeable(plan)
         await self.learned.now()  # the scheduler may be a new one
-        in_flight = await self._in_flight()
-        ports = Ports(self.ports.dask(), agent, in_flight, learned=self.learned, on_oom=self.ports.on_oom)
+        ports = Ports(self.ports.dask(), agent, self._in_flight, learned=self.learned, on_oom=self.ports.on_oom)
         runner = self._runners[record.status.job_id] = JobRunner(record, plan, ports)
         await runner.run()
         await self._copy_placements()
@@ -311,21 +314,24 @@ class JobService:
         return plan_job(workload, params, facts, job_id=job_id, host=self.ports.host, scratch=scratch)
 
     async def _check_placeable(self, plan: JobPlan) -> None:
-        """Refuse at once what no device can ever hold, before any input is read."""
-        fleet, policy, estimates = await self.ports.fleet(), self.ports.policy(), self.learned.estimates
-        for stage in plan.units:
-            if stage.demand is None:
-                continue
-            decision = place(fleet, stage.demand, policy, estimates)
+        """Refuse at once what no device can ever hold, before any input is read.
+
+        While devices are on their way, nothing is refused that one of them might hold, and only that waits for them.
+        """
+        policy, estimates = self.ports.policy(), self.learned.estimates
+        demands = {stage.spec.name: stage.demand for stage in plan.units if stage.demand is not None}
+        fleet = await self.ports.fleet(lambda fleet: not any(place(fleet, d, policy, estimates).final for d in demands.values()))
+        for name, demand in demands.items():
+            decision = place(fleet, demand, policy, estimates)
             if decision.final:
                 verdicts = [v.to_json() for v in decision.first_verdicts]
-                fix = nearest(fleet, stage.demand, policy, estimates)
-                what = f"stage {stage.spec.name}"
+                fix = nearest(fleet, demand, policy, estimates)
+                what = f"stage {name}"
                 raise Unplaceable(what=what, summary=decision.summary(), verdicts=verdicts, fix=None if fix is None else str(fix))
 
     async def _in_flight(self) -> int:
         """Two units a device keep each busy while the next is on its way; the rest of the input waits on disk."""
-        return 2 + 2 * len((await self.ports.fleet()).devices)
+        return 2 + 2 * len((await self.ports.fleet(_any)).devices)
 
     async def _tell_learned(self, estimates: Mapping[str, Any]) -> None:
         await asyncio.wait_for(self.ports.dask().scheduler.dgpunet_estimates(estimates=estimates), TELL_S)
@@ -354,6 +360,14 @@ class JobService:
             commit_text(record.folder / "job.json", json.dumps({"version": RECORD_VERSION, **asdict(record.status)}, indent=1))
         except (OSError, DiskFull) as error:
             log.warning("the record of job %s cannot be written: %s", record.status.job_id, error)
+
+
+def _only_all(_: Fleet) -> bool:
+    return False
+
+
+def _any(_: Fleet) -> bool:
+    return True
 
 
 def _status_from(raw: Mapping[str, Any]) -> JobStatus:

@@ -1,0 +1,65 @@
+"""The devices that the cluster had last, in a file: a scheduler that starts again counts on them until their workers have come back.
+
+A scheduler keeps nothing. What joins one anew comes worker by worker, and until the last one is there, work for it looks as if no device could
+ever hold it. The file is on the disk before that is asked: plain Dask clients may be back before the head.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from dgpunet_dask.cluster.fleets import fleet_from_json, fleet_to_json
+from dgpunet_dask.model.fleet import Fleet
+from dgpunet_dask.security.files import write_private
+
+log = logging.getLogger(__name__)
+
+VERSION: Final = 1
+
+
+class Expected:
+    """Keeps the file, which is written only where the fleet has changed."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._kept: Fleet | None = None
+
+    def begin(self, belongs: Collection[str]) -> None:
+        """Of what an earlier head left, keep the devices that still belong to the cluster, by their names."""
+        found = read_expected(self.file)
+        devices = tuple(device for device in found.devices if device.name in belongs)
+        self._write(replace(found, devices=devices))
+
+    def keep(self, seen: Mapping[str, Any]) -> None:
+        """Keep what the scheduler's plugin says of its fleet (`dgpunet_fleet`)."""
+        fleet = fleet_from_json(seen)
+        fleet = replace(fleet, hosts=tuple(replace(host, idle_s=None, power=None) for host in fleet.hosts))
+        if fleet != self._kept:
+            self._write(fleet)
+
+    def _write(self, fleet: Fleet) -> None:
+        try:
+            write_private(self.file, json.dumps({"version": VERSION, **fleet_to_json(fleet)}))
+        except OSError as error:  # a full disk; it is tried again when the fleet is looked at next
+            log.warning("a scheduler that starts again will not know which devices to wait for: %s", error)
+        else:
+            self._kept = fleet
+
+
+def read_expected(file: Path) -> Fleet:
+    """Return the devices in `file`; none where there is no such file, or one that this release cannot read."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        if raw["version"] == VERSION:
+            return fleet_from_json(raw)
+        log.warning("%s has another format version; the devices in it are not waited for", file)
+    except FileNotFoundError:
+        return Fleet()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s cannot be read; the devices in it are not waited for: %s", file, error)
+    return Fleet()
