@@ -9,6 +9,7 @@ A process that has touched CUDA keeps a context on the card, hence `run_canary`,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -32,6 +33,8 @@ MEMORY_MIB: Final = 256
 PATTERNS: Final = (0x5555555555555555, -0x5555555555555556, -1, 0)
 #: Starting a process, importing torch from a cold disk and opening a card take most of it.
 RUN_S: Final = 180.0
+#: How long a killed process may take to be gone.
+KILL_S: Final = 5.0
 #: What the process writes begins so: libraries write too.
 _MARK: Final = "canary "
 _MODULE: Final = "dgpunet_dask.hardware.canary"
@@ -112,12 +115,25 @@ def run_canary(uuid: str | None = None, *, seed: int = 0, python: str = sys.exec
     device = "cpu" if uuid is None else "cuda:0"  # the process sees no other card
     argv = [python, "-P", "-m", _MODULE, "--device", device, "--seed", str(seed)]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, env=_environment(uuid))
-    except subprocess.TimeoutExpired:
-        return CanaryResult(device=device, ok=None, why=f"no answer within {timeout_s:g} s")
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=_environment(uuid))
     except OSError as error:
         return CanaryResult(device=device, ok=None, why=f"its process did not start: {error}")
-    return result_of(done.stdout, device) or CanaryResult(device=device, ok=None, why=_ended(done.returncode, done.stderr))
+    try:
+        printed, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        _give_up(process)
+        return CanaryResult(device=device, ok=None, why=f"no answer within {timeout_s:g} s")
+    return result_of(printed, device) or CanaryResult(device=device, ok=None, why=_ended(process.returncode, errors))
+
+
+def _give_up(process: subprocess.Popen[str]) -> None:
+    """Kill a process, and wait for a moment alone: one that hangs inside the driver does not end of a kill either."""
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(KILL_S)
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def result_of(printed: str, device: str) -> CanaryResult | None:

@@ -39,8 +39,7 @@ class CardMonitor:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._close()
-        if self._kernel is not None:
-            self._kernel.close()
+        self._stop_reading()
 
     def reopen(self) -> None:
         """Open the session anew: a card that has come back is seen by a new one alone, and so is a driver that was exchanged."""
@@ -49,7 +48,9 @@ class CardMonitor:
         if self._nvml is not None:
             self._events = XidWatch(self._nvml, self.wall)
             self._open.callback(self._events.close)
-            if not self._events.supported and self._kernel is None:
+            if self._events.supported:
+                self._stop_reading()  # or each error would be told twice
+            elif self._kernel is None:
                 self._fall_back()
 
     def facts(self) -> list[CardFacts]:
@@ -76,6 +77,11 @@ class CardMonitor:
         self._kernel = KernelLog(self.wall)
         where = "they are read from the kernel's log" if self._kernel.readable else "and the kernel's log may not be read: `dmesg | grep Xid`"
         log.info("the driver tells no errors (Xid) of these cards: %s", where)
+
+    def _stop_reading(self) -> None:
+        if self._kernel is not None:
+            self._kernel.close()
+            self._kernel = None
 
     def _close(self) -> None:
         self._open.close()

@@ -54,7 +54,10 @@ class _Timex(ctypes.Structure):
 def clock_facts() -> ClockFacts:
     """Return whether this machine's clock is kept right: as the kernel says, else as systemd does."""
     kernel = _kernel_clock()
-    return kernel if kernel.synchronised else ClockFacts(_by_systemd() or kernel.synchronised, kernel.error_s)
+    if kernel.synchronised:
+        return kernel
+    told = _by_systemd()
+    return ClockFacts(kernel.synchronised if told is None else told, kernel.error_s)
 
 
 def clock_of(state: int, status: int, error_us: int) -> ClockFacts:

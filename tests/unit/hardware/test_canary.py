@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import asdict, replace
 
 import pytest
 
+from dgpunet_dask.hardware import canary as module
 from dgpunet_dask.hardware.canary import canary, main, result_of, run_canary
 
 pytest.importorskip("torch")
@@ -108,6 +110,23 @@ def program(folder, name, text):
 def test_a_process_that_hangs_or_dies_is_told(tmp_path, text, why):
     found = run_canary("GPU-1", python=program(tmp_path, "python", text), timeout_s=1)
     assert (found.device, found.ok, found.why) == ("cuda:0", None, why)
+
+
+def test_a_process_that_survives_the_kill_is_left(tmp_path, monkeypatch):
+    """As one does that hangs inside the driver: who waited for its end would hang with it."""
+    left = []
+
+    def survive(process):
+        left.append(process)
+
+    monkeypatch.setattr(module, "KILL_S", 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "kill", survive)
+        found = run_canary("GPU-1", python=program(tmp_path, "python", "exec sleep 60"), timeout_s=0.2)
+        assert [process.poll() for process in left] == [None]
+    left[0].kill()
+    left[0].wait()
+    assert (found.ok, found.why) == (None, "no answer within 0.2 s")
 
 
 def test_a_program_that_is_not_there_is_told(tmp_path):

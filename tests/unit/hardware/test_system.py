@@ -26,7 +26,7 @@ def test_what_the_kernel_says_of_the_clock(state, status, error_us, expected):
 
 @pytest.mark.parametrize(
     ("kernel", "printed", "expected"),
-    [(False, "NTPSynchronized=yes\n", True), (False, "NTPSynchronized=no\n", False), (False, "", False), (None, "", None), (True, "NTPSynchronized=no\n", True)],
+    [(False, "NTPSynchronized=yes\n", True), (False, "NTPSynchronized=no\n", False), (False, "", False), (None, "", None), (None, "NTPSynchronized=no\n", False), (True, "NTPSynchronized=no\n", True)],
 )
 def test_systemd_is_asked_where_the_kernel_does_not_say_yes(monkeypatch, kernel, printed, expected):
     monkeypatch.setattr(system, "_kernel_clock", lambda: ClockFacts(kernel, None))
