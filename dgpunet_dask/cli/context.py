@@ -69,6 +69,15 @@ class CliContext:
             raise NoHead(where=self.home.root)
         return client_of(head)
 
+    def elsewhere(self) -> ApiClient | None:
+        """Return a connection to the cluster that was named or joined; ``None`` where the files under this home are meant.
+
+        Nothing that speaks to a head is loaded for the latter: `search` starts fast.
+        """
+        if self.named is None and not self.home.cluster_file.exists():
+            return None
+        return None if self.cluster is None else self.reach()
+
     def head_client(self) -> Client:
         """Return a client of the running head; without one it is NoHead, never an embedded cluster of its own."""
         from dgpunet_dask.client import Client

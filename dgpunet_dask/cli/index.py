@@ -1,4 +1,4 @@
-"""`dgpunet-dask index`: the indexes of this home, straight from their files; no head is needed."""
+"""`dgpunet-dask index`: the indexes of this home, straight from their files, or those of a cluster that is named, through its head."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printa
 
 @click.group()
 def index() -> None:
-    """List, show and remove search indexes."""
+    """List, show, share and remove search indexes."""
 
 
 @index.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @pass_context
 def list_indexes(context: CliContext, as_json: bool) -> None:
-    """List all indexes by name."""
+    """List the indexes by name; of a cluster those that are yours or shared."""
     from dgpunet_dask.retrieval.index import all_described
 
-    found = all_described(context.home)
+    api = context.elsewhere()
+    found = all_described(context.home) if api is None else api.indexes()
     if as_json:
         emit_json(found)
         return
@@ -35,14 +36,36 @@ def list_indexes(context: CliContext, as_json: bool) -> None:
 @pass_context
 def show(context: CliContext, name: str, as_json: bool) -> None:
     """Show one index: what it holds, what made it, what was skipped."""
-    from dgpunet_dask.retrieval.index import described
+    from dgpunet_dask.retrieval.index import check_index_name, described
 
-    found = described(context.home, name)
+    api = context.elsewhere()
+    found = described(context.home, name) if api is None else api.index(check_index_name(name))
     if as_json:
         emit_json({**found, "error": None})
         return
     for key, value in found.items():
         click.echo(f"{key:<14} {printable(_plain(value))}")
+
+
+@index.command()
+@click.argument("name")
+@click.option("--off", is_flag=True, help="Take it back: its owner and operators alone read it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@pass_context
+def share(context: CliContext, name: str, off: bool, as_json: bool) -> None:
+    """Let every user of the cluster read and search an index that is yours."""
+    from dgpunet_dask.retrieval.index import Index, check_index_name
+
+    api = context.elsewhere()
+    if api is None:
+        shared = Index(context.home, check_index_name(name)).share(shared=not off).shared
+    else:
+        shared = bool(api.index_share(check_index_name(name), shared=not off)["shared"])
+    if as_json:
+        emit_json({"index": name, "shared": shared, "error": None})
+    else:
+        told = "shared with every user" if shared else "its owner's alone"
+        click.echo(f"{name} is {told}.", err=True)
 
 
 @index.command()
@@ -53,7 +76,11 @@ def remove(context: CliContext, name: str, as_json: bool) -> None:
     """Remove an index for good. Waits for a publication that is under way."""
     from dgpunet_dask.retrieval.index import Index, check_index_name
 
-    Index(context.home, check_index_name(name)).remove()
+    api = context.elsewhere()
+    if api is None:
+        Index(context.home, check_index_name(name)).remove()
+    else:
+        api.index_remove(check_index_name(name))
     if as_json:
         emit_json({"index": name, "removed": True, "error": None})
     else:

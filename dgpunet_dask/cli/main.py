@@ -45,7 +45,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "drain": Lazy("dgpunet_dask.cli.nodes:drain", "Let a machine finish its work, then let its workers leave."),
     "fleet": Lazy("dgpunet_dask.cli.fleet:fleet", "Show and record the machines as placement sees them."),
     "head": Lazy("dgpunet_dask.cli.head:head", "Run the head of a cluster that other machines can join."),
-    "index": Lazy("dgpunet_dask.cli.index:index", "List, show and remove search indexes."),
+    "index": Lazy("dgpunet_dask.cli.index:index", "List, show, share and remove search indexes."),
     "install-service": Lazy("dgpunet_dask.cli.service:install_service", "Have systemd run this machine's part of the cluster."),
     "jobs": Lazy("dgpunet_dask.cli.jobs:jobs", "List, show, follow and cancel the jobs of a running head."),
     "join": Lazy("dgpunet_dask.cli.join:join", "Make this machine part of a cluster."),

@@ -1,10 +1,11 @@
-"""`dgpunet-dask search`: hits of an index, straight from its files; no head is needed."""
+"""`dgpunet-dask search`: hits of an index, straight from its files, or of a cluster's that is named, through its head."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +15,7 @@ from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printa
 from dgpunet_dask.errors import MalformedFile, MissingPath, Problem, UnreadablePath, UsageError
 
 if TYPE_CHECKING:
-    from dgpunet_dask.retrieval.search import Query
+    from dgpunet_dask.retrieval.search import Filter, Query
 
 #: Lines of a hit's text that are shown to people.
 _SHOWN_LINES: Final = 6
@@ -47,23 +48,38 @@ def search(
     as_json: bool,
 ) -> None:
     """Search INDEX for QUERY; better hits come first."""
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # a query's products are too small to share: threads made them six times slower
-    from dgpunet_dask.retrieval.search import Filter, Query, open_searcher
-
     if (query is None) == (queries is None):
         raise UsageError(detail="Give either a query or `--queries FILE.jsonl`.")
     if queries is not None and not as_json:
         raise UsageError(detail="`--queries` prints one JSON object a line: add `--json`.")
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # a query's products are too small to share: threads made them six times slower
+    from dgpunet_dask.retrieval.search import Filter, Query
+
     asked = [Query(query)] if query is not None else _read_queries(queries)  # type: ignore[arg-type]  # one of both is given
-    searcher = open_searcher(context.home, index, queries=len(asked))
-    for start in range(0, len(asked), _BATCH):
-        for answer in searcher.search(asked[start : start + _BATCH], k, Filter(path_glob, lang)):
-            if as_json:
-                emit_json(answer, indent=None if queries else 2)
-            else:
-                _show(answer["hits"])
+    for answer in _answers(context, index, asked, k, Filter(path_glob, lang)):
+        if as_json:
+            emit_json(answer, indent=None if queries else 2)
+        else:
+            _show(answer["hits"])
+
+
+def _answers(context: CliContext, index: str, asked: Sequence[Query], k: int, chosen: Filter) -> Iterator[dict[str, Any]]:
+    """Yield an answer to each query, from the files of this home or from a cluster that was named."""
+    from dgpunet_dask.retrieval.index import check_index_name
+    from dgpunet_dask.retrieval.request import batches
+    from dgpunet_dask.retrieval.search import open_searcher
+
+    api = context.elsewhere()
+    if api is None:
+        searcher = open_searcher(context.home, index, queries=len(asked))
+        for start in range(0, len(asked), _BATCH):
+            yield from searcher.search(asked[start : start + _BATCH], k, chosen)
+        return
+    rows = [{"query": query.query} if query.id is None else {"id": query.id, "query": query.query} for query in asked]
+    for batch in batches(rows, k):
+        yield from api.search(check_index_name(index), {"queries": batch, "k": k, "path": chosen.path, "lang": chosen.language})
 
 
 def _read_queries(file: Path) -> list[Query]:

@@ -117,6 +117,26 @@ class ApiClient:
         """Send a workload's files."""
         self._json("PUT", f"/v1/workloads/{_quoted(digest)}", tar)
 
+    def indexes(self) -> list[dict[str, Any]]:
+        """Return the search indexes that the caller may read, as ``index list --json`` shows them."""
+        return list(self._json("GET", "/v1/indexes"))
+
+    def index(self, name: str) -> dict[str, Any]:
+        """Return one index, as ``index show --json`` shows it."""
+        return dict(self._json("GET", f"/v1/indexes/{_quoted(name)}"))
+
+    def search(self, name: str, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the answers, as ``search --json`` shows them, for ``{"queries": [{"id", "query"}], "k", "path", "lang"}``."""
+        return list(self._json("POST", f"/v1/indexes/{_quoted(name)}/search", request)["answers"])
+
+    def index_share(self, name: str, *, shared: bool) -> dict[str, Any]:
+        """Let every user read an index, or its owner alone; return it."""
+        return dict(self._json("POST", f"/v1/indexes/{_quoted(name)}/share", {"shared": shared}))
+
+    def index_remove(self, name: str) -> dict[str, Any]:
+        """Remove an index for good."""
+        return dict(self._json("DELETE", f"/v1/indexes/{_quoted(name)}"))
+
     def nodes(self) -> list[dict[str, Any]]:
         """Return the hosts of the cluster."""
         return list(self._json("GET", "/v1/nodes"))

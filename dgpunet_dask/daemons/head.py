@@ -34,13 +34,12 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons import children
 from dgpunet_dask.daemons.api import ApiContext, listen
 from dgpunet_dask.daemons.deriving import Deriving
-from dgpunet_dask.daemons.expected import Expected
 from dgpunet_dask.daemons.explaining import Explaining, at_time
+from dgpunet_dask.daemons.indexes import Indexes
 from dgpunet_dask.daemons.lifeline import watch
 from dgpunet_dask.daemons.policies import Policies
 from dgpunet_dask.daemons.recording import Recording
 from dgpunet_dask.daemons.register import Register, kill_descendants
-from dgpunet_dask.daemons.settling import Settling
 from dgpunet_dask.daemons.starter import Starter
 from dgpunet_dask.daemons.tasklearning import TaskLearning
 from dgpunet_dask.errors import DgpunetError, StartFailed
@@ -67,6 +66,8 @@ STOP_S: Final = 10.0
 ASK_S: Final = 10.0
 #: How long the last decisions may take to be written.
 LAST_S: Final = 2.0
+#: How long a job waits for workers that were here before the scheduler was started again.
+REJOIN_S: Final = 30.0
 _POLL_S: Final = 0.05
 
 
@@ -107,12 +108,11 @@ class Head:
         self.why = ""
         self.client: Client | None = None
         self.service: Jobs | None = None
-        self.expected = Expected(self.home.expected_devices)
+        self.met: frozenset[str] = frozenset()
         self.deriving = Deriving(self.home, options.fleet)
         self.policies = Policies(Places(self.home, options.policy), self._tell_policies)
         self.recording = Recording(DecisionFiles(self.home.decisions), lambda seen: self._ask("dgpunet_trace", since=seen))
         self.children = children.Children(self.home, fatal=self.stop, on_scheduler_lost=self._scheduler_lost)
-        self.settling = Settling(self.live, lambda: self.policies.told)
 
     def stop(self, why: str) -> None:
         """Begin to stop; the first reason counts."""
@@ -136,7 +136,6 @@ class Head:
         self.deriving.refresh()
         self.policies.load()
         self._hand_on(self.policies.sources)
-        self.expected.begin(self._belonging())
         async with self._children(), self._connected() as client, self._following():
             await self._or_stopped(self.policies.settled(), "the scheduler did not take the policies")
             await self._workers_joined(client)
@@ -158,7 +157,7 @@ class Head:
     @contextlib.asynccontextmanager
     async def _following(self) -> AsyncIterator[None]:
         """Keep the generated policies equal to what the machines report, the scheduler to the policies, and the decision log."""
-        deriving = self.deriving.run(self._fleet)
+        deriving = self.deriving.run(functools.partial(self._ask, "dgpunet_fleet"))
         followers = (deriving, self.policies.run(), self.recording.run(), self._task_learning().run())
         tasks = [asyncio.create_task(follower) for follower in followers]
         try:
@@ -230,6 +229,7 @@ class Head:
     async def _serving(self) -> AsyncIterator[None]:
         """Serve the jobs over HTTP, and let others find this head."""
         self.service = self._make_service()
+        self.indexes = Indexes(self.home)
         self.ctx = ctx = self._make_context(self.service)
         servers = self._listen(ctx)
         ctx.keep = lambda: self._write_head_file(ctx)
@@ -238,6 +238,7 @@ class Head:
             yield
         finally:
             ctx.stopping = True
+            self.indexes.close()
             self.home.head_file.unlink(missing_ok=True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.service.close(), STOP_S)
@@ -251,6 +252,7 @@ class Head:
             service=jobs,
             status=self.status,
             placements=self.placements,
+            indexes=self.indexes,
             why=Explaining(self.live, lambda: self.policies.policy, self.learned, lambda: jobs, self._queue),
             policy=self.policies.status,
             reload=self.policies.reload,
@@ -271,7 +273,7 @@ class Head:
         host = HeadHost(device=self.head_device, threads=usable_cpus(), home=self.home.root)
         agent = functools.partial(AgentClient, self.home.agent_socket)
         ports = ServicePorts(
-            self._dask, agent, self.settling.fleet, host, self._on_oom, lambda: self.policies.policy, find_model=self.find_model
+            self._dask, agent, self.settled, host, self._on_oom, lambda: self.policies.policy, find_model=self.find_model
         )
         jobs = JobService(self.home, ports)
         jobs.begin()
@@ -339,13 +341,7 @@ class Head:
 
     async def live(self) -> Fleet:
         """Return the fleet as the scheduler's plugin sees it now."""
-        return at_time(live_fleet(await self._fleet()), self.policies.clock.wall())
-
-    async def _fleet(self) -> dict[str, Any]:
-        """Return what the scheduler's plugin says of its fleet, which the next scheduler will count on."""
-        seen = dict(await self._ask("dgpunet_fleet"))
-        self.expected.keep(seen)
-        return seen
+        return at_time(live_fleet(await self._ask("dgpunet_fleet")), self.policies.clock.wall())
 
     async def _queue(self, key: str) -> dict[str, Any]:
         return dict(await self._ask("dgpunet_explain", key=key))
@@ -354,9 +350,35 @@ class Head:
         """Return the estimates that the scheduler's plugin decides by."""
         return Estimates.from_json(await self._ask("dgpunet_learned"))
 
-    def _belonging(self) -> frozenset[str]:
-        """Return the devices that an earlier head may have had, and that come back by themselves: none, where they end with their head."""
-        return frozenset()
+    async def settled(self) -> Fleet:
+        """Return the live fleet with every device that has ever joined.
+
+        A scheduler that was started again meets its workers one by one. What has not come back yet must not be taken for missing, or a
+        job would be refused for ever because of a moment; what stays away for `REJOIN_S` seconds is.
+
+        Raises
+        ------
+        StartFailed
+            If the scheduler has not answered by then.
+        """
+        deadline = asyncio.get_running_loop().time() + REJOIN_S
+        while True:
+            late = asyncio.get_running_loop().time() > deadline
+            try:
+                fleet = await self.live()
+            except StartFailed:
+                if late:
+                    raise
+            else:
+                here = frozenset(device.name for device in fleet.devices)
+                if late or (here >= self._awaited() and self.policies.told):
+                    self.met = here
+                    return fleet
+            await asyncio.sleep(_POLL_S)
+
+    def _awaited(self) -> frozenset[str]:
+        """Return the devices that a job waits for before it is judged by the fleet."""
+        return self.met
 
     async def placements(self, since: int) -> Sequence[dict[str, Any]]:
         """Return the placements after number `since`."""
@@ -366,7 +388,7 @@ class Head:
         """Return the object of ``status --json``. While the scheduler is away, every worker is lost."""
         states, charged = dict[str, str](), dict[str, int]()
         with contextlib.suppress(StartFailed):
-            seen = await self._fleet()
+            seen = await self._ask("dgpunet_fleet")
             states = {d["name"]: seen["states"].get(d["name"], "running") for d in seen["devices"]}
             charged = charged_by_device(seen["charges"])
         return {

@@ -76,14 +76,22 @@ class OpenIndex:
         self._starts: list[int] = columns.column("start_line").to_pylist()
         if len(self._keys) != self._vectors.ntotal or self._vectors.d != (manifest.dimension or self._vectors.d):
             raise ValueError("its chunks and vectors do not belong together")
+        self._last: tuple[Filter, dict[str, list[str]], Rows | None] | None = None
         self._paths: dict[str, list[str]] = {}
         for row in read_files(folder):
             self._paths.setdefault(row.key, []).append(row.path)
 
     def search(self, vectors: Vectors, k: int, chosen: Filter = Filter()) -> list[list[Hit]]:
-        """Return the `k` best hits for each of the query `vectors` ``(queries, dimension)``."""
-        paths = self._chosen_paths(chosen)
-        return [self._hits(found) for found in self._ranked(vectors, k, paths, self._chosen_rows(paths, chosen))]
+        """Return the `k` best hits for each of the query `vectors` ``(queries, dimension)``. One thread at a time."""
+        _, paths, rows = self._selected(chosen)
+        return [self._hits(found) for found in self._ranked(vectors, k, paths, rows)]
+
+    def _selected(self, chosen: Filter) -> tuple[Filter, dict[str, list[str]], Rows | None]:
+        """What a filter lets through; the last one is kept, since many queries come with the same."""
+        if self._last is None or self._last[0] != chosen:
+            paths = self._chosen_paths(chosen)
+            self._last = (chosen, paths, self._chosen_rows(paths, chosen))
+        return self._last
 
     def _chosen_paths(self, chosen: Filter) -> dict[str, list[str]]:
         if chosen.path is None:
@@ -198,8 +206,10 @@ class Searcher:
             yield answer | {"index": self.index.name, "took_ms": took_ms, "hits": [asdict(h) for h in hits]}
 
 
-def open_searcher(home: Home, name: str, queries: int = 1, torch_device: str = "cpu") -> Searcher:
+def open_searcher(home: Home, name: str, queries: int = 1, torch_device: str = "cpu", encoder: Encoder | None = None) -> Searcher:
     """Open the index `name` and the model it was made with, in the way that is quickest for so many `queries`.
+
+    An `encoder` that is loaded already is used where it is the one that made the index.
 
     Raises
     ------
@@ -210,10 +220,16 @@ def open_searcher(home: Home, name: str, queries: int = 1, torch_device: str = "
     """
     opened = _opened(home, name)
     manifest = opened.manifest
-    encoder = _encoder(manifest, home.root / "cache", queries, torch_device)
+    if encoder is None or not _made(encoder, manifest):
+        encoder = _encoder(manifest, home.root / "cache", queries, torch_device)
     if encoder.files.digest != manifest.model_digest:
         raise ModelUnavailable(model=manifest.model, why="its files changed since the index was made; submit the tree again")
     return Searcher(opened, encoder)
+
+
+def _made(encoder: Encoder, manifest: Manifest) -> bool:
+    wanted = (manifest.model, manifest.model_digest, manifest.dimension)
+    return (encoder.files.name, encoder.files.digest, encoder.dimension) == wanted
 
 
 def _encoder(manifest: Manifest, cache: Path, queries: int, torch_device: str) -> Encoder:

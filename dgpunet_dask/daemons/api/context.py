@@ -14,6 +14,7 @@ from dgpunet_dask.daemons.api.callers import Keys
 from dgpunet_dask.daemons.api.limits import Attempts
 from dgpunet_dask.daemons.api.sessions import Sessions
 from dgpunet_dask.model.job import JobStatus
+from dgpunet_dask.model.owner import User
 
 JSON_BYTES_MAX: Final = 1 << 20
 WORKLOAD_BYTES_MAX: Final = 256 << 20
@@ -53,6 +54,25 @@ class JobService(Protocol):
 
     async def close(self) -> None:
         """Stop what runs."""
+
+
+class Indexes(Protocol):
+    """What the API asks of the indexes. Errors are DgpunetErrors; what `by` may not read is not there."""
+
+    async def list(self, by: User) -> Sequence[dict[str, Any]]:
+        """Return the indexes that `by` may read."""
+
+    async def show(self, name: str, by: User) -> dict[str, Any]:
+        """Return one index."""
+
+    async def search(self, name: str, by: User, asked: dict[str, Any]) -> str:
+        """Return ``{"answers": [...]}`` as JSON for ``{"queries", "k", "path", "lang"}``, which is within bounds."""
+
+    async def share(self, name: str, by: User, *, shared: bool) -> dict[str, Any]:
+        """Let every user read an index, or its owner alone; return it."""
+
+    async def remove(self, name: str, by: User) -> None:
+        """Remove an index for good."""
 
 
 class Why(Protocol):
@@ -142,6 +162,8 @@ class ApiContext:
         Answer ``/v1/status`` and ``/v1/placements``.
     why
         Answers ``/v1/fleet``, ``/v1/explain`` and ``/v1/jobs/ID/explain``.
+    indexes
+        The search indexes of the head's home.
     policy, reload
         Answer ``/v1/policy``; `reload` reads the files first.
     shutdown
@@ -167,6 +189,7 @@ class ApiContext:
     status: Callable[[], Awaitable[dict[str, Any]]]
     placements: Callable[[int], Awaitable[Sequence[dict[str, Any]]]]
     why: Why
+    indexes: Indexes
     policy: Callable[[], dict[str, Any]]
     reload: Callable[[], Awaitable[dict[str, Any]]]
     shutdown: Callable[[str], None]

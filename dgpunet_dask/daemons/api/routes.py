@@ -14,6 +14,7 @@ from tornado.web import Application, RequestHandler
 
 from dgpunet_dask.daemons.api import cluster_routes as cluster
 from dgpunet_dask.daemons.api import dashboard
+from dgpunet_dask.daemons.api import index_routes as indexes
 from dgpunet_dask.daemons.api import job_routes as jobs
 from dgpunet_dask.daemons.api import machine_routes as machines
 from dgpunet_dask.daemons.api.callers import Need
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 DIGEST: Final = r"[0-9a-f]{64}"
 #: The id of a job, a token or a key, or a host's name.
 ID: Final = r"[A-Za-z0-9._-]{1,100}"
+#: The name of an index.
+NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 IDLE_S: Final = 120.0
 
 
@@ -54,6 +57,10 @@ ROUTES: Final = (
     Route(f"/v1/jobs/({ID})/explain", jobs.ExplainJob, {"GET": "viewer"}),
     Route(f"/v1/jobs/({ID})/cancel", jobs.Cancel, {"POST": "submitter"}),
     Route(f"/v1/workloads/({DIGEST})", jobs.Workloads, {"HEAD": "submitter", "PUT": "submitter"}),
+    Route("/v1/indexes", indexes.Indexes, {"GET": "viewer"}),
+    Route(f"/v1/indexes/({NAME})", indexes.Index, {"GET": "viewer", "DELETE": "submitter"}),
+    Route(f"/v1/indexes/({NAME})/search", indexes.Search, {"POST": "viewer"}),
+    Route(f"/v1/indexes/({NAME})/share", indexes.Share, {"POST": "submitter"}),
     Route("/v1/ca", machines.Authority, {"GET": "public"}),
     Route("/v1/join", machines.Join, {"POST": "public"}),
     Route("/v1/join/check", machines.JoinCheck, {"POST": "public"}),

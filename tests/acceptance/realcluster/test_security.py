@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dgpunet_dask.daemons.api.routes import DIGEST, ID, ROUTES
+from dgpunet_dask.daemons.api.routes import DIGEST, ID, NAME, ROUTES
 from dgpunet_dask.security.authority import Authority
 from dgpunet_dask.security.identity import install, make_request
 from dgpunet_dask.security.tokens import TokenStore
@@ -179,7 +179,7 @@ def test_a_certificate_of_another_clusters_authority_is_refused(three):
 
 def paths() -> list[tuple[str, str, str]]:
     """Return path, method and need of every route."""
-    filled = [(f"({DIGEST})", "a" * 64), (f"({ID})", "x"), (r"(\d{1,20})", "1"), ("(cordon|uncordon|drain|remove)", "drain"), ("(?:/.*)?", "/status")]
+    filled = [(f"({DIGEST})", "a" * 64), (f"({ID})", "x"), (f"({NAME})", "x"), (r"(\d{1,20})", "1"), ("(cordon|uncordon|drain|remove)", "drain"), ("(?:/.*)?", "/status")]
     found = []
     for route in ROUTES:
         path = route.path

@@ -8,7 +8,9 @@ import json
 from dataclasses import dataclass
 
 from dgpunet_dask.cluster.api_client import ApiClient
+from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.api import ApiContext
+from dgpunet_dask.daemons.indexes import Indexes
 from dgpunet_dask.errors import TokenRefused
 from dgpunet_dask.testing.jobs import FakeJobs
 
@@ -157,5 +159,5 @@ def make_context(uploads, stopped, **more):
 
     return ApiContext(
         key=KEY, service=FakeJobs(), status=status, placements=placements, why=FakeWhy(), policy=lambda: {"digest": "old"}, reload=reload,
-        shutdown=stopped.append, embedded=True, uploads=uploads, **more,
+        shutdown=stopped.append, embedded=True, uploads=uploads, **{"indexes": Indexes(Home(uploads / "home")), **more},
     )  # fmt: skip

@@ -1,0 +1,74 @@
+"""The indexes of a head's home, as the API answers for them. What blocks runs in threads, so that the head's loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.searchers import Searchers
+from dgpunet_dask.hardware.cpu import usable_cpus
+from dgpunet_dask.jobs.threads import in_thread
+from dgpunet_dask.model.owner import User
+
+#: Searches that run at the same moment; others wait for their turn.
+SEARCHES_MAX: Final = 4
+
+
+class Indexes:
+    """What the routes of indexes ask; errors are DgpunetErrors, and another user's private index is not there.
+
+    Parameters
+    ----------
+    searchers
+        The open ones; others are for tests only.
+    """
+
+    def __init__(self, home: Home, searchers: Searchers | None = None) -> None:
+        self._home = home
+        self._searchers = searchers or Searchers(home)
+        self._pool = ThreadPoolExecutor(min(SEARCHES_MAX, usable_cpus()), thread_name_prefix="search")
+
+    async def list(self, by: User) -> Sequence[dict[str, Any]]:
+        """Return the objects of ``index list --json``."""
+        from dgpunet_dask.retrieval.index import all_described
+
+        return await in_thread(all_described, self._home, by)
+
+    async def show(self, name: str, by: User) -> dict[str, Any]:
+        """Return the object of ``index show --json``."""
+        from dgpunet_dask.retrieval.index import described
+
+        return await in_thread(described, self._home, name, by)
+
+    async def search(self, name: str, by: User, asked: dict[str, Any]) -> str:
+        """Return ``{"answers": [...]}`` as JSON, with the objects of ``search --json``, for ``{"queries", "k", "path", "lang"}``."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._search, name, by, asked)
+
+    def _search(self, name: str, by: User, asked: dict[str, Any]) -> str:
+        from dgpunet_dask.retrieval.search import Filter, Query
+
+        queries = [Query(query["query"], query.get("id")) for query in asked["queries"]]
+        with self._searchers.of(name, by) as searcher:
+            return json.dumps({"answers": list(searcher.search(queries, asked["k"], Filter(asked["path"], asked["lang"])))})
+
+    async def share(self, name: str, by: User, *, shared: bool) -> dict[str, Any]:
+        """Let every user read an index, or its owner alone; return it as `show` does."""
+        from dgpunet_dask.retrieval.index import Index
+
+        await in_thread(lambda: Index(self._home, name).share(by, shared=shared))
+        return await self.show(name, by)
+
+    async def remove(self, name: str, by: User) -> None:
+        """Remove an index for good."""
+        from dgpunet_dask.retrieval.index import Index
+
+        await in_thread(Index(self._home, name).remove, by)
+        self._searchers.forget(name)
+
+    def close(self) -> None:
+        """Begin no further search."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
