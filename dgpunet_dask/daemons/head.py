@@ -34,12 +34,14 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons import children
 from dgpunet_dask.daemons.api import ApiContext, listen
 from dgpunet_dask.daemons.deriving import Deriving
+from dgpunet_dask.daemons.expected import Expected
 from dgpunet_dask.daemons.explaining import Explaining, at_time
 from dgpunet_dask.daemons.indexes import Indexes
 from dgpunet_dask.daemons.lifeline import watch
 from dgpunet_dask.daemons.policies import Policies
 from dgpunet_dask.daemons.recording import Recording
 from dgpunet_dask.daemons.register import Register, kill_descendants
+from dgpunet_dask.daemons.settling import Settling
 from dgpunet_dask.daemons.starter import Starter
 from dgpunet_dask.daemons.tasklearning import TaskLearning
 from dgpunet_dask.errors import DgpunetError, StartFailed
@@ -66,8 +68,6 @@ STOP_S: Final = 10.0
 ASK_S: Final = 10.0
 #: How long the last decisions may take to be written.
 LAST_S: Final = 2.0
-#: How long a job waits for workers that were here before the scheduler was started again.
-REJOIN_S: Final = 30.0
 _POLL_S: Final = 0.05
 
 
@@ -108,11 +108,12 @@ class Head:
         self.why = ""
         self.client: Client | None = None
         self.service: Jobs | None = None
-        self.met: frozenset[str] = frozenset()
+        self.expected = Expected(self.home.expected_devices)
         self.deriving = Deriving(self.home, options.fleet)
         self.policies = Policies(Places(self.home, options.policy), self._tell_policies)
         self.recording = Recording(DecisionFiles(self.home.decisions), lambda seen: self._ask("dgpunet_trace", since=seen))
         self.children = children.Children(self.home, fatal=self.stop, on_scheduler_lost=self._scheduler_lost)
+        self.settling = Settling(self.live, lambda: self.policies.told)
 
     def stop(self, why: str) -> None:
         """Begin to stop; the first reason counts."""
@@ -136,6 +137,7 @@ class Head:
         self.deriving.refresh()
         self.policies.load()
         self._hand_on(self.policies.sources)
+        self.expected.begin(self._belonging())
         async with self._children(), self._connected() as client, self._following():
             await self._or_stopped(self.policies.settled(), "the scheduler did not take the policies")
             await self._workers_joined(client)
@@ -157,7 +159,7 @@ class Head:
     @contextlib.asynccontextmanager
     async def _following(self) -> AsyncIterator[None]:
         """Keep the generated policies equal to what the machines report, the scheduler to the policies, and the decision log."""
-        deriving = self.deriving.run(functools.partial(self._ask, "dgpunet_fleet"))
+        deriving = self.deriving.run(self._fleet)
         followers = (deriving, self.policies.run(), self.recording.run(), self._task_learning().run())
         tasks = [asyncio.create_task(follower) for follower in followers]
         try:
@@ -273,7 +275,7 @@ class Head:
         host = HeadHost(device=self.head_device, threads=usable_cpus(), home=self.home.root)
         agent = functools.partial(AgentClient, self.home.agent_socket)
         ports = ServicePorts(
-            self._dask, agent, self.settled, host, self._on_oom, lambda: self.policies.policy, find_model=self.find_model
+            self._dask, agent, self.settling.fleet, host, self._on_oom, lambda: self.policies.policy, find_model=self.find_model
         )
         jobs = JobService(self.home, ports)
         jobs.begin()
@@ -341,7 +343,13 @@ class Head:
 
     async def live(self) -> Fleet:
         """Return the fleet as the scheduler's plugin sees it now."""
-        return at_time(live_fleet(await self._ask("dgpunet_fleet")), self.policies.clock.wall())
+        return at_time(live_fleet(await self._fleet()), self.policies.clock.wall())
+
+    async def _fleet(self) -> dict[str, Any]:
+        """Return what the scheduler's plugin says of its fleet, which the next scheduler will count on."""
+        seen = dict(await self._ask("dgpunet_fleet"))
+        self.expected.keep(seen)
+        return seen
 
     async def _queue(self, key: str) -> dict[str, Any]:
         return dict(await self._ask("dgpunet_explain", key=key))
@@ -350,35 +358,9 @@ class Head:
         """Return the estimates that the scheduler's plugin decides by."""
         return Estimates.from_json(await self._ask("dgpunet_learned"))
 
-    async def settled(self) -> Fleet:
-        """Return the live fleet with every device that has ever joined.
-
-        A scheduler that was started again meets its workers one by one. What has not come back yet must not be taken for missing, or a
-        job would be refused for ever because of a moment; what stays away for `REJOIN_S` seconds is.
-
-        Raises
-        ------
-        StartFailed
-            If the scheduler has not answered by then.
-        """
-        deadline = asyncio.get_running_loop().time() + REJOIN_S
-        while True:
-            late = asyncio.get_running_loop().time() > deadline
-            try:
-                fleet = await self.live()
-            except StartFailed:
-                if late:
-                    raise
-            else:
-                here = frozenset(device.name for device in fleet.devices)
-                if late or (here >= self._awaited() and self.policies.told):
-                    self.met = here
-                    return fleet
-            await asyncio.sleep(_POLL_S)
-
-    def _awaited(self) -> frozenset[str]:
-        """Return the devices that a job waits for before it is judged by the fleet."""
-        return self.met
+    def _belonging(self) -> frozenset[str]:
+        """Return the devices that an earlier head may have had, and that come back by themselves: none, where they end with their head."""
+        return frozenset()
 
     async def placements(self, since: int) -> Sequence[dict[str, Any]]:
         """Return the placements after number `since`."""
@@ -388,7 +370,7 @@ class Head:
         """Return the object of ``status --json``. While the scheduler is away, every worker is lost."""
         states, charged = dict[str, str](), dict[str, int]()
         with contextlib.suppress(StartFailed):
-            seen = await self._ask("dgpunet_fleet")
+            seen = await self._fleet()
             states = {d["name"]: seen["states"].get(d["name"], "running") for d in seen["devices"]}
             charged = charged_by_device(seen["charges"])
         return {

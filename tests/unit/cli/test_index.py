@@ -101,6 +101,6 @@ async def test_without_a_cluster_the_files_are_meant_and_no_head_is_asked(shelf,
     assert (await run("index", "list"))[:2] == (0, "")
     monkeypatch.setenv("DGPUNET_HOME", str(shelf.home.root))
     assert (await run("index", "share", "anns"))[2] == "anns is shared with every user.\n"
-    code, out, _ = await run("index", "list", "--json")
+    _, out, _ = await run("index", "list", "--json")
     assert [(row["index"], row["owner"], row["shared"]) for row in json.loads(out)] == [("anns", "ann", True)]
     assert (await run("index", "share", "bnns"))[0] == 102
