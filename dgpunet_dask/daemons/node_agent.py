@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.clock import Clock, SystemClock
-from dgpunet_dask.cluster.agent_api import AgentApi, renew_expired
+from dgpunet_dask.cluster.agent_api import MOVED, AgentApi, renew_expired
 from dgpunet_dask.cluster.blobs import Blobs
 from dgpunet_dask.cluster.config import ClusterConfig, join_host_port, read_config
 from dgpunet_dask.cluster.nodes import BEAT_S
@@ -53,6 +53,9 @@ PROBE_S: Final = 300.0
 LIST_S: Final = 20.0
 #: A head that refuses a certificate that often in a row, though it has not expired, has removed this host.
 REFUSALS_MAX: Final = 5
+#: A head that is silent for longer than a restart may have moved. What lasts is told this often.
+MOVED_S: Final = 60.0
+COMPLAIN_S: Final = 600.0
 #: How long leaving in good order may take.
 LEAVE_S: Final = 2.0
 
@@ -87,7 +90,8 @@ class NodeAgent:
         self.facts: dict[str, Any] = {}
         self.listeners: list[dict[str, Any]] = []
         self.epoch: int | None = None
-        self.answered_s = self.clock.monotonic()
+        self.answered_s = self.taken_s = self.clock.monotonic()
+        self._silent_till_s = 0.0
         self._needs_facts = True
         self._orphaned = self._asked_anew = False
         self._refusals = 0
@@ -104,18 +108,20 @@ class NodeAgent:
         """
         shutil.rmtree(self.home.run / "scratch" / "workers", ignore_errors=True)
         await self._open()
-        beating = asyncio.create_task(self._beats())
-        listing = asyncio.create_task(self._list())
-        watching = asyncio.create_task(self.health.run(lambda: self.fleet, self.hosts.rows, lambda: self.hosts.cards))
-        ended = asyncio.create_task(stop.wait())
+        beating, ended = asyncio.create_task(self._beats()), asyncio.create_task(stop.wait())
+        watching = self.health.run(lambda: self.fleet, self.hosts.rows, lambda: self.hosts.cards)
+        beside = [asyncio.create_task(self._list(), name="listeners"), asyncio.create_task(watching, name="health")]
+        for one in beside:
+            one.add_done_callback(_tell_of_failure)
         try:
             await asyncio.wait({beating, ended}, return_when=asyncio.FIRST_COMPLETED)
             if beating.done():
                 beating.result()
         finally:
-            for task in (beating, watching, listing, ended, *([self._measurement] if self._measurement else [])):
+            tasks = [beating, ended, *beside, *([self._measurement] if self._measurement else [])]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(beating, watching, listing, ended, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._close()
 
     async def _list(self) -> None:
@@ -156,8 +162,9 @@ class NodeAgent:
                 await self._take(answer)
             except DgpunetError as error:
                 await self._unanswered(error)
-            except OSError:  # a full disk, say, where a certificate should lie; ending would end the loaded stages
-                log.exception("what the head says cannot be done now")
+            except (OSError, LookupError, TypeError, ValueError) as error:
+                # A full disk, say, where a certificate should lie, or an answer of another release: ending would end the loaded stages.
+                self._complain("what the head says cannot be done now", error, began - self.taken_s)
             await asyncio.sleep(max(0.2, BEAT_S - (self.clock.monotonic() - began)))
 
     async def _probe(self) -> None:
@@ -195,7 +202,8 @@ class NodeAgent:
 
     async def _unanswered(self, error: DgpunetError) -> None:
         silent_s, self._needs_facts = self.clock.monotonic() - self.answered_s, True  # a new head may answer next
-        log.warning("the head does not answer since %.0f s: %s", silent_s, error)
+        cure = f"; {MOVED.format(host=self.config.host)}" if silent_s >= MOVED_S else ""
+        self._complain(f"the head does not answer since {silent_s:.0f} s{cure}", error, silent_s)
         if silent_s >= ORPHAN_S and not self._orphaned:
             self._orphaned = True
             ended = await self.hosts.end_all()
@@ -204,6 +212,12 @@ class NodeAgent:
         self._refusals = self._refusals + 1 if isinstance(error, CertificateRefused) and self.identity.expires_s > self.clock.wall() else 0
         if self._refusals >= REFUSALS_MAX:
             raise error  # it was removed: what it says is the way back
+
+    def _complain(self, what: str, error: Exception, since_s: float) -> None:
+        """Tell of what has been wrong for so long, each time after twice as long: a head may be away for weeks."""
+        if since_s >= self._silent_till_s:
+            log.warning("%s: %s", what, error, exc_info=None if isinstance(error, DgpunetError) else error)
+            self._silent_till_s = min(max(2 * since_s, BEAT_S), since_s + COMPLAIN_S)
 
     async def _take(self, answer: Mapping[str, Any]) -> None:
         """Do as the head says."""
@@ -223,6 +237,7 @@ class NodeAgent:
         await self._run_workers(answer)
         await self._renew()
         self._measure(answer.get("measure"))
+        self.taken_s, self._silent_till_s = self.clock.monotonic(), 0.0
 
     async def _run_workers(self, answer: Mapping[str, Any]) -> None:
         """Run the workers that the head wants, under the names that it gives."""
@@ -298,6 +313,12 @@ class NodeAgent:
         self.spool.add(
             "link", src=self.config.host, dst=peer.host, bytes_per_s=rate, rtt_s=ping.rtt_s, offset_s=ping.offset_s, at=self.clock.wall()
         )
+
+
+def _tell_of_failure(task: asyncio.Task[None]) -> None:
+    """Tell that something beside the heartbeats has ended: the agent goes on without it, for ending would end the loaded stages."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the agent looks after the %s no more", task.get_name(), exc_info=error)
 
 
 def crl_digest(folder: Path) -> str | None:
