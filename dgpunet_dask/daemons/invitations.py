@@ -10,7 +10,7 @@ from typing import Any, Final
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.cluster.config import ClusterConfig
 from dgpunet_dask.errors import BadValue, NotFound
-from dgpunet_dask.hardware.cpu import host_name
+from dgpunet_dask.hardware.cpu import checked_name
 from dgpunet_dask.security.authority import Authority
 from dgpunet_dask.security.keys import SCOPES, KeyStore
 from dgpunet_dask.security.tokens import TokenStore
@@ -56,9 +56,7 @@ class Invitations:
         BadValue
             If a part is none, or no host can join by that name; if it is to work for too long.
         """
-        host, ttl_s = text_of(body, "host"), number_of(body, "ttl_s", TOKEN_S)
-        if host_name(host) != host:
-            raise BadValue(what="host name", value=host, why="use letters, digits, underscore and hyphen; the domain is left out")
+        host, ttl_s = checked_name(text_of(body, "host")), number_of(body, "ttl_s", TOKEN_S)
         if ttl_s > TOKEN_MOST_S:
             raise BadValue(what="ttl", value=ttl_s, why=f"a token may work for {TOKEN_MOST_S / 86_400:.0f} days at most")
         now = self.clock.wall()

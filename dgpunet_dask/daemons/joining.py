@@ -17,8 +17,8 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.embedded import Say, quietly
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn
 from dgpunet_dask.daemons.register import SUPERVISOR, Register
-from dgpunet_dask.errors import BadName, CertificateRefused, DgpunetError, StartFailed, UsageError
-from dgpunet_dask.hardware.cpu import host_name
+from dgpunet_dask.errors import CertificateRefused, DgpunetError, StartFailed, UsageError
+from dgpunet_dask.hardware.cpu import checked_name, host_name
 from dgpunet_dask.hardware.network import Choice, choose_interface, interfaces, local_addresses, route_to
 from dgpunet_dask.hardware.software import software_facts
 from dgpunet_dask.security.authority import LIFE_S, Authority
@@ -39,12 +39,10 @@ def own_name(wanted: str | None) -> str:
 
     Raises
     ------
-    BadName
+    BadValue
         If `wanted` has letters that no device's name may have.
     """
-    if wanted is not None and host_name(wanted) != wanted:
-        raise BadName(name=wanted, what="a host")
-    return wanted or host_name(socket.gethostname())
+    return checked_name(wanted) if wanted is not None else host_name(socket.gethostname())
 
 
 def choose_address(listen: str | None, head: str | None) -> tuple[str, Choice | None]:

@@ -9,6 +9,7 @@ from typing import Final
 
 import psutil
 
+from dgpunet_dask.errors import BadValue
 from dgpunet_dask.hardware.presence import idle_now, power_now
 from dgpunet_dask.model.fleet import Host
 
@@ -34,6 +35,19 @@ def probe_host() -> Host:
 def host_name(raw: str) -> str:
     """Return `raw` without its domain and without letters that a device name may not have; ``host`` if nothing is left."""
     return _UNUSABLE.sub("-", raw.partition(".")[0]).strip("-._") or "host"
+
+
+def checked_name(name: str) -> str:
+    """Return `name` if it can be a host's as it is.
+
+    Raises
+    ------
+    BadValue
+        If `host_name` would make another of it.
+    """
+    if host_name(name) != name:
+        raise BadValue(what="host name", value=name, why="use letters, digits, underscore and hyphen; leave the domain out")
+    return name
 
 
 def usable_cpus() -> int:

@@ -10,7 +10,7 @@ from cryptography import x509
 from dgpunet_dask.cluster.config import ClusterConfig, read_config, write_config
 from dgpunet_dask.daemons import joining
 from dgpunet_dask.daemons.joining import choose_address, enrol, own_name, prepare_head, until_ready
-from dgpunet_dask.errors import BadName, NoHead, StartFailed, UsageError
+from dgpunet_dask.errors import BadValue, NoHead, StartFailed, UsageError
 from dgpunet_dask.security.tokens import JoinToken
 
 NOW = 1.9e9
@@ -22,10 +22,14 @@ def head(home, **options):
 
 @pytest.mark.parametrize("name", ["a b", "a/b", "x.y", "-a", "a-", ""])
 def test_a_name_that_no_device_may_have_is_refused(name):
-    if name:
-        with pytest.raises(BadName):
-            own_name(name)
-    assert own_name(None)
+    with pytest.raises(BadValue, match="domain"):
+        own_name(name)
+
+
+def test_a_host_is_called_what_the_system_calls_it_without_its_domain(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "Box-1.home.example")
+    assert own_name(None) == "Box-1"
+    assert own_name("box_2") == "box_2"
 
 
 def test_an_address_that_this_machine_has_not_is_refused():
