@@ -64,6 +64,7 @@ class Book:
         self._holds: Mapping[str, DeviceState] = {}  # device -> cordoned or draining, whatever its worker says
         self._spoken: dict[str, DeviceState] = {}  # device -> what its worker says
         self.expected: set[str] = set()
+        self.patient = False  # work that a CPU could do waits for cards that are expected
 
     # Workers
 
@@ -148,6 +149,19 @@ class Book:
                 host = self.pool.host(device.host) or fleet.host_by_name[device.host]
                 self.pool.add_device(device, host, self._state(device.name, "lost"))
                 self.expected.add(device.name)
+        self.patient = bool(self.expected)
+
+    def coming(self, plan: Plan) -> tuple[str, ...]:
+        """Return the cards that are worth waiting for although a CPU is free: on their way, when none that could take the demand is here.
+
+        After a restart CPUs are back first, and would load what the cards have loaded already.
+        """
+        if not self.patient:
+            return ()
+        states = {name: slot.state for kind in plan.able if kind.is_gpu for name, slot in kind.slots.items()}
+        if "running" in states.values():
+            return ()
+        return tuple(sorted(name for name, state in states.items() if name in self.expected or state == "paused"))
 
     def host_of(self, address: str) -> str | None:
         """Return the host of the worker at `address`, ``None`` where it speaks for no device."""

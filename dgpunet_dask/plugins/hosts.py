@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 #: How long a scheduler counts on the devices of the one before it. A worker is back within seconds, on a machine under load within half
 #: a minute; what stays away for longer is not part of the fleet any more, and what only that could hold fails.
 EXPECT_S: Final = 60.0
+#: How long work that a CPU could do waits for the first of the cards that are on their way.
+CARDS_FIRST_S: Final = 15.0
 
 
 def handlers(plugin: PlacementPlugin) -> Mapping[str, Callable[..., Any]]:
@@ -115,13 +117,21 @@ def forget(plugin: PlacementPlugin, devices: Iterable[str]) -> list[str]:
     return list(gone)
 
 
-def expect(plugin: PlacementPlugin, fleet: Fleet, seconds: float = EXPECT_S) -> None:
-    """Count on these devices for so many seconds: a demand that only one of them can hold waits for its worker instead of failing."""
+def expect(plugin: PlacementPlugin, fleet: Fleet, seconds: float = EXPECT_S, cards_first_s: float = CARDS_FIRST_S) -> None:
+    """Count on these devices for so many seconds: a demand that only one of them can hold waits for its worker instead of failing.
+
+    For `cards_first_s` of these, what would go to a CPU waits for the first card.
+    """
     plugin.book.expect(fleet)
+
+    def go_on() -> None:
+        plugin.book.patient = False
+        plugin.pump.arm()
 
     def give_up() -> None:
         gone = forget(plugin, plugin.book.expected)
         if gone:
             logger.warning("these devices have not come back within %g s and are no longer counted on: %s", seconds, ", ".join(gone))
 
+    plugin.later("cards first", min(cards_first_s, seconds), go_on)
     plugin.later("expected", seconds, give_up)

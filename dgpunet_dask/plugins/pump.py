@@ -227,6 +227,8 @@ class Pump:
         """Place `record` and return ``None``, or return the decision that stands in the way: wait, never, or evict first."""
         plan, signature = queue.plan, queue.signature
         assert plan is not None  # only queues with an error have none, and those are not placed
+        if self.book.coming(plan):
+            return _WAIT
         if signature.pins is None and plan.one_card:
             slot = self._choose(queue, plan, at)
             if slot is None:

@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dgpunet_dask.model.policy import Layer
@@ -97,7 +98,7 @@ def explain(plugin: PlacementPlugin, key: Key) -> dict[str, Any]:
     """Return why `key` is where it is.
 
     `managed` is false for a task without a demand. `passed`: how often others went before the head of its queue on devices that it
-    could use; `kept`: devices held free for that head; `waits_for`: the busy device that would finish it first. `transfers`, where inputs
+    could use; `kept`: devices held free for that head; `waits_for`: the busy device that would finish it first, or a card on its way. `transfers`, where inputs
     lie elsewhere: what bringing them to each host would take, and whether the link was measured.
     """
     record = plugin.records.get(key)
@@ -117,6 +118,9 @@ def explain(plugin: PlacementPlugin, key: Key) -> dict[str, Any]:
     ranking = [{"device": s.device, "total": s.total, "finish_s": s.finish_s, "parts": dict(s.parts)} for s in decision.ranking]
     ways = transfers(plugin.book.pool.fleet(), plugin.book.pool.plan(signature.demand).request)
     answer |= {"transfers": ways} if ways else {}
+    coming = plugin.book.coming(plugin.book.pool.plan(signature.demand))
+    if coming:
+        decision = replace(decision, outcome="wait", devices=(), waits_for=coming[0])
     told = {"outcome": decision.outcome, "summary": decision.summary(), "verdicts": verdicts, "ranking": ranking}
     request = plugin.book.pool.plan(signature.demand).request
     united = {"priority": request.demand.priority, "rules": list(request.rules), "estimate_s": request.work_s if request.known else None}

@@ -7,7 +7,7 @@ import pytest
 from distributed import Client, Scheduler
 
 from dgpunet_dask.errors import Unplaceable
-from dgpunet_dask.model.fleet import Fleet, Host
+from dgpunet_dask.model.fleet import Device, Fleet, Host
 from dgpunet_dask.plugins import hosts
 from dgpunet_dask.plugins.scheduler import PlacementPlugin
 from dgpunet_dask.testing.placement import GIB, card, placed_cluster, work
@@ -52,6 +52,28 @@ async def test_what_came_back_and_was_lost_again_stays_lost_after_the_deadline()
         await cluster.client.scheduler.dgpunet_lose(host="b")
         await cluster.until(lambda: "c0" not in cluster.plugin.book.pool)
         assert (await cluster.fleet())["states"] == {"b0": "lost"}
+
+
+CPU = Device(name="a/cpu", host="a", kind="cpu")
+SOME = {"vram": "1GiB", "cpu_ok": True}
+
+
+async def test_work_that_a_cpu_could_do_waits_a_little_for_the_card_that_has_it_loaded():
+    async with placed_cluster(CPU) as cluster:
+        hosts.expect(cluster.plugin, EARLIER)
+        future = submit(cluster, SOME)
+        assert await submit(cluster, {"gpus": 0}) == "a/cpu", "this is not for a card"
+        told = await cluster.client.scheduler.dgpunet_explain(key=future.key)
+        assert (told["outcome"], told["waits_for"], told["state"]) == ("wait", "a0", "no-worker")
+        await cluster.add_worker("b0", [B0])
+        assert await future == "b0", "and not for a better one"
+
+
+async def test_work_that_a_cpu_could_do_is_done_there_where_no_card_comes():
+    async with placed_cluster(CPU) as cluster:
+        hosts.expect(cluster.plugin, EARLIER, cards_first_s=0.1)
+        assert await submit(cluster, SOME) == "a/cpu"
+        assert cluster.plugin.book.expected == {"a0", "b0"}
 
 
 async def test_facts_of_the_worker_take_the_place_of_what_was_expected():
