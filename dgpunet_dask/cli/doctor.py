@@ -152,29 +152,44 @@ def _pre(context: CliContext, token: str | None, head: str | None, name: str | N
     facts = local_facts(context, head=addresses[0][0] if addresses else None, ports=wanted, canary=_asked(canary))
     if not addresses:
         return check_host(facts)
-    needed = [(Ports().scheduler, "Dask scheduler"), (Ports().peer, "agent")]
-    findings, offset = check_head(addresses, needed, facts, fingerprint=fingerprint)
+    told = None if token is None else _told_by_head(token, addresses, name)
+    findings, offset = check_head(addresses, _needed(told), facts, fingerprint=fingerprint)
     facts["clock"] = {**facts.get("clock", {}), "offset_s": offset}
     reached = not any(finding.level == "fault" for finding in findings if finding.check in ("head_reach", "head_api"))
-    admission = _admission(token, addresses, name, facts) if token is not None and reached else []
-    return [*check_host(facts), *findings, *admission]
+    return [*check_host(facts), *findings, *(_admission(told, facts) if told is not None and reached else ())]
 
 
-def _admission(token: str, addresses: Sequence[tuple[str, int]], name: str | None, facts: Mapping[str, Any]) -> list[Finding]:
-    """Return what the head says of a machine that would join by `token`."""
+def _told_by_head(token: str, addresses: Sequence[tuple[str, int]], name: str | None) -> Mapping[str, Any] | DgpunetError:
+    """Return what the head tells a machine that would join by `token`, or why it tells nothing."""
     from dataclasses import replace
 
     from dgpunet_dask.cluster.agent_api import check_request
     from dgpunet_dask.cluster.config import join_host_port
     from dgpunet_dask.daemons.joining import own_name
-    from dgpunet_dask.observe.prejoin import check_admission, check_refusal
     from dgpunet_dask.security.tokens import parse_token
 
     asked = replace(parse_token(token), addresses=tuple(join_host_port(*address) for address in addresses))
+    host = own_name(name)
     try:
-        return check_admission(check_request(asked.text, {"host": own_name(name)}), facts)
+        return check_request(asked.text, {"host": host})
     except DgpunetError as error:
-        return [check_refusal(error, facts)]
+        return error
+
+
+def _needed(told: Mapping[str, Any] | DgpunetError | None) -> list[tuple[int, str]]:
+    """Return the ports of the head that are needed from here: those that it names, else those that it has unless they were changed."""
+    from dgpunet_dask.cluster.config import Ports
+    from dgpunet_dask.observe.facts import Facts
+
+    named = Facts({} if told is None or isinstance(told, DgpunetError) else told, "head")
+    usual = {"scheduler": (Ports().scheduler, "Dask scheduler"), "peer": (Ports().peer, "agent")}
+    return [(int(named.number("ports", key) or port), what) for key, (port, what) in usual.items()]
+
+
+def _admission(told: Mapping[str, Any] | DgpunetError, facts: Mapping[str, Any]) -> list[Finding]:
+    from dgpunet_dask.observe.prejoin import check_admission, check_refusal
+
+    return [check_refusal(told, facts)] if isinstance(told, DgpunetError) else check_admission(told, facts)
 
 
 def _addresses(token: str | None, head: str | None) -> tuple[list[tuple[str, int]], str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import secrets
@@ -145,14 +146,14 @@ def _user() -> tuple[list[str], list[str]]:
 
 
 def _keys(context: CliContext) -> list[str]:
-    """Return the keys that this home knows."""
+    """Return the keys that this home knows, and the secret path of Dask's pages, which Dask logs."""
     import os
 
     found = [os.environ.get("DGPUNET_API_KEY", "")]
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found.append(str(json.loads(context.home.head_file.read_text(encoding="utf-8"))["key"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    with contextlib.suppress(OSError, ValueError):
+        found.append((context.home.run / "dashboard.secret").read_text(encoding="ascii").strip())
     return [key for key in found if len(key) > 7]
 
 

@@ -180,7 +180,8 @@ class Membership(Inviting):
         token, host = (text_of(request, name) for name in ("token", "host"))
         self.invitations.check(token, host, "")
         reach = await self.reach.knock(host, peer_address)
-        return {"head": self.config.host, "software": asdict(self.software), "seen_as": peer_address, "reach": list(reach)}
+        ports = {"scheduler": self.config.ports.scheduler, "peer": self.config.ports.peer}
+        return {"head": self.config.host, "software": asdict(self.software), "ports": ports, "seen_as": peer_address, "reach": list(reach)}
 
     async def renew(self, host: str, body: dict[str, Any]) -> dict[str, Any]:
         """Return a new certificate for the same host."""
@@ -332,6 +333,8 @@ class Membership(Inviting):
         except DgpunetError as error:  # the scheduler is being started again
             self.scheduler_lost()
             log.debug("the scheduler is away: %s", error)
+        except Exception:  # a full disk, say: who is silent has to be noticed all the same, the next time
+            log.exception("the hosts could not be looked after")
 
     async def look(self) -> None:
         """Do once what is due now."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dgpunet_dask.cluster.config import ClusterConfig
+from dgpunet_dask.cluster.config import ClusterConfig, Ports
 from dgpunet_dask.cluster.nodes import Node
 from dgpunet_dask.cluster.peer import probe
 from dgpunet_dask.cluster.peer_client import Peer, PeerClient
@@ -37,7 +37,8 @@ async def survey(client: PeerClient, config: ClusterConfig, nodes: Sequence[Node
 
 async def knock(config: ClusterConfig, host: str, address: str) -> list[Mapping[str, Any]]:
     """Try the first port of each kind of a machine that has not joined. One that is refused is well: nothing listens yet, and nothing is between."""
-    wanted = [(config.ports.peer, "agent"), (config.ports.workers, "workers"), (config.ports.nannies, "nannies")]
+    ports = Ports()  # other ones are chosen after joining
+    wanted = [(ports.peer, "agent"), (ports.workers, "workers"), (ports.nannies, "nannies")]
     found = await asyncio.gather(*(probe(address, port, TRY_S) for port, _ in wanted))
     return [
         _row(config.host, host, port, what, "open" if state == "refused" else state)

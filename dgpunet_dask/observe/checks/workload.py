@@ -63,7 +63,10 @@ def host_seen(host: str, state: str | None, seen_s_ago: float | None) -> Iterato
         return
     check = Check("host", "network", host)
     told = {"state": state, "seen_s_ago": seen_s_ago}
-    if state == "lost" or (seen_s_ago is not None and seen_s_ago > SEEN_S):
+    if state == "stopped":
+        cure = "`dgpunet-dask join` on it starts it again; `dgpunet-dask remove-node` on the head puts it out for good"
+        yield check.warn("its part of the cluster was stopped in good order", cure, **told)
+    elif state == "lost" or (seen_s_ago is not None and seen_s_ago > SEEN_S):
         ago = "" if seen_s_ago is None else f" for {seen_s_ago:.0f} s"
         cure = "see whether it is on and reachable (`ping`), then `systemctl status` or the agent's log on it; it comes back by itself"
         yield check.fault(f"nothing has been heard of it{ago}", cure, **told)

@@ -40,11 +40,11 @@ class Asked:
         text = (await self.membership.token_create({"host": host}))["token"]
         return text.replace(f"{HERE}:8787", f"{HERE}:{port or self.port}")
 
-    async def doctor(self, token, capfd, *words):
+    async def doctor(self, token, capfd, *words, checks=("software", "join_token", "head_api", "address")):
         """Return the exit code of `doctor --pre TOKEN` and its findings of versions and of the token, by check."""
         code = await asyncio.to_thread(run, ["doctor", "--pre", token, "--no-canary", "--json", *words])
         found = json.loads(capfd.readouterr().out)["findings"]
-        return code, {f["check"]: f for f in found if f["check"] in ("software", "join_token", "head_api", "address")}
+        return code, {f["check"]: f for f in found if f["check"] in checks}
 
 
 @pytest.fixture
@@ -82,6 +82,12 @@ async def test_other_versions_are_a_fault_or_a_warning_before_anything_is_joined
     asked.software |= {"distributed": software_facts().distributed, "numpy": "1.0.0"}
     _, found = await asked.doctor(token, capfd, "--name", "new")
     assert found["software"]["level"] == "warn"
+
+
+async def test_the_ports_that_the_head_names_are_tried(asked, capfd):
+    asked.membership.config = replace(asked.membership.config, ports=Ports(scheduler=asked.port, peer=asked.port))
+    code, found = await asked.doctor(await asked.token(), capfd, "--name", "new", checks=("port_reach",))
+    assert (code, found["port_reach"]["level"]) == (0, "ok")
 
 
 async def test_a_token_that_would_be_refused_is_a_fault_with_its_cure(asked, capfd):

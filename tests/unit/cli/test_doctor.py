@@ -164,6 +164,8 @@ def logs(home):
     folder = home.run / "logs"
     folder.mkdir()
     text = "".join(f"2026-01-01 10:00:00,1 INFO x: {secret}\n" for secret in SECRETS.values())
+    (home.run / "dashboard.secret").write_text("d1hunter2")
+    text += "2026-01-01 10:00:00,1 INFO dashboard at: http://127.0.0.1:8787/d1hunter2/status\n"
     (folder / "head.log").write_text(f"{text}2026-01-01 10:00:01,0 INFO x: all is well in {home.root}\n")
     (folder / "stage-embed.log").write_text("2026-01-01 10:00:00,1 INFO y: loaded\nthe user's prompt\nValueError: the user's prompt\n")
     (home.policy / "human").mkdir(parents=True)

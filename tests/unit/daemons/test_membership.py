@@ -386,6 +386,7 @@ async def test_a_token_is_looked_at_and_is_as_good_as_before(members):
         answer = await members.now.join_check({"token": token, "host": "node-c"}, "10.0.0.9")
         assert (answer["head"], answer["seen_as"]) == (HEAD, "10.0.0.9")
         assert answer["software"]["distributed"] == software_facts().distributed
+        assert answer["ports"] == {"scheduler": 8786, "peer": 8788}
         assert [(row["dst"], row["address"]) for row in answer["reach"]] == [("node-c", "10.0.0.9")]
     assert "node-c" not in members.now.roll.nodes
     await members.now.enrol(request(members, token), "10.0.0.9")

@@ -7,12 +7,19 @@ import asyncio
 import pytest
 
 from dgpunet_dask.cluster.nodes import LOST_S
+from dgpunet_dask.daemons import membership
 from tests.unit.daemons.members import Members
 
 
 @pytest.fixture
 def members(home):
     return Members(home)
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # a log gives no event
+            await asyncio.sleep(0.001)
 
 
 async def test_a_host_that_never_comes_back_to_a_new_head_is_lost(members):
@@ -45,3 +52,21 @@ async def test_a_head_that_knows_slow_links_has_connections_compressed(members, 
     assert (await members.beat())["compression"] is None, "not in the middle of a head's life"
     members.start()
     assert (await members.beat())["compression"] == codec
+
+
+async def test_silence_is_noticed_again_once_what_broke_a_look_is_mended(members, monkeypatch, caplog):
+    """A full disk, say, fails a look; the next one must come all the same."""
+    monkeypatch.setattr(membership, "PERIOD_S", 0.001)
+    await members.beat()
+
+    async def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(members.now, "_hold", full)
+        running = asyncio.create_task(members.now.run())
+        await until(lambda: "could not be looked after" in caplog.text)
+    members.passed(LOST_S + 1)
+    await until(lambda: "node-a" in members.now.lost)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

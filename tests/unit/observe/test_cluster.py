@@ -104,6 +104,12 @@ def test_a_host_that_is_silent(entry):
     assert told(check_cluster(doc)) == [("host", "fault", "b")]
 
 
+def test_a_host_that_was_stopped_in_good_order_is_no_fault():
+    doc = document()
+    doc["hosts"]["b"] |= {"state": "stopped", "seen_s_ago": 9e4}
+    assert told(check_cluster(doc)) == [("host", "warn", "b")]
+
+
 def test_a_worker_that_is_missing_or_lost():
     doc = document()
     gone = doc["workers"].pop()
