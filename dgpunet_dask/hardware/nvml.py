@@ -298,7 +298,6 @@ def _probe(nvml: Nvml, handle: Any, index: int, driver: tuple[int, ...] | None) 
     total_mib, used_mib = _memory(nvml, handle)
     rates = nvml.ask("nvmlDeviceGetUtilizationRates", handle)
     milliwatts = nvml.ask("nvmlDeviceGetPowerUsage", handle)
-    connected, active = nvml.ask("nvmlDeviceGetDisplayMode", handle), nvml.ask("nvmlDeviceGetDisplayActive", handle)
     return Card(
         index=index,
         model=nvml.text("nvmlDeviceGetName", handle),
@@ -311,8 +310,15 @@ def _probe(nvml: Nvml, handle: Any, index: int, driver: tuple[int, ...] | None) 
         power_w=milliwatts / 1000 if milliwatts is not None else None,
         temperature_c=nvml.ask("nvmlDeviceGetTemperature", handle, nvml.binding.NVML_TEMPERATURE_GPU),
         process_mib=_process_mib(nvml, handle),
-        display=None if connected is None and active is None else bool(connected or active),  # one hangs on it, or a desktop draws on it
+        display=_display(nvml, handle),
     )
+
+
+def _display(nvml: Nvml, handle: Any) -> bool | None:
+    """Whether a desktop draws on the card. The display *mode* says less: an H200 without any connector reports it as enabled."""
+    active = nvml.ask("nvmlDeviceGetDisplayActive", handle)
+    known = nvml.ask("nvmlDeviceGetDisplayMode", handle) if active is None else active
+    return None if known is None else bool(known)
 
 
 def _memory(nvml: Nvml, handle: Any) -> tuple[int | None, int | None]:

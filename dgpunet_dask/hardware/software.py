@@ -182,7 +182,7 @@ def _asked() -> Software:
         faiss=_version("faiss-cpu", "faiss-gpu", "faiss"),
         driver=_dotted(driver),
         cuda_driver=_dotted(cuda),
-        lock_hash=lock_hash(packages),
+        lock_hash=lock_hash(packages) if packages else None,  # it runs from its sources: nothing says what it needs
         packages=packages,
     )
 

@@ -3,8 +3,8 @@
  *   limit, default (power, mW), pcie (generation/most/width/most), fan (%), ecc (0, 1), energy (1: counted), events (0: none are offered),
  *   mig (uuid:total MiB:profile, once for each instance; none at all: `mig=-`). Whatever is not here is not reported.
  * FAKE_NVML_STATE names a file that is read at each question, so that a card changes while it is watched: one line per card or instance,
- * "uuid used display word...", display -1 not reported, 0 no, 1 yes. A word is a process, letter pid=MiB with c computes, g draws, b both,
- * and MiB -1 where the driver hides it; or `lost` (the card fell off the bus); or key=value with the keys throttle (bits), power, limit (mW,
+ * "uuid used display word...", display -1 not reported, 0 none, 1 a desktop draws, 2 none, but the mode is enabled. A word is a process,
+ * letter pid=MiB with c computes, g draws, b both, and MiB -1 where the driver hides it; or `lost` (the card fell off the bus); or key=value with the keys throttle (bits), power, limit (mW,
  * -1 not reported), temp, util, energy (mJ), recovery, pcie (generation/width), xids (all so far: a,b,c), grow (MiB a second@since when,
  * seconds since 1970; the first process that computes grows along).
  * A card without a line has one computing process, 4242, with all that is used.
@@ -218,8 +218,8 @@ int nvmlDeviceGetMigDeviceHandleByIndex(card *c, unsigned n, card **out) {
 int nvmlDeviceIsMigDeviceHandle(card *c, unsigned *is) { *is = c->whole != NULL; return 0; }
 int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(card *c, card **whole) { SEEN(c); if (!c->whole) return 2; *whole = c->whole; return 0; }
 int nvmlDeviceGetCpuAffinity(card *c, unsigned n, unsigned long *set) { SEEN(c); memset(set, 0, n * sizeof *set); set[0] = 1; return 0; }
-int nvmlDeviceGetDisplayMode(card *c, int *on) { SEEN(c); if (s.display < 0) return NOT_SUPPORTED; *on = s.display; return 0; }
-int nvmlDeviceGetDisplayActive(card *c, int *on) { return nvmlDeviceGetDisplayMode(c, on); }
+int nvmlDeviceGetDisplayMode(card *c, int *on) { SEEN(c); if (s.display < 0) return NOT_SUPPORTED; *on = s.display != 0; return 0; }
+int nvmlDeviceGetDisplayActive(card *c, int *on) { SEEN(c); if (s.display < 0) return NOT_SUPPORTED; *on = s.display == 1; return 0; }
 
 static int processes(card *c, char kind, unsigned *n, process *p) {
     SEEN(c);

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 SOURCE = Path(__file__).with_suffix(".c")
 
@@ -87,7 +87,7 @@ class FakeUse:
     Parameters
     ----------
     display
-        ``None``: not reported.
+        Whether a desktop draws; ``"mode"``: none does, but the mode is enabled, as on an H200. ``None``: not reported.
     computing, drawing
         MiB by process id; ``None`` where the driver hides it.
     lost
@@ -106,7 +106,7 @@ class FakeUse:
 
     uuid: str
     used_mib: int
-    display: bool | None = None
+    display: bool | Literal["mode"] | None = None
     computing: Mapping[int, int | None] = field(default_factory=dict)
     drawing: Mapping[int, int | None] = field(default_factory=dict)
     lost: bool = False
@@ -134,7 +134,7 @@ class FakeUse:
         words += [f"{key}={value}" for key, value in plain if value is not None]
         words += [] if self.pcie is None else [f"pcie={self.pcie[0]}/{self.pcie[1]}"]
         words += [f"grow={self.grow_mib_s}@{self.since:.3f}"] if self.grow_mib_s else []
-        return " ".join([self.uuid, str(self.used_mib), str(-1 if self.display is None else int(self.display)), *words])
+        return " ".join([self.uuid, str(self.used_mib), str({None: -1, False: 0, True: 1, "mode": 2}[self.display]), *words])
 
 
 def compiler() -> str | None:

@@ -62,11 +62,11 @@ def probe(library, state, **more):
 def test_displays_and_processes(library, state):
     write_uses(state, [
         FakeUse(NEW, 900, True, {10: 100, 11: None}, {10: 120, 12: 300}),
-        FakeUse(OLD, 5, None),
+        FakeUse(OLD, 5, "mode"),
     ])  # fmt: skip
     found = probe(library, state)
     first, second = found["cards"]
-    assert (first["display"], second["display"]) == (True, None)
+    assert (first["display"], second["display"]) == (True, False)
     assert first["process_mib"] == [[10, 120], [11, None], [12, 300]]
     assert second["process_mib"] == []
     assert found["use"] == [[900, first["process_mib"]], [5, []], [900, first["process_mib"]], None]

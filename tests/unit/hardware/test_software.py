@@ -13,6 +13,7 @@ import pytest
 
 import dgpunet_dask
 from dgpunet_dask.errors import BadValue
+from dgpunet_dask.hardware import software
 from dgpunet_dask.hardware.nvml import Card
 from dgpunet_dask.hardware.skew import arch_skew
 from dgpunet_dask.hardware.software import (
@@ -119,6 +120,11 @@ def test_this_host():
     assert facts.kernel
     assert facts.torch_arches is None
     assert not any(line.startswith(("pytest==", "ruff==")) for line in facts.packages), "tools of developers are not needed"
+
+
+def test_sources_that_were_never_installed_report_no_packages(monkeypatch):
+    monkeypatch.setattr(software, "locked", lambda: ())
+    assert (software._asked().packages, software._asked().lock_hash) == ((), None)
 
 
 def test_it_is_asked_once_and_nothing_heavy_is_loaded():
