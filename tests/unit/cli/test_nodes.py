@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
 
-from dgpunet_dask.cli import main as cli_main
 from dgpunet_dask.cli import nodes as nodes_command
-from dgpunet_dask.daemons.api import listen
-from tests.unit.daemons.serving import KEY, FakeKeys, FakeMembership, make_context
+from tests.unit.daemons.serving import FakeMembership
 
 
 def row(state="ready", **more):
@@ -39,25 +36,9 @@ class Member(FakeMembership):
 
 
 @pytest.fixture
-async def ctx(tmp_path, monkeypatch):
-    made = make_context(tmp_path, [], keys=FakeKeys(), membership=Member())
-    server = listen(made)
-    monkeypatch.setenv("DGPUNET_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("DGPUNET_CLUSTER", f"127.0.0.1:{made.port}")
-    monkeypatch.setenv("DGPUNET_API_KEY", KEY)
+def member(monkeypatch):
     monkeypatch.setattr(nodes_command, "_POLL_S", 0.01)
-    yield made
-    server.stop()
-    await server.close_all_connections()
-
-
-@pytest.fixture
-def run(ctx, capfd):
-    async def call(*words):
-        code = await asyncio.to_thread(cli_main.run, list(words))
-        return code, *capfd.readouterr()
-
-    return call
+    return Member()
 
 
 async def test_hosts_are_listed_with_what_is_the_matter(ctx, run):

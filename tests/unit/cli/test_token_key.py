@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
 
-from dgpunet_dask.cli import main as cli_main
-from dgpunet_dask.daemons.api import listen
-from tests.unit.daemons.serving import KEY, FakeKeys, FakeMembership, make_context
+from tests.unit.daemons.serving import FakeMembership
 
 TOKEN = {"id": "t1", "host": "node-a", "state": "open", "created_s": 1.8e9, "expires_s": 1.8e9 + 3600, "used_s": None}
 API_KEY = {"id": "k1", "user": "ann\x1b[31m", "scope": "viewer", "created_s": 1.8e9, "expires_s": None}
@@ -34,24 +31,8 @@ class Member(FakeMembership):
 
 
 @pytest.fixture
-async def ctx(tmp_path, monkeypatch):
-    made = make_context(tmp_path, [], keys=FakeKeys(), membership=Member())
-    server = listen(made)
-    monkeypatch.setenv("DGPUNET_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("DGPUNET_CLUSTER", f"127.0.0.1:{made.port}")
-    monkeypatch.setenv("DGPUNET_API_KEY", KEY)
-    yield made
-    server.stop()
-    await server.close_all_connections()
-
-
-@pytest.fixture
-def run(ctx, capfd):
-    async def call(*words):
-        code = await asyncio.to_thread(cli_main.run, list(words))
-        return code, *capfd.readouterr()
-
-    return call
+def member():
+    return Member()
 
 
 async def test_a_token_stands_alone_on_stdout(ctx, run):
