@@ -137,6 +137,14 @@ class ApiClient:
         """Remove an index for good."""
         return dict(self._json("DELETE", f"/v1/indexes/{_quoted(name)}"))
 
+    def models(self) -> list[dict[str, Any]]:
+        """Return the models that users brought and that the caller's jobs may use."""
+        return list(self._json("GET", "/v1/models"))
+
+    def model_share(self, model_id: str, *, shared: bool) -> dict[str, Any]:
+        """Let every user's jobs use a model, or its owner's alone; return it."""
+        return dict(self._json("POST", f"/v1/models/{_quoted(model_id)}/share", {"shared": shared}))
+
     def nodes(self) -> list[dict[str, Any]]:
         """Return the hosts of the cluster."""
         return list(self._json("GET", "/v1/nodes"))

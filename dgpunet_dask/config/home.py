@@ -109,6 +109,11 @@ class Home:
         return self.root / "models"
 
     @property
+    def model_owners(self) -> Path:
+        """Whose the models are that jobs have named."""
+        return self.root / "models.json"
+
+    @property
     def head_file(self) -> Path:
         """Address, pid and key of the running head."""
         return self.run / "head.json"
@@ -151,6 +156,7 @@ class Home:
         known = {"run", "indexes", "workloads", "envs", "jobs", "policy", "cache", "locks", "clusters", "decisions"}
         known |= {path.name for path in (self.pki, self.models, self.cluster_file, self.nodes_file, self.links_file)}
         known |= {name for path in (self.learned, self.learned_tasks) for name in (path.name, f"{path.name}.damaged")}
+        known |= {self.model_owners.name, f".{self.model_owners.name}.lock"}
         return {entry.name for entry in self.root.iterdir()} <= known
 
 

@@ -255,6 +255,7 @@ class Head:
             status=self.status,
             placements=self.placements,
             indexes=self.indexes,
+            models=jobs.models,
             why=Explaining(self.live, lambda: self.policies.policy, self.learned, lambda: jobs, self._queue),
             policy=self.policies.status,
             reload=self.policies.reload,

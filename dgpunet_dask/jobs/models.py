@@ -1,14 +1,16 @@
-"""The models of a job by the digest of their files, so that every host can load what the head's host has."""
+"""The models of a job: which folders they are, and the digest of their files, so that every host can load what the head's host has."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.config.home import Home
+from dgpunet_dask.jobs.model_owners import Brought
 from dgpunet_dask.jobs.plan import JobPlan, StagePlan
 from dgpunet_dask.model.pipeline import Workload
 from dgpunet_dask.stagehost.fetching import note_model
@@ -37,16 +39,28 @@ def named_models(workload: Workload, params: Mapping[str, Any]) -> dict[str, str
     return {name: value for name, value in named.items() if isinstance(value, str) and value and value != EVERYWHERE}
 
 
-def model_digests(home: Home, workload: Workload, params: Mapping[str, Any], find: FindModel = local_model) -> dict[str, str]:
-    """Return the digest of each model that a job names, by parameter, and note where it lies on this host. Blocks: weights are read.
+def model_folders(workload: Workload, params: Mapping[str, Any], find: FindModel = local_model) -> dict[str, Path]:
+    """Return the folder of each model that a job names, by parameter. Blocks: a hub may be asked.
 
     A name that stands for no folder of weights here is left out: each host looks it up by itself, as it does without a cluster.
     """
+    found = {name: find(value) for name, value in named_models(workload, params).items()}
+    return {name: folder for name, folder in found.items() if folder is not None and any((folder / mark).is_file() for mark in _MARKS)}
+
+
+def brought(params: Mapping[str, Any], folders: Mapping[str, Path], digests: Mapping[str, str]) -> list[Brought]:
+    """Return the models in `folders` as whose they are is noted."""
+    found = []
+    for name, folder in folders.items():
+        public = local_model(str(params[name])) is None
+        found.append(Brought(name=str(params[name]) if public else os.path.realpath(folder), digest=digests.get(name), public=public))
+    return found
+
+
+def model_digests(home: Home, folders: Mapping[str, Path]) -> dict[str, str]:
+    """Return the digest of each model in `folders`, by parameter, and note where it lies on this host. Blocks: weights are read."""
     found = {}
-    for name, value in named_models(workload, params).items():
-        folder = find(value)
-        if folder is None or not any((folder / mark).is_file() for mark in _MARKS):
-            continue
+    for name, folder in folders.items():
         if sum(1 for _ in zip(model_files(folder), range(MOST_FILES + 1), strict=False)) > MOST_FILES:
             log.warning("%s has more than %d files and is not copied to other hosts", folder, MOST_FILES)
             continue

@@ -31,7 +31,8 @@ from dgpunet_dask.errors import (
 )
 from dgpunet_dask.jobs.commit import commit_text
 from dgpunet_dask.jobs.learning import Learning
-from dgpunet_dask.jobs.models import FindModel, model_digests, with_digests
+from dgpunet_dask.jobs.model_owners import ModelOwners
+from dgpunet_dask.jobs.models import FindModel, brought, local_model, model_digests, model_folders, with_digests
 from dgpunet_dask.jobs.params import complete_params
 from dgpunet_dask.jobs.plan import HeadHost, JobPlan, facts_from_wire, of_user, plan_job
 from dgpunet_dask.jobs.record import JobRecord, events_on_disk
@@ -106,6 +107,7 @@ class JobService:
         self._runners: dict[str, JobRunner] = {}
         self._causes: dict[str, DgpunetError | None] = {}  # of jobs that are ending
         self._watch: asyncio.Task[None] | None = None
+        self.models = ModelOwners(home.model_owners)
         self.learned = Learning(home.learned, self._tell_learned)
         self._learning: asyncio.Task[None] | None = None
         self._copying = asyncio.Lock()
@@ -264,9 +266,10 @@ class JobService:
         await self._concluded(record, error)
 
     async def _run(self, record: JobRecord, workload: Workload, user: User) -> None:
-        agent = self.ports.agent()
-        plan = await self._planned(workload, record.status.params, record.status.job_id, record.folder / "scratch", agent)
-        plan = await self._with_models(of_user(plan, user, shared=record.status.shared), workload, record.status.params)
+        agent, params = self.ports.agent(), record.status.params
+        digests = await in_thread(self._models, workload, params, user)  # first: nothing reads a model that is not theirs
+        plan = await self._planned(workload, params, record.status.job_id, record.folder / "scratch", agent)
+        plan = with_digests(of_user(plan, user, shared=record.status.shared), digests)
         await self._check_placeable(plan)
         await self.learned.now()  # the scheduler may be a new one
         ports = Ports(self.ports.dask(), agent, self._in_flight, learned=self.learned, on_oom=self.ports.on_oom)
@@ -275,11 +278,12 @@ class JobService:
         await self._copy_placements()
         _add_rate(record)
 
-    async def _with_models(self, plan: JobPlan, workload: Workload, params: Mapping[str, Any]) -> JobPlan:
-        """Name the job's models by digest where there are other hosts, which copy them from one another."""
-        if self.ports.find_model is None:
-            return plan
-        return with_digests(plan, await in_thread(model_digests, self.home, workload, params, self.ports.find_model))
+    def _models(self, workload: Workload, params: Mapping[str, Any], user: User) -> Mapping[str, str]:
+        """Note whose the job's models are; return their digests where there are other hosts, which copy them from one another."""
+        folders = model_folders(workload, params, self.ports.find_model or local_model)
+        digests = {} if self.ports.find_model is None else model_digests(self.home, folders)
+        self.models.use(brought(params, folders, digests), user, self.clock.wall())
+        return digests
 
     async def _concluded(self, record: JobRecord, error: DgpunetError | None) -> None:
         """Clear up after a job and give it its last state, on disk before anybody can hear of it."""

@@ -13,6 +13,7 @@ from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.daemons.api.callers import Keys
 from dgpunet_dask.daemons.api.limits import Attempts
 from dgpunet_dask.daemons.api.sessions import Sessions
+from dgpunet_dask.jobs.model_owners import ModelInfo
 from dgpunet_dask.model.job import JobStatus
 from dgpunet_dask.model.owner import User
 
@@ -73,6 +74,16 @@ class Indexes(Protocol):
 
     async def remove(self, name: str, by: User) -> None:
         """Remove an index for good."""
+
+
+class Models(Protocol):
+    """What the API asks of the models that users brought; each call reads or writes a file. Errors are DgpunetErrors."""
+
+    def list(self, by: User) -> Sequence[ModelInfo]:
+        """Return the models that `by` may use."""
+
+    def share(self, model_id: str, by: User, *, shared: bool) -> ModelInfo:
+        """Let every user's jobs use a model, or its owner's alone; return it."""
 
 
 class Why(Protocol):
@@ -164,6 +175,8 @@ class ApiContext:
         Answers ``/v1/fleet``, ``/v1/explain`` and ``/v1/jobs/ID/explain``.
     indexes
         The search indexes of the head's home.
+    models
+        The models that users brought.
     policy, reload
         Answer ``/v1/policy``; `reload` reads the files first.
     shutdown
@@ -190,6 +203,7 @@ class ApiContext:
     placements: Callable[[int], Awaitable[Sequence[dict[str, Any]]]]
     why: Why
     indexes: Indexes
+    models: Models
     policy: Callable[[], dict[str, Any]]
     reload: Callable[[], Awaitable[dict[str, Any]]]
     shutdown: Callable[[str], None]

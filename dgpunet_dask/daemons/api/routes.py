@@ -17,6 +17,7 @@ from dgpunet_dask.daemons.api import dashboard
 from dgpunet_dask.daemons.api import index_routes as indexes
 from dgpunet_dask.daemons.api import job_routes as jobs
 from dgpunet_dask.daemons.api import machine_routes as machines
+from dgpunet_dask.daemons.api import model_routes as models
 from dgpunet_dask.daemons.api.callers import Need
 from dgpunet_dask.daemons.api.context import JSON_BYTES_MAX, ApiContext
 from dgpunet_dask.daemons.api.handler import Handler, Missing
@@ -24,7 +25,7 @@ from dgpunet_dask.daemons.api.handler import Handler, Missing
 log = logging.getLogger(__name__)
 
 DIGEST: Final = r"[0-9a-f]{64}"
-#: The id of a job, a token or a key, or a host's name.
+#: The id of a job, a token, a key or a model, or a host's name.
 ID: Final = r"[A-Za-z0-9._-]{1,100}"
 #: The name of an index.
 NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
@@ -61,6 +62,8 @@ ROUTES: Final = (
     Route(f"/v1/indexes/({NAME})", indexes.Index, {"GET": "viewer", "DELETE": "submitter"}),
     Route(f"/v1/indexes/({NAME})/search", indexes.Search, {"POST": "viewer"}),
     Route(f"/v1/indexes/({NAME})/share", indexes.Share, {"POST": "submitter"}),
+    Route("/v1/models", models.Models, {"GET": "viewer"}),
+    Route(f"/v1/models/({ID})/share", models.ShareModel, {"POST": "submitter"}),
     Route("/v1/ca", machines.Authority, {"GET": "public"}),
     Route("/v1/join", machines.Join, {"POST": "public"}),
     Route("/v1/join/check", machines.JoinCheck, {"POST": "public"}),

@@ -12,6 +12,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.api import ApiContext
 from dgpunet_dask.daemons.indexes import Indexes
 from dgpunet_dask.errors import TokenRefused
+from dgpunet_dask.jobs.model_owners import ModelOwners
 from dgpunet_dask.testing.jobs import FakeJobs
 
 KEY = "a-key"
@@ -157,7 +158,8 @@ def make_context(uploads, stopped, **more):
     async def reload():
         return {"digest": "new"}
 
+    home = Home(uploads / "home")
     return ApiContext(
         key=KEY, service=FakeJobs(), status=status, placements=placements, why=FakeWhy(), policy=lambda: {"digest": "old"}, reload=reload,
-        shutdown=stopped.append, embedded=True, uploads=uploads, **{"indexes": Indexes(Home(uploads / "home")), **more},
+        shutdown=stopped.append, embedded=True, uploads=uploads, **{"indexes": Indexes(home), "models": ModelOwners(home.model_owners), **more},
     )  # fmt: skip

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.jobs.models import local_model, model_digests, named_models, with_digests
+from dgpunet_dask.jobs.model_owners import Brought
+from dgpunet_dask.jobs.models import brought, local_model, model_digests, model_folders, named_models, with_digests
 from dgpunet_dask.jobs.plan import HeadHost, plan_job
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.pipeline import Param, StageFacts, StageSpec, Workload
@@ -31,21 +32,21 @@ def test_models_are_what_parameters_of_that_type_name(value, named):
 
 def test_a_local_folder_gets_its_digest_and_can_be_given_to_others(tmp_path, model):
     home = Home(tmp_path / "home").ensure()
-    found = model_digests(home, WORKLOAD, {"model": str(model), "other": "some/hub-name"})
+    found = model_digests(home, model_folders(WORKLOAD, {"model": str(model), "other": "some/hub-name"}))
     assert set(found) == {"model"}
     assert find_folder(home, "model", found["model"]) == model
 
 
 def test_a_hub_name_is_looked_up_by_whoever_can(tmp_path, model):
     home = Home(tmp_path / "home").ensure()
-    found = model_digests(home, WORKLOAD, {"model": "some/hub-name"}, lambda name: model if name == "some/hub-name" else None)
+    found = model_digests(home, model_folders(WORKLOAD, {"model": "some/hub-name"}, lambda name: model if name == "some/hub-name" else None))
     assert find_folder(home, "model", found["model"]) == model
 
 
 def test_a_folder_that_holds_no_weights_is_not_read_through(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
-    assert model_digests(Home(tmp_path / "home").ensure(), WORKLOAD, {"model": str(tmp_path / "photos")}) == {}
+    assert model_folders(WORKLOAD, {"model": str(tmp_path / "photos")}) == {}
 
 
 def test_relative_names_are_no_folders(tmp_path, monkeypatch, model):
@@ -72,3 +73,12 @@ def test_unit_stages_that_load_the_model_are_told_its_digest_and_keep_its_name()
     assert told.gather.call.spec.models == {}
     assert embed.call.spec.host_key != plan.units[0].call.spec.host_key
     assert with_digests(plan, {}) is plan
+
+
+def test_a_folder_is_known_by_where_it_really_is_and_a_hubs_model_by_its_name(tmp_path, model):
+    (tmp_path / "link").symlink_to(model)
+    params = {"model": str(tmp_path / "link"), "other": "some/hub-name"}
+    folders = {"model": tmp_path / "link", "other": model}
+    assert brought(params, folders, {"other": "ab"}) == [
+        Brought(name=str(model.resolve()), digest=None, public=False), Brought(name="some/hub-name", digest="ab", public=True),
+    ]  # fmt: skip

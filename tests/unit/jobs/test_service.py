@@ -15,6 +15,7 @@ from dgpunet_dask.errors import DiskFull, StageHostLost
 from dgpunet_dask.jobs.plan import HeadHost
 from dgpunet_dask.jobs.service import JobService, ServicePorts
 from dgpunet_dask.jobs.store import add_workload, digest_of, pack_workload
+from dgpunet_dask.model.owner import User
 from dgpunet_dask.stagehost.client import AgentClient
 
 
@@ -151,3 +152,41 @@ def test_a_job_keeps_its_owner_over_a_restart_and_an_old_one_has_none(
         assert found["old"] == (None, False)
 
     asyncio.run(check())
+
+
+def test_a_job_is_refused_another_users_model_before_anything_else(
+    service: Callable[[], JobService], home: Home, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    folder = tmp_path / "workload"
+    folder.mkdir()
+    (folder / "job.yaml").write_text('version: 1\nname: one\nparams: {model: {type: model}}\nstages: {read: {run: "stages:Read"}}\n')
+    (folder / "stages.py").write_text("")
+    digest = digest_of(folder)
+    add_workload(home.workloads, digest, pack_workload(folder))
+
+    async def ended(jobs: JobService, name: str | Path, **who: Any) -> str:
+        job = await jobs.submit({"workload": digest, "params": {"model": str(name)}, **who})
+        seen = 0
+        while (status := await jobs.show(job.job_id)).state != "failed":
+            seen = max([seen, *(e["seq"] for e in await jobs.events(job.job_id, seen, 30))])
+        assert status.error is not None
+        return f"{status.exit_code} {status.error['code']}"
+
+    async def main() -> None:
+        jobs = service()
+        no_agent = await ended(jobs, "minilm", user="ann")
+        assert no_agent.startswith("100 ")
+        assert jobs.models.list(User(operates=True)) == []
+        for who, end in (("ann", no_agent), ("bob", "2 not_allowed"), ("ann", no_agent)):
+            assert await ended(jobs, model, user=who) == end
+        assert await ended(jobs, model, user="root", operates=True) == no_agent
+        (info,) = jobs.models.list(User(operates=True))
+        assert (info.owner, info.shared, info.name) == ("ann", False, str(model))
+        jobs.models.share(info.id, User("ann"), shared=True)
+        assert await ended(jobs, model, user="bob") == no_agent
+        await jobs.close()
+
+    asyncio.run(main())
