@@ -15,7 +15,7 @@ from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printa
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a parameter; repeat the key for a list.")
 @click.option("--detach", is_flag=True, help="Return at once; needs a running head.")
 @click.option("--dry-run", is_flag=True, help="Show where each stage could go, and run nothing.")
-@click.option("--shared", is_flag=True, help="Let every user of the cluster read this job; it is yours alone otherwise.")
+@click.option("--shared", is_flag=True, help="Let every user of the cluster read this job and the index that it makes.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="Stop waiting after S seconds (exit code 101).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @pass_context
