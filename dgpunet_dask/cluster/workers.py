@@ -194,7 +194,7 @@ class Backoff:
     first_s, most_s
         The first wait and the longest; each failure in a row doubles it.
     steady_s
-        A process that ran this long counts as healthy: its end starts the row anew.
+        A process that ran this long counts as healthy: its end starts the row anew, and it is started again at once.
     """
 
     first_s: float = 0.5
@@ -204,4 +204,5 @@ class Backoff:
     def next(self, failures: int, ran_s: float) -> tuple[int, float]:
         """Return the new count of failures in a row, and the seconds to wait, after a run of `ran_s` seconds."""
         failures = 1 if ran_s >= self.steady_s else failures + 1
-        return failures, min(self.most_s, self.first_s * 2 ** min(failures - 1, 16))
+        wait_s = 0.0 if ran_s >= self.steady_s else self.first_s * 2 ** min(failures - 1, 16)
+        return failures, min(self.most_s, wait_s)

@@ -1,7 +1,7 @@
-"""The devices that the cluster had last, in a file: a scheduler that starts again counts on them until their workers have come back.
+"""The devices that the cluster had last, and what was loaded there, in a file for a scheduler that starts again.
 
-A scheduler keeps nothing. What joins one anew comes worker by worker, and until the last one is there, work for it looks as if no device could
-ever hold it. The file is on the disk before that is asked: plain Dask clients may be back before the head.
+A scheduler keeps nothing. What joins one anew comes worker by worker, and until the last one is there, work for it looks as if no device
+could ever hold it. The file is on the disk before that is asked: plain Dask clients may be back before the head.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.cluster.fleets import fleet_from_json, fleet_to_json
+from dgpunet_dask.errors import BadValue
 from dgpunet_dask.model.fleet import Fleet
+from dgpunet_dask.model.wire import charge_from_wire, to_wire
 from dgpunet_dask.security.files import write_private
 
 log = logging.getLogger(__name__)
@@ -33,22 +35,32 @@ class Expected:
         """Of what an earlier head left, keep the devices that still belong to the cluster, by their names."""
         found = read_expected(self.file)
         devices = tuple(device for device in found.devices if device.name in belongs)
-        self._write(replace(found, devices=devices))
+        charges = tuple(charge for charge in found.charges if charge.device in belongs)
+        self._write(replace(found, devices=devices, charges=charges))
 
     def keep(self, seen: Mapping[str, Any]) -> None:
         """Keep what the scheduler's plugin says of its fleet (`dgpunet_fleet`)."""
-        fleet = fleet_from_json(seen)
-        fleet = replace(fleet, hosts=tuple(replace(host, idle_s=None, power=None) for host in fleet.hosts))
+        fleet = _lasting(seen)
         if fleet != self._kept:
             self._write(fleet)
 
     def _write(self, fleet: Fleet) -> None:
         try:
-            write_private(self.file, json.dumps({"version": VERSION, **fleet_to_json(fleet)}))
+            residents = [to_wire(charge) for charge in fleet.charges]
+            write_private(self.file, json.dumps({"version": VERSION, **fleet_to_json(fleet), "charges": residents}))
         except OSError as error:  # a full disk; it is tried again when the fleet is looked at next
             log.warning("a scheduler that starts again will not know which devices to wait for: %s", error)
         else:
             self._kept = fleet
+
+
+def _lasting(raw: Mapping[str, Any]) -> Fleet:
+    """Return devices and residents without what changes by the minute."""
+    fleet = fleet_from_json(raw)
+    hosts = tuple(replace(host, idle_s=None, power=None) for host in fleet.hosts)
+    charges = [charge_from_wire(charge) for charge in raw["charges"] if charge["kind"] == "resident"]
+    residents = sorted((replace(charge, evictable=True) for charge in charges), key=lambda c: (c.device, c.holder))
+    return replace(fleet, hosts=hosts, charges=tuple(residents))
 
 
 def read_expected(file: Path) -> Fleet:
@@ -56,10 +68,10 @@ def read_expected(file: Path) -> Fleet:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         if raw["version"] == VERSION:
-            return fleet_from_json(raw)
+            return _lasting(raw)
         log.warning("%s has another format version; the devices in it are not waited for", file)
     except FileNotFoundError:
         return Fleet()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadValue) as error:
         log.warning("%s cannot be read; the devices in it are not waited for: %s", file, error)
     return Fleet()

@@ -1,7 +1,7 @@
 """When a job may be judged by the devices that are here.
 
-A scheduler that was started again meets its workers one by one. What has not come back yet must not be taken for missing, or a job would be
-refused for ever because of a moment; what stays away for `REJOIN_S` seconds is. Who can do with what is here does not wait.
+A scheduler that was started again meets its workers one by one. What has not come back yet must not be taken for missing, or a job
+would be refused for ever because of a moment; what stays away for `REJOIN_S` seconds is. Who can do with what is here does not wait.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs one job: units from the source, each through its stages over Dask, results committed, then the gather stage.
 
-Memory is bounded: at most `in_flight` units are between the source and the disk, and the source is pulled only when there is room. How
-many that are follows the fleet as it grows: a job may begin on the first devices of many.
+Memory is bounded: at most `in_flight` units are between the source and the disk, and the source is pulled only when there is room. It
+follows the fleet as it grows: a job may begin on the first devices of many.
 """
 
 from __future__ import annotations

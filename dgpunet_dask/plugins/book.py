@@ -13,7 +13,7 @@ from distributed.core import Status
 from dgpunet_dask.errors import BadValue
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Charge, Device, DeviceState, Fleet
-from dgpunet_dask.placement.feasible import need_mib
+from dgpunet_dask.placement.feasible import is_own_resident, need_mib
 from dgpunet_dask.placement.foreign import foreign_mib
 from dgpunet_dask.placement.plans import Plan
 from dgpunet_dask.placement.pool import Pool
@@ -64,7 +64,7 @@ class Book:
         self._holds: Mapping[str, DeviceState] = {}  # device -> cordoned or draining, whatever its worker says
         self._spoken: dict[str, DeviceState] = {}  # device -> what its worker says
         self.expected: set[str] = set()
-        self.patient = False  # work that a CPU could do waits for cards that are expected
+        self.patient = False  # see `coming`
 
     # Workers
 
@@ -143,25 +143,33 @@ class Book:
         return gone
 
     def expect(self, fleet: Fleet) -> None:
-        """Take in devices that an earlier scheduler had, as `lost` ones: their workers are on their way to this one."""
+        """Take in devices that an earlier scheduler had, with what was loaded there, as `lost`: their workers are on their way."""
         for device in fleet.devices:
             if device.name not in self.pool:
                 host = self.pool.host(device.host) or fleet.host_by_name[device.host]
                 self.pool.add_device(device, host, self._state(device.name, "lost"))
                 self.expected.add(device.name)
+                for charge in fleet.charges_on(device.name):
+                    self.pool.charge(charge)
         self.patient = bool(self.expected)
 
     def coming(self, plan: Plan) -> tuple[str, ...]:
-        """Return the cards that are worth waiting for although a CPU is free: on their way, when none that could take the demand is here.
+        """Return the cards that are worth waiting for, although another device could take the demand now.
 
-        After a restart CPUs are back first, and would load what the cards have loaded already.
+        These are on their way and have its stage loaded, while no card here has; or no card is here at all. After a restart, CPUs
+        are back first, and whatever comes first would load what others have loaded already.
         """
         if not self.patient:
             return ()
-        states = {name: slot.state for kind in plan.able if kind.is_gpu for name, slot in kind.slots.items()}
-        if "running" in states.values():
-            return ()
-        return tuple(sorted(name for name, state in states.items() if name in self.expected or state == "paused"))
+        cards = [slot for kind in plan.able if kind.is_gpu for slot in kind.slots.values()]
+        loaded = [slot for slot in cards if any(is_own_resident(c, plan.request.demand) for c in slot.charges.values())]
+        for better in (loaded, cards):
+            if any(slot.state == "running" for slot in better):
+                return ()
+            coming = [slot.name for slot in better if slot.name in self.expected or slot.state == "paused"]
+            if coming:
+                return tuple(sorted(coming))
+        return ()
 
     def host_of(self, address: str) -> str | None:
         """Return the host of the worker at `address`, ``None`` where it speaks for no device."""

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: How long a scheduler counts on the devices of the one before it. A worker is back within seconds, on a machine under load within half
-#: a minute; what stays away for longer is not part of the fleet any more, and what only that could hold fails.
+#: How long a scheduler counts on the devices of the one before it. A worker is back within seconds, on a machine under load within
+#: half a minute; what stays away for longer is not part of the fleet any more, and what only that could hold fails.
 EXPECT_S: Final = 60.0
-#: How long work that a CPU could do waits for the first of the cards that are on their way.
+#: How long work waits for a card on its way that has its stage loaded, and what a CPU could do for any card (`Book.coming`).
 CARDS_FIRST_S: Final = 15.0
 
 
@@ -86,12 +86,16 @@ async def lose(plugin: PlacementPlugin, host: str) -> list[str]:
 
 
 async def expel(plugin: PlacementPlugin, host: str) -> list[str]:
-    """Remove the workers of a host, and end the connections of clients with its certificate: revocation stops new ones alone."""
+    """Remove the workers of a host, and end every connection with its certificate: revocation stops new ones alone.
+
+    Clients and workers hold some of them; one that was only kept open could become either.
+    """
     lost = await lose(plugin, host)
-    for key, batched in list(plugin.scheduler.client_comms.items()):
-        if batched.comm is not None and certified_for(batched.comm) == host:
-            logger.warning("client %s is cut off: host %s was removed", key, host)
-            batched.abort()
+    kept = [comm for comm in plugin.scheduler._comms if certified_for(comm) == host]
+    for comm in kept:
+        comm.abort()
+    if kept:
+        logger.warning("%d connections are cut off: host %s was removed", len(kept), host)
     return lost
 
 
@@ -120,7 +124,7 @@ def forget(plugin: PlacementPlugin, devices: Iterable[str]) -> list[str]:
 def expect(plugin: PlacementPlugin, fleet: Fleet, seconds: float = EXPECT_S, cards_first_s: float = CARDS_FIRST_S) -> None:
     """Count on these devices for so many seconds: a demand that only one of them can hold waits for its worker instead of failing.
 
-    For `cards_first_s` of these, what would go to a CPU waits for the first card.
+    For `cards_first_s` of these, work rather waits for a card on its way that has its stage loaded than to have it loaded elsewhere.
     """
     plugin.book.expect(fleet)
 

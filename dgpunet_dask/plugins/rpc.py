@@ -98,8 +98,8 @@ def explain(plugin: PlacementPlugin, key: Key) -> dict[str, Any]:
     """Return why `key` is where it is.
 
     `managed` is false for a task without a demand. `passed`: how often others went before the head of its queue on devices that it
-    could use; `kept`: devices held free for that head; `waits_for`: the busy device that would finish it first, or a card on its way. `transfers`, where inputs
-    lie elsewhere: what bringing them to each host would take, and whether the link was measured.
+    could use; `kept`: devices held free for that head; `waits_for`: the busy device that would finish it first, or a card on its way.
+    `transfers`, where inputs lie elsewhere: what bringing them to each host would take, and whether the link was measured.
     """
     record = plugin.records.get(key)
     if record is None:

@@ -7,7 +7,7 @@ import pytest
 from distributed import Client, Scheduler
 
 from dgpunet_dask.errors import Unplaceable
-from dgpunet_dask.model.fleet import Device, Fleet, Host
+from dgpunet_dask.model.fleet import Charge, Device, Fleet, Host
 from dgpunet_dask.plugins import hosts
 from dgpunet_dask.plugins.scheduler import PlacementPlugin
 from dgpunet_dask.testing.placement import GIB, card, placed_cluster, work
@@ -67,6 +67,20 @@ async def test_work_that_a_cpu_could_do_waits_a_little_for_the_card_that_has_it_
         assert (told["outcome"], told["waits_for"], told["state"]) == ("wait", "a0", "no-worker")
         await cluster.add_worker("b0", [B0])
         assert await future == "b0", "and not for a better one"
+
+
+async def test_work_waits_a_little_for_the_card_that_has_its_stage_loaded():
+    loaded = Charge(holder="e1", device="b0", vram_mib=GIB, kind="resident", stage="embed", evictable=True)
+    async with placed_cluster(CPU) as cluster:
+        hosts.expect(cluster.plugin, EARLIER.with_charges([loaded]))
+        future = submit(cluster, {**SOME, "stage": "embed"})
+        await cluster.add_worker("a0", [A0])
+        assert await submit(cluster, {**SOME, "stage": "another"}) == "a0"
+        await cluster.add_worker("b0", [B0])
+        assert await future == "b0"
+        assert cluster.charges("resident") == {"b0": ["e1"]}
+        cluster.plugin.book.set_residents("b0", [])
+        assert cluster.charges("resident") == {}, "what its worker says counts"
 
 
 async def test_work_that_a_cpu_could_do_is_done_there_where_no_card_comes():
