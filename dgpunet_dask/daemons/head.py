@@ -360,7 +360,7 @@ class Head:
         return Estimates.from_json(await self._ask("dgpunet_learned"))
 
     def _belonging(self) -> frozenset[str]:
-        """Return the devices that an earlier head may have had, and that come back by themselves: none, where they end with their head."""
+        """Return the devices that an earlier head had and that come back by themselves: none, where they end with their head."""
         return frozenset()
 
     async def placements(self, since: int) -> Sequence[dict[str, Any]]:
