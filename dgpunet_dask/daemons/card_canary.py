@@ -16,6 +16,7 @@ from typing import Any, Final
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.daemons.card_log import Report, fault
 from dgpunet_dask.daemons.lifeline import child_env
+from dgpunet_dask.hardware.canary import KILL_S
 from dgpunet_dask.observe.canary_schedule import EVERY_S, IDLE_S, CardUse, next_due
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ async def run_apart(uuid: str, seed: int) -> Result:
     finally:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
-        await child.wait()
+        with contextlib.suppress(TimeoutError):  # one that hangs inside the driver does not end of a kill either
+            await asyncio.wait_for(child.wait(), KILL_S)
     last = told.decode(errors="replace").strip().rpartition("\n")[2][:300]
     return _result_in(printed.decode(errors="replace")) or _unrun(f"its process ended with status {child.returncode}: {last}")
 

@@ -33,6 +33,7 @@ class FakeScheduler:
 
     def __init__(self):
         self.away = False
+        self.unheard = 0
         self.asked = []
         self.hosts = {}
         self.devices = []
@@ -50,6 +51,7 @@ class FakeScheduler:
 
     async def ask(self, name, **arguments):
         if self.away:
+            self.unheard += 1
             raise StartFailed(why="the scheduler does not answer", logs="here")
         self.asked.append((name, arguments))
         if name == "dgpunet_hold":

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from dgpunet_dask.daemons import card_canary
 from dgpunet_dask.daemons.card_canary import IDLE_PERCENT, CardCanary, run_apart
 from tests.unit.daemons.moved import Hand
 
@@ -126,6 +127,29 @@ async def test_one_that_runs_ends_with_the_agent(made):
     await settled()
     await canary.stop()
     assert runs.answer.cancelled()
+
+
+async def test_a_process_that_hangs_inside_the_driver_is_left_alone(monkeypatch):
+    class Child:
+        killed = False
+
+        async def communicate(self):
+            await asyncio.Event().wait()
+
+        wait = communicate
+
+        def kill(self):
+            self.killed = True
+
+    async def spawn(*_, **__):
+        return child
+
+    child = Child()
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn)
+    monkeypatch.setattr(card_canary, "LIMIT_S", 0.01)
+    monkeypatch.setattr(card_canary, "KILL_S", 0.01)
+    found = await asyncio.wait_for(run_apart("GPU-a", 1), 10)
+    assert (found["ok"], child.killed, "did not end" in found["why"]) == (None, True, True)
 
 
 @pytest.mark.long
