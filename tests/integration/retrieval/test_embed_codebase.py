@@ -15,7 +15,8 @@ from click.testing import CliRunner
 
 from dgpunet_dask.cli import main
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import BadName, MissingPath, ModelUnavailable
+from dgpunet_dask.errors import BadName, MissingPath, ModelUnavailable, NotAllowed
+from dgpunet_dask.model.owner import User
 from dgpunet_dask.model.stage import Stage, StageContext, merge_counts
 from dgpunet_dask.stagehost.calls import token_batches
 from tests.helpers import ROOT
@@ -50,12 +51,13 @@ class Runner:
 
     def __init__(self, stages: ModuleType, home: Home) -> None:
         self.stages, self.home, self.loaded, self.runs = stages, home, {}, 0
+        self.whose: dict[str, Any] = {}
 
     def __call__(self, unit: int = 2, **params: Any) -> dict[str, Any]:
         self.runs += 1
         folder = self.home.jobs / str(self.runs) / "scratch"
         folder.mkdir(parents=True)
-        context = StageContext(threads=2, folder=folder, home=self.home.root)
+        context = StageContext(threads=2, folder=folder, home=self.home.root, **self.whose)
         discover = self.make("Discover", context, params, "path", "index", "model", "truncate_dim")
         files = list(discover())
         units = [item for start in range(0, len(files), unit) for item in self.unit(files[start : start + unit], params)]
@@ -226,6 +228,20 @@ def test_bad_parameters_fail_before_anything_is_read(runner, project, tmp_path):
     (tmp_path / "with space").mkdir()
     with pytest.raises(BadName, match="--set index=NAME"):
         runner(path=[str(tmp_path / "with space")])
+
+
+def test_an_index_is_its_first_publishers(runner, project, command):
+    runner.whose = {"user": User("ann"), "shared": True}
+    runner(path=[str(project)])
+    runner.whose = {"user": User("bob")}
+    with pytest.raises(NotAllowed, match="--set index=NAME"):
+        runner(path=[str(project)], model="/no/model")  # it is told before the model is looked for
+    runner(path=[str(project)], index="bobs")
+    runner.whose = {"user": User("root", operates=True)}
+    runner(path=[str(project)])
+    found = json.loads(command("index", "list", "--json")[1])
+    assert [(row["index"], row["owner"], row["shared"]) for row in found] == [("bobs", "bob", False), ("project", "ann", True)]
+    assert command("index", "list")[1].splitlines()[1].endswith("  ann, shared")
 
 
 def test_a_tree_without_text_publishes_nothing(runner, tmp_path, command):
