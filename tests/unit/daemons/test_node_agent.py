@@ -109,7 +109,7 @@ def agent(home, monkeypatch):
     monkeypatch.setattr(made.hosts, "end_all", end_all)
     made.machine = fleet("GPU-1")
     monkeypatch.setattr(node_agent, "probe_node", lambda home, config: made.machine)
-    monkeypatch.setattr(node_agent, "facts_of", lambda home, found, config: {"fleet_digest": str(len(found.devices)), "cards": []})
+    monkeypatch.setattr(node_agent, "facts_of", lambda home, found, config: {"fleet_digest": str(len(found.devices)), "cards": [d.uuid for d in found.gpus()]})
     made.installed = []
     monkeypatch.setattr(node_agent, "install", lambda folder, certificate, ca, crl: made.installed.append((certificate, ca, crl)))
     monkeypatch.setattr(node_agent, "make_request", lambda folder, host: f"request of {host}")
@@ -191,6 +191,17 @@ async def test_what_changes_for_workers_starts_them_anew(agent, change):
     await taken(agent, **change)
     name = change.get("names", {}).get("GPU-1", "rtx3090-0")
     assert agent.workers.did[2:] == ["stop", ("start", [name, "xps/cpu"])]
+
+
+async def test_a_card_that_was_put_in_for_another_gets_its_worker(agent):
+    await agent._probe()
+    await taken(agent)
+    agent.machine = fleet("GPU-9")
+    await agent._probe()
+    assert agent._body()["facts"]["cards"] == ["GPU-9"]
+    await taken(agent, names={"GPU-9": "rtx5090-0"})
+    assert agent.workers.did[2:] == ["stop", ("start", ["rtx5090-0", "xps/cpu"])]
+    assert agent.hosts.cards == {"rtx5090-0": "GPU-9"}
 
 
 async def test_a_card_without_a_name_has_no_worker_and_one_that_is_held_back_stops_all(agent):
