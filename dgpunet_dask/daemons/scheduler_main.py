@@ -17,6 +17,7 @@ from distributed.compatibility import asyncio_run
 from distributed.config import get_loop_factory
 
 from dgpunet_dask.cluster.dask_security import ClusterSecurity
+from dgpunet_dask.cluster.severing import follow
 from dgpunet_dask.config.home import home_from
 from dgpunet_dask.daemons.hidden_pages import hide_prefix
 from dgpunet_dask.daemons.secret import http_prefix
@@ -50,6 +51,7 @@ async def _run(args: argparse.Namespace) -> None:
         scheduler_file=args.scheduler_file,
         preload=args.preload,
     )
+    follow(scheduler)
     hide_prefix(scheduler)  # nothing is served before this line: the loop waits
 
     async def until_told() -> None:

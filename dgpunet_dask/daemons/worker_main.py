@@ -19,6 +19,7 @@ from distributed.compatibility import asyncio_run
 from distributed.config import get_loop_factory
 
 from dgpunet_dask.cluster.dask_security import ClusterSecurity
+from dgpunet_dask.cluster.severing import follow
 from dgpunet_dask.config.home import home_from
 from dgpunet_dask.daemons.secret import http_prefix
 
@@ -90,9 +91,12 @@ def _cuda_worker(args: argparse.Namespace) -> Any:
     from dask_cuda.cuda_worker import CUDAWorker  # only here: it wants a driver
 
     common = _common(args) | {"memory_limit": "0"}
-    return CUDAWorker(
+    made = CUDAWorker(
         args.scheduler, worker_port=str(args.worker_port), port=args.nanny_port, dashboard_prefix=http_prefix(home_from().run), **common
     )
+    for nanny in made.nannies:  # the workers in front of which they stand do so in their preload
+        follow(nanny)
+    return made
 
 
 if __name__ == "__main__":

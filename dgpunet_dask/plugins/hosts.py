@@ -88,10 +88,11 @@ async def lose(plugin: PlacementPlugin, host: str) -> list[str]:
 async def expel(plugin: PlacementPlugin, host: str) -> list[str]:
     """Remove the workers of a host, and end every connection with its certificate: revocation stops new ones alone.
 
-    Clients and workers hold some of them; one that was only kept open could become either.
+    Clients and workers hold some of them; one that was only kept open could become either. What has begun by half ends as
+    `cluster.severing` finds it.
     """
     lost = await lose(plugin, host)
-    kept = [comm for comm in plugin.scheduler._comms if certified_for(comm) == host]
+    kept = [comm for comm in plugin.scheduler._comms if certified_for(comm) == host]  # noqa: SLF001  # Dask tells of them nowhere else
     for comm in kept:
         comm.abort()
     if kept:

@@ -55,6 +55,7 @@ class _Facts:
     expires_s: float
     fingerprint: str
     addresses: frozenset[str]
+    revoked: frozenset[str]
 
 
 def peer_of(certificate: Any) -> Peer | None:
@@ -260,7 +261,7 @@ def _facts(folder: Path) -> _Facts:
         certificate = x509.load_pem_x509_certificate((folder / NODE).read_bytes())
         ca = x509.load_pem_x509_certificate((folder / CA).read_bytes())
         certificate.verify_directly_issued_by(ca)
-        _checked_list((folder / CRL).read_text(encoding="utf-8"), ca)
+        crl = _checked_list((folder / CRL).read_text(encoding="utf-8"), ca)
     except (OSError, ValueError, TypeError, InvalidSignature) as error:
         raise NoIdentity(folder=folder, why=str(error) or "another authority signed it") from error
     name = {attribute.oid: str(attribute.value) for attribute in certificate.subject}
@@ -268,6 +269,7 @@ def _facts(folder: Path) -> _Facts:
         host=name[NameOID.COMMON_NAME], role=name[NameOID.ORGANIZATIONAL_UNIT_NAME], serial=serial_text(certificate.serial_number),
         starts_s=certificate.not_valid_before_utc.timestamp(), expires_s=certificate.not_valid_after_utc.timestamp(),
         fingerprint=ca.fingerprint(hashes.SHA256()).hex(), addresses=_addresses(certificate),
+        revoked=frozenset(serial_text(entry.serial_number) for entry in crl),
     )  # fmt: skip
 
 
@@ -320,6 +322,11 @@ class Identity:
     def addresses(self) -> frozenset[str]:
         """The IP addresses that it names, loopback among them."""
         return self._live.load_once().addresses
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """The serial numbers on the revocation list."""
+        return self._live.load_once().revoked
 
     def due(self, now: float) -> bool:
         """Tell whether half of its life is over, so that it should be renewed."""

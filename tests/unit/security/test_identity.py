@@ -262,14 +262,16 @@ class TestRenewal:
         xps, zen = pair
         server, client = xps.server_context("required"), zen.client_context()
         stop = threading.Event()
-        watch(xps, stop, every_s=0.0005)
+        thread = watch(xps, stop, every_s=0.0005)
         serials = set()
         for n in range(200):
             if n % 10 == 0:
-                cluster.enrol("xps")
+                renewed = cluster.enrol("xps")
             serials.add(Connection(server, client).server_serial)
+        until(lambda: Connection(server, client).server_serial == renewed.serial)
         stop.set()
-        assert len(serials) > 5
+        thread.join(5)
+        assert len(serials) > 1
 
     @pytest.mark.parametrize("name", ["node.pem", "ca.crt", "ca.crl"])
     @pytest.mark.parametrize("how", ["half", "gone", "other"])
@@ -316,6 +318,14 @@ class TestRevocation:
         assert "revoked" in refused(server, zen.client_context())
         assert "revoked" in refused(zen.server_context("required"), client)
         assert "revoked" in refused(xps.server_context("optional"), zen.client_context())
+
+    def test_the_serials_on_the_list_are_those_of_the_certificates(self, cluster, pair):
+        xps, zen = pair
+        assert xps.revoked == frozenset()
+        shown = Connection(xps.server_context("required"), zen.client_context()).server.getpeercert()["serialNumber"]
+        cluster.authority.revoke_host("zen", NOW)
+        cluster.publish("xps")
+        assert xps.revoked == {shown}
 
     def test_a_context_that_is_changed_in_place_misses_a_list_of_the_same_second(self, cluster, pair):
         """This is OpenSSL's way (it takes a list only if it is newer), hence contexts that are replaced as a whole."""
