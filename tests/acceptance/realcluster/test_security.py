@@ -292,6 +292,43 @@ def test_commands_elsewhere_work_with_a_key_and_are_refused_without(three):
     assert "DGPUNET_API_KEY" in here.err
 
 
+# Owners
+
+
+def test_indexes_and_models_are_their_users_until_they_share_them(three):
+    cluster = ("--cluster", f"https://{HEAD}:{API}")
+    secrets = {user: key(three, user, "submitter") for user in ("ann", "bob")}
+    tree, weights = three.lab.folder / "anns-tree", three.lab.folder / "anns-model"
+    for folder, name, text in ((tree, "timer.md", "Tokens are refreshed once an hour by a timer."), (weights, "config.json", "{}")):
+        folder.mkdir()
+        (folder / name).write_text(text)
+
+    def ran(user: str, *words: str) -> Any:
+        three.lab.own["mallory"] = {"DGPUNET_API_KEY": secrets[user]}
+        return three.lab.cli("mallory", *cluster, *words, timeout_s=120)
+
+    embed = ("submit", "embed-codebase", "--set", f"path={tree}", "--set", "index=work", "--json")
+    assert ran("ann", *embed).code == 0
+    refused_job = ran("bob", *embed)
+    assert (refused_job.code, refused_job.json["error"]["code"]) == (2, "not_allowed"), refused_job
+    assert "--set index=NAME" in refused_job.err
+    look = ("search", "work", "how long do tokens live", "--json")
+    assert [ran(user, *look).code for user in ("ann", "bob")] == [0, 102]
+    assert ran("bob", *embed, "--shared").code == 2
+    assert ran("ann", *embed, "--shared").code == 0
+    assert ran("bob", *look).json["hits"][0]["path"] == "timer.md"
+    assert [ran(user, "index", "remove", "work").code for user in ("bob", "ann")] == [2, 0]
+
+    brings = (*embed, "--set", f"model={weights}")
+    assert ran("ann", *brings).code != 0  # it has no weights; whose it is was noted before
+    (model,) = ran("ann", "model", "list", "--json").json["models"]
+    assert (model["name"], model["owner"], model["shared"]) == (str(weights.resolve()), "ann", False)
+    refused_job = ran("bob", *brings)
+    assert (refused_job.code, f"model share {model['id']}" in refused_job.err) == (2, True), refused_job
+    assert ran("bob", "model", "list", "--json").json["models"] == []
+    three.lab.own.clear()
+
+
 # Joining
 
 
