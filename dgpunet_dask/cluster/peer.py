@@ -25,7 +25,7 @@ import contextlib
 import hashlib
 import logging
 import ssl
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
@@ -74,7 +74,7 @@ class Limits:
     idle_s
         How long a connection may be silent between two requests.
     life_s
-        How old a connection may become and still ask: one whose certificate was revoked meanwhile ends then.
+        How old a connection may become and still ask: one whose certificate has expired meanwhile ends then.
     stall_s
         How long a caller may take no bytes before it is given up.
     probe_s
@@ -110,11 +110,14 @@ class PeerServer:
         The folders that others may copy.
     measuring
         Held while a bandwidth is measured here; the client of the same agent takes it too.
+    revoked
+        Tells the serial numbers of certificates with which nobody may ask any more: TLS looks at them when a connection begins alone.
     """
 
     def __init__(
         self, host: str, context: ssl.SSLContext, shelf: Shelf, *,
         clock: Clock | None = None, limits: Limits | None = None, measuring: asyncio.Lock | None = None,
+        revoked: Callable[[], Collection[str]] = tuple,
     ) -> None:  # fmt: skip
         self.host = host
         self.measuring = measuring or asyncio.Lock()
@@ -122,6 +125,7 @@ class PeerServer:
         self._shelf = shelf
         self._clock = clock or SystemClock()
         self._limits = limits or Limits()
+        self._revoked = revoked
         self._reads = asyncio.Semaphore(self._limits.reads)
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[Any]] = set()
@@ -172,8 +176,12 @@ class PeerServer:
             log.warning("a peer request with the certificate of %s was refused", subject.get("commonName"))
             await call.refuse(Refusal("refused", "the peer port is for the hosts of the cluster"))
             return
+        serial = (call.writer.get_extra_info("peercert") or {}).get("serialNumber")
         ends = self._clock.monotonic() + self._limits.life_s
         while not call.over and self._clock.monotonic() <= ends and (request := await call.next()) is not None:
+            if serial in self._revoked():
+                log.warning("a peer request with a revoked certificate of %s was refused", subject.get("commonName"))
+                return
             try:
                 await self._answer(call, request)
             except Refusal as refusal:

@@ -82,7 +82,9 @@ class NodeAgent:
         self.client = PeerClient(identity.client_context(), clock=self.clock, measuring=measuring)
         self.blobs = Blobs(home, self.client, clock=self.clock)
         self.peers: tuple[Peer, ...] = ()
-        self.server = PeerServer(config.host, identity.server_context("required"), self.blobs, clock=self.clock, measuring=measuring)
+        self.server = PeerServer(
+            config.host, identity.server_context("required"), self.blobs, clock=self.clock, measuring=measuring, revoked=lambda: identity.revoked
+        )
         self.hosts = StageHosts(home, self.clock, {}, fetch=lambda kind, digest: self.blobs.ensure(kind, digest, self.peers))
         self.workers = WorkerKeeper(home, self.clock, lambda device: self.hosts.drop_calls(device, CALL_ORPHAN_S))
         self.health = NodeHealth(self.spool, self.clock)

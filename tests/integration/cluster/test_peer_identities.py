@@ -27,7 +27,8 @@ async def served(authority: Authority, folder, host: str):
     """Serve the peer port of `host`; give its identity, and how others see it."""
     identity = member(authority, folder / host, host, "head")
     client = PeerClient(identity.client_context())
-    server = PeerServer(host, identity.server_context("required"), Blobs(Home(folder / f"home-{host}").ensure(), client))
+    blobs = Blobs(Home(folder / f"home-{host}").ensure(), client)
+    server = PeerServer(host, identity.server_context("required"), blobs, revoked=lambda: identity.revoked)
     port = await server.start("127.0.0.1", 0)
     try:
         yield identity, Peer(host, "127.0.0.1", port)
@@ -72,3 +73,17 @@ async def test_a_revoked_host_gets_nothing_more(authority, tmp_path):
         identity.refresh()
         with pytest.raises(PeerFailed):
             await client.ping(peer)
+
+
+async def test_a_connection_that_stands_gets_nothing_more_once_its_certificate_is_revoked(authority, tmp_path):
+    async with served(authority, tmp_path, "h") as (identity, peer):
+        evil = PeerClient(member(authority, tmp_path / "a", "a", "node").client_context())
+        good = PeerClient(member(authority, tmp_path / "b", "b", "node").client_context())
+        async with evil.link(peer) as removed, good.link(peer) as staying:
+            assert (await removed.ask("ping"))["host"] == "h"
+            authority.revoke_host("a", time.time())
+            install_crl(tmp_path / "h", authority.crl_pem(time.time()))
+            identity.refresh()
+            with pytest.raises(PeerFailed, match="closed"):
+                await removed.ask("ping")
+            assert (await staying.ask("ping"))["host"] == "h"
