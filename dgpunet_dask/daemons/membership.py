@@ -163,7 +163,8 @@ class Membership(Inviting):
             self.authority.allow(host)
         given = self._certificate(host, csr, addresses)
         node = self.roll.nodes.get(host) or Node(host=host, address=addresses[0], joined_at=self.clock.wall())
-        self._put(replace(node, address=addresses[0], roles=roles or node.roles, forced=bool(request.get("force"))))
+        forced = node.forced if isinstance(back, str) else bool(request.get("force"))
+        self._put(replace(node, address=addresses[0], roles=roles or node.roles, forced=forced))
         return {**given, "cluster": self.config.cluster, "warnings": warnings}
 
     def _certificate(self, host: str, csr: str, addresses: Sequence[str]) -> dict[str, Any]:

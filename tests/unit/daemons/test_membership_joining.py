@@ -8,7 +8,7 @@ import pytest
 
 from dgpunet_dask.errors import BadValue, JoinRefused, TokenRefused
 from dgpunet_dask.hardware.software import software_facts
-from dgpunet_dask.security.identity import make_request
+from dgpunet_dask.security.identity import install, make_request, make_return_request
 from tests.unit.daemons.members import HEAD, Members, facts
 
 
@@ -64,6 +64,17 @@ async def test_a_token_that_would_not_let_in_tells_nothing(members):
             await members.now.join_check(body_, "10.0.0.9")
 
 
+async def test_a_host_that_joins_again_stays_who_it_is(members):
+    await members.beat("node-c")
+    await members.now.node_action("node-c", "cordon", {})
+    before = members.now.roll.nodes["node-c"]
+    token = (await members.now.token_create({"host": "node-c"}))["token"]
+    await members.now.enrol(request(members, token), "10.0.0.9")
+    after = members.now.roll.nodes["node-c"]
+    assert (after.address, before.address) == ("10.0.0.9", "10.0.0.2")
+    assert (after.cards, after.hold, after.roles, after.joined_at) == (before.cards, "cordoned", before.roles, before.joined_at)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"addresses": "10.0.0.9"}, {"addresses": [7]}, {"addresses": ["nowhere"]}, {"roles": "head"}, {"roles": [{}]}, {"csr": None}, {"host": 5}],
@@ -92,6 +103,21 @@ async def test_a_host_that_was_forced_in_runs_its_workers(members):
     assert beat["run_workers"] is True
     members.start()
     assert (await members.beat("node-c", facts=facts(("GPU-7", "a-0"), software=other)))["run_workers"] is True
+
+
+async def test_a_host_that_was_forced_in_and_slept_long_is_still_forced(members):
+    folder = members.home.root / "forced"
+    token = (await members.now.token_create({"host": "node-c"}))["token"]
+    asked = {**request(members, token, force=True), "csr": make_request(folder, "node-c")}
+    given = await members.now.enrol(asked, "10.0.0.9")
+    install(folder, given["certificate"], given["ca"], given["crl"])
+    members.passed(2 * 86_400)
+    certificate, csr = make_return_request(folder)
+    await members.now.enrol({"host": "node-c", "certificate": certificate, "csr": csr, "addresses": ["10.0.0.9"]}, "10.0.0.9")
+    assert members.now.roll.nodes["node-c"].forced
+    again = (await members.now.token_create({"host": "node-c"}))["token"]
+    await members.now.enrol(request(members, again), "10.0.0.9")
+    assert not members.now.roll.nodes["node-c"].forced
 
 
 async def test_the_same_software_joins_without_a_word(members):
