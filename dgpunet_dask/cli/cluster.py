@@ -29,7 +29,8 @@ def up(context: CliContext, simulate: Path | None, policy: tuple[Path, ...]) -> 
     Returns once all its workers have joined. If it runs already, nothing changes; with another fleet or other policy files that is an
     error. Policy files are read again whenever they change.
     """
-    from dgpunet_dask.daemons.embedded import awaited_head, clear_remains, joined_cluster, start_lock, starting
+    from dgpunet_dask.cluster.config import joined_cluster
+    from dgpunet_dask.daemons.embedded import awaited_head, clear_remains, start_lock, starting
 
     wanted = check_files(simulate, policy)
     joined = joined_cluster(context.home)
@@ -86,7 +87,8 @@ def say_up(context: CliContext, head: HeadFile) -> None:
 @pass_context
 def down(context: CliContext) -> None:
     """Stop the cluster under $DGPUNET_HOME, and end what a killed one left behind. Without a cluster, nothing happens."""
-    from dgpunet_dask.daemons.embedded import joined_cluster, stop_cluster
+    from dgpunet_dask.cluster.config import joined_cluster
+    from dgpunet_dask.daemons.embedded import stop_cluster
 
     if not context.home.run.is_dir():
         sayer(context)("no cluster is running")

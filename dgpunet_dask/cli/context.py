@@ -42,7 +42,7 @@ class CliContext:
     @property
     def cluster(self) -> str | None:
         """The cluster that was named, else the one that this machine has joined; ``None``: the head under this home, if any."""
-        from dgpunet_dask.daemons.embedded import joined_cluster
+        from dgpunet_dask.cluster.config import joined_cluster
 
         return self.named or joined_cluster(self.home)
 
@@ -70,12 +70,7 @@ class CliContext:
         return client_of(head)
 
     def elsewhere(self) -> ApiClient | None:
-        """Return a connection to the cluster that was named or joined; ``None`` where the files under this home are meant.
-
-        Nothing that speaks to a head is loaded for the latter: `search` starts fast.
-        """
-        if self.named is None and not self.home.cluster_file.exists():
-            return None
+        """Return a connection to the cluster that was named or joined; ``None`` where the files under this home are meant."""
         return None if self.cluster is None else self.reach()
 
     def head_client(self) -> Client:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import BadValue, NewerFormat, UsageError
 from dgpunet_dask.security.files import write_private
 
@@ -111,6 +112,18 @@ def read_config(path: Path) -> ClusterConfig | None:
         return _config_of(found)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UsageError(detail=f"{path} is damaged ({error}). Remove it, then run `dgpunet-dask head` or `join` again.") from error
+
+
+def joined_cluster(home: Home) -> str | None:
+    """Return the address of the head whose cluster this machine has joined, ``None`` where it has not, or is the head's own.
+
+    Raises
+    ------
+    UsageError
+        If ``cluster.json`` is damaged.
+    """
+    config = read_config(home.cluster_file)
+    return f"https://{config.api[0]}" if config is not None and config.membership == "node" else None
 
 
 def _config_of(found: Mapping[str, Any]) -> ClusterConfig:

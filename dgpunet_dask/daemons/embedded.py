@@ -19,7 +19,7 @@ from typing import Final
 import psutil
 
 from dgpunet_dask.cluster.api_client import ApiClient, Lease
-from dgpunet_dask.cluster.config import read_config
+from dgpunet_dask.cluster.config import joined_cluster
 from dgpunet_dask.cluster.headfile import HeadFile, read_head_file
 from dgpunet_dask.cluster.tls import Trust, is_loopback
 from dgpunet_dask.cluster.wire import error_from_wire
@@ -127,18 +127,6 @@ def _address_of(named: str) -> urllib.parse.SplitResult:
     if address.scheme == "http" and not here:
         raise UsageError(detail=f"{named} is another machine, and the key would travel there in the clear. Write https:// instead.")
     return address
-
-
-def joined_cluster(home: Home) -> str | None:
-    """Return the address of the head whose cluster this machine has joined, ``None`` where it has not, or is the head's own.
-
-    Raises
-    ------
-    UsageError
-        If ``cluster.json`` is damaged.
-    """
-    config = read_config(home.cluster_file)
-    return f"https://{config.api[0]}" if config is not None and config.membership == "node" else None
 
 
 def awaited_head(home: Home) -> HeadFile | None:
