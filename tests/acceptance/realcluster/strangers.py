@@ -7,8 +7,9 @@ import http.client
 import json
 import socket
 import ssl
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,6 +19,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from tests.helpers import until
 
 WAIT_S = 5.0
 #: A request for its name as Dask's comms frame it, and as the peer port does.
@@ -168,6 +171,55 @@ def as_dask(host: Any, environment: Mapping[str, str], pki: Path, addresses: Seq
     assert done.returncode == 0, done.stderr
     found: list[str | None] = json.loads(done.stdout)
     return found
+
+
+_HELD = """
+import asyncio, json, sys
+from pathlib import Path
+from distributed.comm import connect
+from dgpunet_dask.cluster.dask_security import ClusterSecurity
+
+async def one(address):
+    comm = await connect(address, timeout=4, **ClusterSecurity(sys.argv[1]).get_connection_args("worker"))
+    await comm.write({"op": "identity", "reply": True})
+    await comm.read()
+    return comm
+
+async def ended(comm):
+    try:
+        await asyncio.wait_for(comm.read(), 60)
+    except OSError as error:  # a TimeoutError is one
+        return not isinstance(error, TimeoutError)
+    return False
+
+async def main():
+    comms = await asyncio.gather(*map(one, sys.argv[3:]))
+    Path(sys.argv[2]).touch()
+    print(json.dumps(await asyncio.gather(*map(ended, comms))))
+
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def held(host: Any, environment: Mapping[str, str], pki: Path, addresses: Sequence[str]) -> Iterator[Callable[[], list[bool]]]:
+    """Hold a connection open to each of Dask's servers; the function waits for their end and tells which the other side has ended."""
+    up = pki.parent / f"{pki.name}-held"
+    started = host.popen([sys.executable, "-c", _HELD, str(pki), str(up), *addresses], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def ends() -> list[bool]:
+        out, err = started.communicate(timeout=90)
+        assert started.returncode == 0, err
+        found: list[bool] = json.loads(out)
+        return found
+
+    try:
+        until(lambda: up.exists() or started.poll() is not None, 30, "connections that are held open")
+        yield ends
+    finally:
+        started.kill()
+        started.communicate()
+        up.unlink(missing_ok=True)
 
 
 def listeners(host: Any) -> dict[tuple[str, int], str]:
