@@ -30,12 +30,18 @@ WISHES = st.sampled_from(["rtx3090-0", "rtx3090-1", "rtx5090-0", "gpu-0", "odd",
 CARDS = st.dictionaries(UUIDS, WISHES, max_size=6).map(lambda cards: list(cards.items()))
 
 
-@given(hold=HOLDS, silent=st.floats(0, 100), left=st.booleans(), refused=st.none() | st.just("why"))
-def test_every_host_is_in_one_state_and_the_worst_counts(hold, silent, left, refused):
+@pytest.mark.parametrize(
+    ("hold", "silent_s", "left", "refused", "state"),
+    [
+        (None, 0.0, False, None, "ready"), (None, LOST_S, False, None, "ready"), (None, LOST_S + 0.1, False, None, "lost"),
+        ("cordoned", 0.0, False, None, "cordoned"), ("draining", 0.0, False, None, "draining"), ("drained", 0.0, False, None, "drained"),
+        ("cordoned", LOST_S + 0.1, False, None, "lost"), (None, 0.0, False, "too old", "refused"), ("drained", 0.0, False, "too old", "refused"),
+        (None, LOST_S + 0.1, False, "too old", "lost"), (None, 0.0, True, None, "stopped"), ("draining", 99.0, True, "too old", "stopped"),
+    ],
+)  # fmt: skip
+def test_every_host_is_in_one_state_and_the_worst_counts(hold, silent_s, left, refused, state):
     seen = Seen(at_s=50.0, left=left, refused=refused)
-    state = state_of(Node(host="a", address="1", hold=hold), seen, 50.0 + silent)
-    lost = (50.0 + silent) - 50.0 > LOST_S
-    assert state == ("stopped" if left else "lost" if lost else "refused" if refused else hold or "ready")
+    assert state_of(Node(host="a", address="1", hold=hold), seen, 50.0 + silent_s) == state
 
 
 @pytest.mark.parametrize(
@@ -52,9 +58,9 @@ def test_a_device_without_a_worker_is_lost_only_where_one_should_run(seen, hold,
     assert [device["state"] for device in row["devices"]] == [shown, "running"]
 
 
-@given(hold=HOLDS)
-def test_a_host_that_was_never_heard_is_joining_unless_it_is_held(hold):
-    assert state_of(Node(host="a", address="1", hold=hold), None, 0.0) == (hold or "joining")
+@pytest.mark.parametrize(("hold", "state"), [(None, "joining"), ("cordoned", "cordoned"), ("draining", "draining"), ("drained", "drained")])
+def test_a_host_that_was_never_heard_is_joining_unless_it_is_held(hold, state):
+    assert state_of(Node(host="a", address="1", hold=hold), None, 0.0) == state
 
 
 @given(steps=st.lists(st.tuples(st.sampled_from("abc"), CARDS), max_size=12))
@@ -90,10 +96,15 @@ def test_held_hosts_hold_their_cards_and_their_cpu():
     }  # fmt: skip
 
 
-@given(hold=HOLDS, busy=st.booleans(), until=st.none() | st.floats(0, 10), now=st.floats(0, 10))
-def test_workers_leave_a_draining_host_that_is_idle_or_late(hold, busy, until, now):
-    node = Node(host="a", address="1", hold=hold, hold_until=until)
-    assert drained(node, busy, now) == (hold == "draining" and (not busy or (until is not None and now >= until)))
+@pytest.mark.parametrize(
+    ("hold", "busy", "until", "leave"),
+    [
+        ("draining", False, None, True), ("draining", False, 99.0, True), ("draining", True, None, False), ("draining", True, 5.1, False),
+        ("draining", True, 5.0, True), ("cordoned", False, 1.0, False), ("drained", False, 1.0, False), (None, False, 1.0, False),
+    ],
+)  # fmt: skip
+def test_workers_leave_a_draining_host_that_is_idle_or_late(hold, busy, until, leave):
+    assert drained(Node(host="a", address="1", hold=hold, hold_until=until), busy, 5.0) is leave
 
 
 NODES = st.builds(

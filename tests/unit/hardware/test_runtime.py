@@ -118,7 +118,8 @@ def test_a_card_that_torch_has_no_code_for_is_refused_by_name():
 
 
 def test_a_machine_without_cards_asks_no_torch():
-    local_fleet([], Host(name="h"), lambda: pytest.fail("asked"))
+    fleet = local_fleet([], Host(name="h"), lambda: pytest.fail("asked"))
+    assert [device.name for device in fleet.devices] == ["h/cpu"]
 
 
 @pytest.mark.parametrize(
