@@ -1,10 +1,10 @@
-"""Opened indexes that stay open between searches, few at a time: each holds a model and its index's rows in memory."""
+"""Opened indexes that stay open between searches, few at a time: each holds its rows in memory, and a model, the shipped one in common."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -13,20 +13,21 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.model.owner import User
 
 if TYPE_CHECKING:
+    from dgpunet_dask.retrieval.encoder import Encoder
     from dgpunet_dask.retrieval.search import Searcher
 
 #: Indexes that stay open.
 KEPT: Final = 4
 
-#: Opens an index by name; the searcher of its last version may lend its model.
-Open = Callable[[Home, str, "Searcher | None"], "Searcher"]
+#: Opens an index by name, with one of the models that are loaded already where that is its own.
+Open = Callable[[Home, str, "Sequence[Encoder]"], "Searcher"]
 
 
-def open_index_again(home: Home, name: str, before: Searcher | None) -> Searcher:
-    """Open an index as `search` does, with the model of its last version where that is still its own."""
+def open_as_search(home: Home, name: str, loaded: Sequence[Encoder]) -> Searcher:
+    """Open an index as `search` does."""
     from dgpunet_dask.retrieval.search import open_searcher
 
-    return open_searcher(home, name, encoder=None if before is None else before.encoder)
+    return open_searcher(home, name, loaded=loaded)
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Searchers:
         How many stay open; those that were asked last do.
     """
 
-    def __init__(self, home: Home, opened: Open = open_index_again, most: int = KEPT) -> None:
+    def __init__(self, home: Home, opened: Open = open_as_search, most: int = KEPT) -> None:
         self._home = home
         self._open = opened
         self._most = most
@@ -75,7 +76,7 @@ class Searchers:
             place = self._place(name)
             with place.lock:
                 if place.searcher is None or place.searcher.index.manifest.segment != manifest.segment:
-                    place.searcher = self._open(self._home, name, place.searcher)
+                    place.searcher = self._open(self._home, name, self._lent(place))
                 if place.searcher.index.manifest.segment == manifest.segment:
                     yield place.searcher
                     return
@@ -84,6 +85,17 @@ class Searchers:
         """Let go of an index that was removed; a search that is under way ends in peace."""
         with self._guard:
             self._places.pop(name, None)
+
+    def _lent(self, place: _Place) -> list[Encoder]:
+        """Return the models that an index may use which is opened in `place`: that of its last version, and what serves many threads at once.
+
+        Of the latter kind is the shipped model's alone. A tokenizer of any other may be set up anew by each call.
+        """
+        from dgpunet_dask.retrieval.modelfiles import MINILM
+
+        with self._guard:
+            kept = [p.searcher for p in (place, *self._places.values()) if p.searcher is not None]
+        return [s.encoder for s in kept if s is place.searcher or s.encoder.files.name == MINILM]
 
     def _place(self, name: str) -> _Place:
         with self._guard:

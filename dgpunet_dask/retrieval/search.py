@@ -206,10 +206,10 @@ class Searcher:
             yield answer | {"index": self.index.name, "took_ms": took_ms, "hits": [asdict(h) for h in hits]}
 
 
-def open_searcher(home: Home, name: str, queries: int = 1, torch_device: str = "cpu", encoder: Encoder | None = None) -> Searcher:
+def open_searcher(home: Home, name: str, queries: int = 1, torch_device: str = "cpu", loaded: Sequence[Encoder] = ()) -> Searcher:
     """Open the index `name` and the model it was made with, in the way that is quickest for so many `queries`.
 
-    An `encoder` that is loaded already is used where it is the one that made the index.
+    Of the encoders that are `loaded` already, the one that made the index is used.
 
     Raises
     ------
@@ -220,8 +220,8 @@ def open_searcher(home: Home, name: str, queries: int = 1, torch_device: str = "
     """
     opened = _opened(home, name)
     manifest = opened.manifest
-    if encoder is None or not _made(encoder, manifest):
-        encoder = _encoder(manifest, home.root / "cache", queries, torch_device)
+    encoder = next((encoder for encoder in loaded if _made(encoder, manifest)), None)
+    encoder = encoder or _encoder(manifest, home.root / "cache", queries, torch_device)
     if encoder.files.digest != manifest.model_digest:
         raise ModelUnavailable(model=manifest.model, why="its files changed since the index was made; submit the tree again")
     return Searcher(opened, encoder)

@@ -24,10 +24,10 @@ class Shelf:
         self.searchers = Searchers(home, self._open, most)
         self.indexes = Indexes(home, self.searchers)
 
-    def _open(self, home, name, before):
+    def _open(self, home, name, loaded):
         self.opened.append(name)
         self.before_opening()
-        return Searcher(_opened(home, name), before.encoder if before else FakeEncoder())
+        return Searcher(_opened(home, name), loaded[0] if loaded else FakeEncoder(self.ingest.model))
 
     def put(self, name, by, *, shared=False, text="one\n\ntwo"):
         tree = self.folder / f"tree-{name}"

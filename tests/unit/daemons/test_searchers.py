@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -32,6 +33,15 @@ def test_an_index_is_opened_once_for_each_version_and_keeps_its_model(shelf):
     assert shelf.opened == ["a", "a"]
     with shelf.searchers.of("a", ANN) as searcher:
         assert searcher.encoder is encoder
+
+
+@pytest.mark.parametrize(("model", "common"), [("minilm", True), ("fake", False)])
+def test_only_the_shipped_model_is_common_to_several_indexes(shelf, model, common):
+    shelf.ingest.model = replace(shelf.ingest.model, name=model)
+    shelf.put("a", ANN)
+    shelf.put("b", BOB)
+    with shelf.searchers.of("a", ANN) as first, shelf.searchers.of("b", BOB) as second:
+        assert (first.encoder is second.encoder) is common
 
 
 def test_few_stay_open_and_those_the_last_asked_for(shelf):

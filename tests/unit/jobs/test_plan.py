@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dgpunet_dask.jobs.plan import HeadHost, plan_job
+from dgpunet_dask.jobs.plan import HeadHost, of_user, plan_job
 from dgpunet_dask.model.demand import Demand
+from dgpunet_dask.model.owner import User
 from dgpunet_dask.model.pipeline import StageFacts, StageSpec, Workload
 
 WORKLOAD = Workload(
@@ -22,3 +24,21 @@ def test_the_parameter_model_names_the_model_unless_it_is_empty(given: dict[str,
     (embed,) = plan_job(WORKLOAD, given, facts, job_id="j", host=host, scratch=Path("/h/s")).units
     assert embed.demand is not None
     assert (embed.demand.stage, embed.demand.model) == ("embed", model)
+
+
+def test_whose_a_job_is_is_told_to_its_ends_on_the_head_and_units_are_matched_by_it() -> None:
+    stages = (*WORKLOAD.stages, StageSpec(name="end", run="s:G", after="embed", gather=True))
+    facts = {name: StageFacts(demand=Demand(vram="2GiB"), light=False) for name in ("read", "embed", "end")}
+    host = HeadHost(device="h/cpu", threads=1, home=Path("/h"))
+    plan = plan_job(replace(WORKLOAD, stages=stages), {}, facts, job_id="j", host=host, scratch=Path("/h/s"))
+    told = of_user(plan, User("ann", operates=True), shared=True)
+    assert told.gather is not None
+    for stage in (told.source, told.gather):
+        context = stage.call.spec.context()
+        assert (context.user, context.shared) == (User("ann", operates=True), True)
+    (unit,) = told.units
+    assert unit.demand is not None
+    assert unit.demand.user == "ann"
+    assert unit.call.spec.context().user == User()  # units of several users may share a stage host
+    assert unit.call.spec.host_key == plan.units[0].call.spec.host_key
+    assert of_user(plan, User()).units == plan.units

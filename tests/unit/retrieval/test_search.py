@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -132,3 +134,19 @@ def test_a_model_that_changed_since_is_refused(ingest, tree, home, monkeypatch):
     object.__setattr__(other.files, "digest", "digest-9")
     with pytest.raises(ModelUnavailable, match="submit the tree again"):
         open_searcher(home, "x")
+
+
+def test_a_model_that_is_loaded_already_is_used_where_it_made_the_index(ingest, tree, home, monkeypatch):
+    ingest(tree({"a.py": "one"}))
+    fresh, right = FakeEncoder(), FakeEncoder()
+    others = [FakeEncoder(files=replace(fresh.files, digest="digest-2")), FakeEncoder(files=replace(fresh.files, name="other")), FakeEncoder(dimension=8)]
+    monkeypatch.setattr(module, "_encoder", lambda *_: fresh)
+    assert open_searcher(home, "x", loaded=[*others, right]).encoder is right
+    assert open_searcher(home, "x", loaded=others).encoder is fresh
+
+
+def test_one_filter_after_another(ingest, tree, home):
+    ingest(tree({"a.py": "one", "b.md": "one"}))
+    index, query = opened(home), FakeEncoder().encode_queries(["one"])
+    for chosen, paths in ((Filter(), 2), (Filter("*.py"), 1), (Filter("*.py"), 1), (Filter("*.none"), 0), (Filter(None, "markdown"), 1), (Filter(), 2)):
+        assert len(index.search(query, 5, chosen)[0]) == paths
