@@ -24,6 +24,7 @@ from dgpunet_dask.cluster.peer_client import LISTING_S, Peer, PeerClient, PeerLi
 from dgpunet_dask.cluster.peer_wire import CHUNK
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import DgpunetError, DiskFull, FolderMissing, PeerFailed
+from dgpunet_dask.security.files import sync_folder
 from dgpunet_dask.stagehost import folders
 from dgpunet_dask.stagehost.environments import locked
 from dgpunet_dask.stagehost.fetching import find_folder, listed_files, store_of, write_note
@@ -193,13 +194,13 @@ class Blobs:
 
     def _publish(self, kind: Kind, digest: str, entries: Sequence[FileEntry], part: Path, final: Path) -> None:
         for folder in sorted({path.parent for _, path in folders.files_of(kind, part)} | {part}):
-            _fsync_folder(folder)
+            sync_folder(folder)
         with contextlib.suppress(OSError):  # a submission of the same workload may have been first
             part.rename(final)
         if not final.is_dir():
             raise FileNotFoundError(errno.ENOENT, "it could not be put in its place", str(final))
         shutil.rmtree(part, ignore_errors=True)
-        _fsync_folder(final.parent)
+        sync_folder(final.parent)
         if kind == "model":
             write_note(self.home, digest, final, entries)
 
@@ -308,11 +309,3 @@ def _hash_start(path: Path) -> tuple[hashlib._Hash, int]:
 
 def _size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -178,7 +178,8 @@ class Authority:
         Raises
         ------
         CertificateRefused
-            If the certificate is another's, revoked, or over for more than `RETURN_S`; if the request is not signed by its key.
+            If the certificate is another's or no host's, revoked, or over for more than `RETURN_S`; if the request is not signed by
+            its key.
         """
         key = requested_key(csr_pem)
         try:
@@ -186,10 +187,15 @@ class Authority:
             certificate.verify_directly_issued_by(self._certificate)
         except Exception as error:  # hostile, as a request may be
             raise CertificateRefused(why="this cluster has not signed it") from error
-        names = [str(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        names, roles = (
+            [str(a.value) for a in certificate.subject.get_attributes_for_oid(oid)]
+            for oid in (NameOID.COMMON_NAME, NameOID.ORGANIZATIONAL_UNIT_NAME)
+        )
         record = self._record.read()
         if names != [host] or key != certificate.public_key():
             raise CertificateRefused(why=f"it is not that of {host}, or its key is missing")
+        if roles not in (["head"], ["node"]):
+            raise CertificateRefused(why="it is not that of a host")
         if serial_text(certificate.serial_number) in record["revoked"] or host in record["denied"]:
             raise CertificateRefused(why=f"{host} was removed from the cluster")
         if now > certificate.not_valid_after_utc.timestamp() + RETURN_S:

@@ -38,10 +38,11 @@ def write_private(path: Path, text: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             Path(draft).unlink()
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the entries of a folder durable: what was renamed there stays so."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

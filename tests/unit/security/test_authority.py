@@ -312,6 +312,11 @@ class TestReturn:
         with pytest.raises(CertificateRefused, match="has not signed it"):
             cluster.authority.recognise(*make_return_request(other.folder("xps")), host="xps", now=NOW)
 
+    def test_nor_a_user_who_would_come_back_as_a_host(self, cluster):
+        cluster.enrol("ann", role="client", ago_s=10 * DAY)
+        with pytest.raises(CertificateRefused, match="not that of a host"):
+            cluster.authority.recognise(*make_return_request(cluster.folder("ann")), host="ann", now=NOW)
+
     def test_nor_after_a_month(self, cluster):
         cluster.enrol("xps", ago_s=40 * DAY)
         with pytest.raises(CertificateRefused, match="30 days"):
