@@ -1,8 +1,8 @@
 """Whose the models are that users brought: a name and a digest each, in one private file.
 
-A job that names a folder of weights makes that model its user's, unless it is somebody's already; then it has to be shared, or the job
-is refused. What comes from a hub by its name is shared from the start, since everybody could fetch it. The shipped model is everybody's,
-and stands in no file.
+A job that names a folder of weights makes that model its user's, unless it is somebody's already; then it has to be shared, or the
+job is refused. What comes from a hub by its name is shared from the start, since everybody could fetch it. The shipped model is
+everybody's, and stands in no file.
 """
 
 from __future__ import annotations
@@ -112,10 +112,10 @@ class ModelOwners:
 
 def _use(rows: dict[str, dict[str, Any]], model: Brought, by: User, now: float) -> None:
     own = rows.get(model.id)
-    same = [own] if own is not None else [row for row in rows.values() if model.digest is not None and row["digest"] == model.digest]
+    same = [own] if own is not None else [row for row in rows.values() if row["digest"] == model.digest is not None]
     if same and not any(by.sees(ModelInfo(id="", **row)) for row in same):
-        why = f"it is another user's; its owner shares it with `dgpunet-dask model share {model.id}`" if own else "another user has it, privately"
-        raise NotAllowed(what=f"using the model {model.name}", why=why)
+        cure = f"; its owner shares it with `dgpunet-dask model share {model.id}`" if own is not None else ", who has the same files"
+        raise NotAllowed(what=f"using the model {model.name}", why=f"it is another user's{cure}")
     if own is not None:
         own["digest"] = model.digest or own["digest"]
     elif not same:

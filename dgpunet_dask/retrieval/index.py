@@ -129,7 +129,7 @@ class Index:
         return _parsed(file, raw)
 
     def seen(self, by: User) -> Manifest | None:
-        """Return the version in force if `by` may read it. Whose it is that is damaged is not known: to all but operators it is not there."""
+        """Return the version in force if `by` may read it; one that is damaged is there for operators alone, since its owner is not known."""
         try:
             manifest = self.manifest()
         except DgpunetError:
