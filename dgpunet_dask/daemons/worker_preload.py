@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.clock import SystemClock
-from dgpunet_dask.cluster.severing import follow
 from dgpunet_dask.daemons.hidden_pages import hide_prefix
 from dgpunet_dask.daemons.watching import PROBED, watch
 from dgpunet_dask.errors import DgpunetError
@@ -43,7 +42,10 @@ async def dask_setup(worker: Any) -> None:
     devices = [device_from_wire(raw) for raw in facts["devices"]]
     agent = AgentClient(os.environ["DGPUNET_AGENT_SOCKET"])
     evict = functools.partial(_evict, agent)
-    follow(worker)
+    if worker.security.require_encryption:
+        from dgpunet_dask.cluster.severing import follow  # loads what reads certificates: not for workers without
+
+        follow(worker)
     plugin = await announce(worker, host_from_wire(facts["host"]), devices, agent=facts["agent"], evict=evict)
     loop = asyncio.get_running_loop()
     if os.environ.get(HIDE_PAGES):
