@@ -124,6 +124,7 @@ class Blobs:
 
     async def _fetch(self, kind: Kind, digest: str, peers: Sequence[Peer]) -> Path:
         whys: dict[str, str] = {}
+        full: OSError | None = None
         for peer in await self._holders(kind, digest, peers, whys):
             try:
                 return await self._persist(kind, digest, peer)
@@ -134,9 +135,11 @@ class Blobs:
             except PeerFailed as error:
                 whys[peer.host] = str(error.fields["why"])
             except OSError as error:
-                if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                    raise DiskFull(path=store_of(self.home, kind)) from error
-                raise
+                if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                    raise
+                full = error  # or this peer lists sizes that are not so
+        if full is not None:
+            raise DiskFull(path=store_of(self.home, kind)) from full
         told = "; ".join(f"{host}: {why}" for host, why in sorted(whys.items())) or "no other host is known"
         raise FolderMissing(kind=kind, digest=digest[:16], why=told)
 

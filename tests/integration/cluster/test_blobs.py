@@ -281,6 +281,17 @@ async def test_a_full_disk_is_told_before_anything_comes(three, tmp_path, monkey
         await a.blobs.ensure("model", digest, peers_of(h))
 
 
+async def test_a_peer_that_lies_about_sizes_fills_no_disk_and_keeps_nobody_from_the_next(three, tmp_path):
+    """A model's digest counts names and contents: sizes are what a peer says."""
+    h, a, b = three
+    digest = note_model(h.home, model_in(tmp_path / "model"))
+    true = h.blobs.files("model", digest)
+    a.blobs.has = lambda kind, digest: True
+    a.blobs.files = lambda kind, digest: [entry._replace(size=(1 << 40) // len(true)) for entry in true]
+    found = await b.blobs.ensure("model", digest, peers_of(h, a))
+    assert (found / "model.safetensors").read_bytes() == WEIGHTS
+
+
 async def test_a_changed_folder_is_not_given_under_its_old_digest(three, tmp_path):
     h, a, _ = three
     folder = model_in(tmp_path / "model")
