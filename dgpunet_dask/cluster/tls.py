@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from dgpunet_dask.errors import CertificateRefused
+from dgpunet_dask.security.keys import PREFIX
 from dgpunet_dask.security.pinning import pinned_context, trusting
 
 #: How long the authority's certificate may take to arrive.
 PIN_S: Final = 5.0
-_KEY: Final = re.compile(r"DGK1([0-9a-f]{64})::")
+_KEY: Final = re.compile(rf"{PREFIX}([0-9a-f]{{64}})::")
 
 Context = Callable[[str, int], ssl.SSLContext]
 
