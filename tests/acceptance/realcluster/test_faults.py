@@ -23,7 +23,7 @@ pytestmark = [
 NOTICED_S = 5.0
 CUT_NOTICED_S = 15.0
 JOINED_S = 60.0
-#: Five machines share the cores of one here; on machines of their own it takes a third of it.
+#: Although five machines share the cores of one here, and all their workers start at once.
 SERVING_S = 30.0
 
 
