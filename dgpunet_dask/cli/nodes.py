@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable, table
-from dgpunet_dask.errors import NoSuchNode, StillDraining
+from dgpunet_dask.errors import NoHead, NoSuchNode, StillDraining
 from dgpunet_dask.units import parse_duration
 
 _POLL_S: Final = 0.5
@@ -74,7 +74,10 @@ def drain(context: CliContext, node: str, deadline: str, no_wait: bool, as_json:
         if time.monotonic() > until:
             raise StillDraining(host=node, timeout_s=deadline_s)
         time.sleep(_POLL_S)
-        known = {one["host"]: one for one in context.reach().nodes()}
+        try:
+            known = {one["host"]: one for one in context.reach().nodes()}
+        except NoHead:  # it is being started again, and goes on with the drain then
+            continue
         if node not in known:
             raise NoSuchNode(name=node, known=", ".join(known) or "none")
         row = known[node]

@@ -7,6 +7,8 @@ import json
 import pytest
 
 from dgpunet_dask.cli import nodes as nodes_command
+from dgpunet_dask.cluster.api_client import ApiClient
+from dgpunet_dask.errors import NoHead
 from tests.unit.daemons.serving import FakeMembership
 
 
@@ -88,3 +90,18 @@ async def test_a_deadline_that_is_none_is_a_usage_error(ctx, run, deadline):
 
 async def test_a_removed_host_is_told_with_its_certificates(ctx, run):
     assert (await run("remove-node", "node-a"))[:2] == (0, "node-a is removed, 2 certificate(s) revoked\n")
+
+
+async def test_a_drain_is_waited_for_while_the_head_starts_again(ctx, run, monkeypatch):
+    ctx.membership.rows = [[row("drained")]]
+    asked, nodes = [], ApiClient.nodes
+
+    def away_twice(api):
+        asked.append(api)
+        if len(asked) < 3:
+            raise NoHead(where="here")
+        return nodes(api)
+
+    monkeypatch.setattr(ApiClient, "nodes", away_twice)
+    code, out, _ = await run("drain", "node-a")
+    assert (code, out, len(asked)) == (0, "node-a is drained\n", 3)
