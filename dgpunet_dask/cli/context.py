@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import unicodedata
 from collections.abc import Sequence
@@ -101,6 +102,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         click.echo(printable("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()))
+
+
+def said_or_given(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Return an argument's value, the first line of standard input for ``-``: what others may not read is not for a command line."""
+    return sys.stdin.readline().strip() if value == "-" else value
 
 
 def printable(text: object, keep: str = "\t") -> str:

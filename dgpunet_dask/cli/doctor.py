@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
+from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable, said_or_given
 from dgpunet_dask.errors import CheckFailed, DgpunetError, LoopbackOnly, NoHead, NotAllowed, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("token", required=False)
+@click.argument("token", required=False, callback=said_or_given)
 @click.option("--pre", is_flag=True, help="Check this machine before it joins; with TOKEN or --head also the way to the head.")
 @click.option("--head", metavar="ADDRESS", help="With --pre: the head's address, HOST or HOST:PORT.")
 @click.option("--name", metavar="HOST", help="With --pre TOKEN: the name that this machine joins under. Default: its host name.")
@@ -35,7 +35,8 @@ def doctor(
     """Check hardware, network, versions, system and workload, and tell the cure of what is wrong.
 
     With a head: all its hosts and the links between them. Without one: this machine. Exit code 3 if there is a fault; warnings alone
-    are 0. With --pre TOKEN the head compares versions and tries this machine's ports; the token is not used up.
+    are 0. With --pre TOKEN the head compares versions and tries this machine's ports; the token is not used up, and `-`
+    reads it from standard input.
     """
     if (token or head or name) and not pre:
         raise UsageError(detail="TOKEN, --head and --name go with --pre. Add it, or name a cluster with --cluster.")

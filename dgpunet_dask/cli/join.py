@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context
+from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, said_or_given
 from dgpunet_dask.errors import UsageError
 
 
 @click.command()
-@click.argument("token", required=False)
+@click.argument("token", required=False, callback=said_or_given)
 @click.option("--name", metavar="HOST", help="This machine's name in the cluster, as the token states it. Default: its host name.")
 @click.option("--listen", metavar="ADDRESS", help="Use this address of the machine. Default: the one on the way to the head.")
 @click.option("--role", "roles", multiple=True, metavar="ROLE", help="A role that policies may match; repeatable.")
@@ -23,8 +23,9 @@ def join(
 ) -> int:  # fmt: skip
     """Make this machine part of the cluster that TOKEN invites it to, and leave its agent running.
 
-    TOKEN comes from `dgpunet-dask token create` on the head, works once, and for one name. Without TOKEN a machine that has joined before
-    starts again; so it does after a reboot once `install-service` has been run. Returns when all its workers are in the cluster.
+    TOKEN comes from `dgpunet-dask token create` on the head, works once, and for one name; `-` reads it from standard input, where `ps` does
+    not show it. Without TOKEN a machine that has joined before starts again; so it does after a reboot once `install-service` has been
+    run. Returns when all its workers are in the cluster.
     """
     import asyncio
 

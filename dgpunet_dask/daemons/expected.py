@@ -31,12 +31,15 @@ class Expected:
         self.file = file
         self._kept: Fleet | None = None
 
-    def begin(self, belongs: Collection[str]) -> None:
-        """Of what an earlier head left, keep the devices that still belong to the cluster, by their names."""
+    def begin(self, belongs: Collection[str] | None) -> None:
+        """Of what an earlier head left, keep the devices that still belong to the cluster, by their names; all where that is not known."""
         found = read_expected(self.file)
+        if belongs is None:
+            belongs = [device.name for device in found.devices]
         devices = tuple(device for device in found.devices if device.name in belongs)
         charges = tuple(charge for charge in found.charges if charge.device in belongs)
-        self._write(replace(found, devices=devices, charges=charges))
+        states = {name: state for name, state in found.states.items() if name in belongs}
+        self._write(replace(found, devices=devices, charges=charges, states=states))
 
     def keep(self, seen: Mapping[str, Any]) -> None:
         """Keep what the scheduler's plugin says of its fleet (`dgpunet_fleet`)."""
@@ -47,7 +50,8 @@ class Expected:
     def _write(self, fleet: Fleet) -> None:
         try:
             residents = [to_wire(charge) for charge in fleet.charges]
-            write_private(self.file, json.dumps({"version": VERSION, **fleet_to_json(fleet), "charges": residents}))
+            more = {"charges": residents, "states": dict(fleet.states)}
+            write_private(self.file, json.dumps({"version": VERSION, **fleet_to_json(fleet), **more}))
         except OSError as error:  # a full disk; it is tried again when the fleet is looked at next
             log.warning("a scheduler that starts again will not know which devices to wait for: %s", error)
         else:
@@ -55,12 +59,13 @@ class Expected:
 
 
 def _lasting(raw: Mapping[str, Any]) -> Fleet:
-    """Return devices and residents without what changes by the minute."""
+    """Return devices, residents and what is cordoned, without what changes by the minute."""
     fleet = fleet_from_json(raw)
     hosts = tuple(replace(host, idle_s=None, power=None) for host in fleet.hosts)
     charges = [charge_from_wire(charge) for charge in raw["charges"] if charge["kind"] == "resident"]
     residents = sorted((replace(charge, evictable=True) for charge in charges), key=lambda c: (c.device, c.holder))
-    return replace(fleet, hosts=hosts, charges=tuple(residents))
+    cordoned = {name: state for name, state in raw.get("states", {}).items() if state == "cordoned"}
+    return replace(fleet, hosts=hosts, charges=tuple(residents), states=cordoned)
 
 
 def read_expected(file: Path) -> Fleet:

@@ -359,8 +359,11 @@ class Head:
         """Return the estimates that the scheduler's plugin decides by."""
         return Estimates.from_json(await self._ask("dgpunet_learned"))
 
-    def _belonging(self) -> frozenset[str]:
-        """Return the devices that an earlier head had and that come back by themselves: none, where they end with their head."""
+    def _belonging(self) -> frozenset[str] | None:
+        """Return the devices that an earlier head had and that come back by themselves: none, where they end with their head.
+
+        ``None``: all that it had.
+        """
         return frozenset()
 
     async def placements(self, since: int) -> Sequence[dict[str, Any]]:

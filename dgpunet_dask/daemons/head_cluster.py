@@ -167,7 +167,9 @@ class ClusterHead(Head):
         hosts = [host for host, state in states.items() if state in ("ready", "cordoned") or (early and state == "joining")]
         return frozenset(name for host in hosts for name in (*roll[host].cards.values(), f"{host}/cpu"))
 
-    def _belonging(self) -> frozenset[str]:
+    def _belonging(self) -> frozenset[str] | None:
+        if self.membership.set_aside:
+            return None
         nodes = [node for node in self.membership.roll.nodes.values() if node.hold != "drained"]
         return frozenset(name for node in nodes for name in (*node.cards.values(), f"{node.host}/cpu"))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import stat
@@ -20,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
+
+log = logging.getLogger(__name__)
 
 #: Tells a scheduler the file with the policies of its head (`Home.policies_in_force`).
 POLICIES_ENV: Final = "DGPUNET_POLICIES"
@@ -32,6 +35,8 @@ RELEASE: Final = b"r"
 #: A log that is longer when its process starts is moved aside once, so that logs never grow without end.
 LOG_BYTES_MAX: Final = 4 << 20
 _POLL_S: Final = 0.1
+#: How long a killed process is waited for. It ends at once, unless it hangs inside a driver; whoever waits must not hang with it.
+REAP_S: Final = 5.0
 
 
 class OwnedProcess:
@@ -73,10 +78,13 @@ class OwnedProcess:
             self._line = None
 
     def kill(self) -> None:
-        """End the child at once and reap it."""
+        """End the child at once and reap it; one that hangs inside a driver is not waited for longer than `REAP_S`."""
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait()
+        try:
+            self.process.wait(REAP_S)
+        except subprocess.TimeoutExpired:
+            log.error("process %d does not end of a kill: it hangs inside the kernel", self.process.pid)
         self.cut()
 
     async def ended(self) -> int:

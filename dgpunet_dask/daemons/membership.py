@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 PERIOD_S: Final = 1.0
 #: How often what does not belong any more is looked for.
 SWEEP_S: Final = 5.0
+#: Machines whose ports are tried at the same time before they join.
+KNOCKS_MAX: Final = 8
 #: How often a host that cannot be reached from here is tried again: a firewall was opened perhaps.
 REACH_AGAIN_S: Final = 60.0
 #: How long workers may take to hand their results over when they leave.
@@ -95,6 +97,7 @@ class Membership(Inviting):
         # Read here: a file of a newer release is to stop the start, not every heartbeat. One codec for the length of this head.
         self.compression = self.links.compression()
         self.software = software_facts()
+        self.set_aside = False  # whether `nodes.json` was damaged, and so nobody knows who belongs
         self.roll = self._read()
         self.seen: dict[str, Seen] = {}
         self.lost: set[str] = set()
@@ -102,6 +105,7 @@ class Membership(Inviting):
         self._acked: dict[str, tuple[str, int]] = {}  # host -> its spool, and the number of its last report
         self._given_up: dict[str, set[int]] = {}  # host -> workers that ran while it was lost
         self._held: dict[str, str] | None = None
+        self.knocking = asyncio.Semaphore(KNOCKS_MAX)
         self._reaching: dict[str, asyncio.Task[None]] = {}
         self._reached_s: dict[str, float] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
@@ -119,6 +123,7 @@ class Membership(Inviting):
             damaged = self.home.nodes_file.with_name(f"{self.home.nodes_file.name}.damaged")
             log.error("%s is set aside; hosts appear again with their next heartbeat, held back no more: %s", self.home.nodes_file, error)
             self.home.nodes_file.replace(damaged)
+            self.set_aside = True
         roll = replace(roll, epoch=roll.epoch + 1)
         self._write(roll)
         return roll
@@ -180,7 +185,8 @@ class Membership(Inviting):
         """Tell who has a good token what runs here and which of its ports are reached from here; the token is as good as before."""
         token, host = (text_of(request, name) for name in ("token", "host"))
         self.invitations.check(token, host, "")
-        reach = await self.reach.knock(host, peer_address)
+        async with self.knocking:
+            reach = await self.reach.knock(host, peer_address)
         ports = {"scheduler": self.config.ports.scheduler, "peer": self.config.ports.peer}
         return {"head": self.config.host, "software": asdict(self.software), "ports": ports, "seen_as": peer_address, "reach": list(reach)}
 

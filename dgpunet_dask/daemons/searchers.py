@@ -7,9 +7,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dgpunet_dask.config.home import Home
+from dgpunet_dask.errors import ModelUnavailable
 from dgpunet_dask.model.owner import User
 
 if TYPE_CHECKING:
@@ -18,16 +20,39 @@ if TYPE_CHECKING:
 
 #: Indexes that stay open.
 KEPT: Final = 4
+#: Weights that the head's own process loads, beside the jobs that it keeps; a few searches must not cost it its memory.
+WEIGHTS_BYTES_MAX: Final = 2 << 30
 
 #: Opens an index by name, with one of the models that are loaded already where that is its own.
 Open = Callable[[Home, str, "Sequence[Encoder]"], "Searcher"]
 
 
 def open_as_search(home: Home, name: str, loaded: Sequence[Encoder]) -> Searcher:
-    """Open an index as `search` does."""
+    """Open an index as `search` does, unless its model is too large for the head."""
+    from dgpunet_dask.retrieval.index import open_index
     from dgpunet_dask.retrieval.search import open_searcher
 
+    check_weights(open_index(home, name)[1].model, home.root / "cache")
     return open_searcher(home, name, loaded=loaded)
+
+
+def check_weights(model: str, cache: Path, most: int = WEIGHTS_BYTES_MAX) -> None:
+    """Look how large a model's weights are.
+
+    Raises
+    ------
+    ModelUnavailable
+        If they have more than `most` bytes.
+    """
+    from dgpunet_dask.retrieval.modelfiles import MINILM, find_model
+
+    if model == MINILM:
+        return
+    files = find_model(model, cache).folder.rglob("*")
+    size = sum(file.stat().st_size for file in files if file.suffix in {".safetensors", ".bin"})
+    if size > most:
+        why = f"its weights of {size >> 20} MiB are too large for the head; run `dgpunet-dask search` on the head's host instead"
+        raise ModelUnavailable(model=model, why=why)
 
 
 @dataclass

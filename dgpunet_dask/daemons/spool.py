@@ -32,6 +32,7 @@ class Spool:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.id = secrets.token_hex(8)  # what the numbers count in: they go on when the agent starts again
+        self._kept: str | None = None  # the same as on the disk
         self.next = 1
         self.dropped = 0
         self.reports: list[dict[str, Any]] = []
@@ -39,6 +40,7 @@ class Spool:
             found = json.loads(file.read_text(encoding="utf-8"))
             reports = [{**report, "n": int(report["n"]), "kind": str(report["kind"])} for report in found["reports"]]
             self.next, self.dropped, self.reports, self.id = int(found["next"]), int(found["dropped"]), reports, str(found.get("id") or self.id)
+            self._kept = self.id
 
     def add(self, kind: str, **fields: Any) -> None:
         """Keep one report."""
@@ -69,3 +71,7 @@ class Spool:
             write_private(self.file, json.dumps({"id": self.id, "next": self.next, "dropped": self.dropped, "reports": self.reports}))
         except OSError as error:
             log.warning("reports are kept in memory alone: %s", error)
+            if self.id == self._kept:  # numbers that the disk does not know of would be given again after a restart, and taken for old ones
+                self.id = secrets.token_hex(8)
+        else:
+            self._kept = self.id

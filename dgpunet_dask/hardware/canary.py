@@ -123,6 +123,9 @@ def run_canary(uuid: str | None = None, *, seed: int = 0, python: str = sys.exec
     except subprocess.TimeoutExpired:
         _give_up(process)
         return CanaryResult(device=device, ok=None, why=f"no answer within {timeout_s:g} s")
+    except BaseException:  # an interrupt: nothing may go on holding the card
+        _give_up(process)
+        raise
     return result_of(printed, device) or CanaryResult(device=device, ok=None, why=_ended(process.returncode, errors))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dgpunet_dask.errors import DiskFull
+from dgpunet_dask.security.files import sync_folder
 from dgpunet_dask.stagehost.frames import Buffer, write_frames
 
 
@@ -41,19 +42,10 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_directory(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _named(error, path) from error
-
-
-def sync_directory(path: Path) -> None:
-    """Make a rename in `path` durable (fsync(2): the entry is in the directory, not in the file)."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _named(error: OSError, path: Path) -> Exception:

@@ -1,8 +1,8 @@
-"""Whose the models are that users brought: a name and a digest each, in one private file.
+"""Whose the models are that users brought, in one private file.
 
 A job that names a folder of weights makes that model its user's, unless it is somebody's already; then it has to be shared, or the
-job is refused. What comes from a hub by its name is shared from the start, since everybody could fetch it. The shipped model is
-everybody's, and stands in no file.
+job is refused. What comes from a hub by its name is nobody's and shared, since everybody could fetch it: operators alone may take it
+back. The shipped model is everybody's, and stands in no file.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class ModelOwners:
         self._record = PrivateJson(file)
 
     def use(self, models: Iterable[Brought], by: User, now: float) -> None:
-        """Note the models that a job of `by` names; those that are nobody's become theirs. All of them, or none.
+        """Note the models that a job of `by` names; folders that are nobody's become theirs. All of them, or none.
 
-        A folder whose files changed stays whose it was; a copy of a known model is used by who may use one with the same files.
+        A folder whose files changed stays whose it was. A copy of it elsewhere is another model: whoever could make it has the files.
 
         Raises
         ------
@@ -111,13 +111,13 @@ class ModelOwners:
 
 
 def _use(rows: dict[str, dict[str, Any]], model: Brought, by: User, now: float) -> None:
-    own = rows.get(model.id)
-    same = [own] if own is not None else [row for row in rows.values() if row["digest"] == model.digest is not None]
-    if same and not any(by.sees(ModelInfo(id="", **row)) for row in same):
-        cure = f"; its owner shares it with `dgpunet-dask model share {model.id}`" if own is not None else ", who has the same files"
-        raise NotAllowed(what=f"using the model {model.name}", why=f"it is another user's{cure}")
-    if own is not None:
-        own["digest"] = model.digest or own["digest"]
-    elif not same:
-        info = ModelInfo(id=model.id, name=model.name, digest=model.digest, owner=by.name, shared=model.public, since_s=now)
+    row = rows.get(model.id)
+    if row is None:
+        owner = None if model.public else by.name
+        info = ModelInfo(id=model.id, name=model.name, digest=model.digest, owner=owner, shared=model.public, since_s=now)
         rows[model.id] = {name: value for name, value in asdict(info).items() if name != "id"}
+    elif by.sees(ModelInfo(id=model.id, **row)):
+        row["digest"] = model.digest or row["digest"]
+    else:
+        cure = f"its owner or an operator shares it with `dgpunet-dask model share {model.id}`"
+        raise NotAllowed(what=f"using the model {model.name}", why=f"it is another user's; {cure}")

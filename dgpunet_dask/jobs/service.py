@@ -267,7 +267,7 @@ class JobService:
 
     async def _run(self, record: JobRecord, workload: Workload, user: User) -> None:
         agent, params = self.ports.agent(), record.status.params
-        digests = await in_thread(self._models, workload, params, user)  # first: nothing reads a model that is not theirs
+        digests = await in_thread(self._models, workload, params, user)  # first: no stage sees a model that is not theirs
         plan = await self._planned(workload, params, record.status.job_id, record.folder / "scratch", agent)
         plan = with_digests(of_user(plan, user, shared=record.status.shared), digests)
         await self._check_placeable(plan)
@@ -281,7 +281,10 @@ class JobService:
     def _models(self, workload: Workload, params: Mapping[str, Any], user: User) -> Mapping[str, str]:
         """Note whose the job's models are; return their digests where there are other hosts, which copy them from one another."""
         folders = model_folders(workload, params, self.ports.find_model or local_model)
-        digests = {} if self.ports.find_model is None else model_digests(self.home, folders)
+        self.models.use(brought(params, folders, {}), user, self.clock.wall())  # before any of its weights are read
+        if self.ports.find_model is None:
+            return {}
+        digests = model_digests(self.home, folders)
         self.models.use(brought(params, folders, digests), user, self.clock.wall())
         return digests
 

@@ -290,15 +290,15 @@ class Pump:
         return decision
 
     def _pinned(self, pins: Pins) -> tuple[frozenset[str] | None, bool]:
-        """Return the devices that `pins` leave, and whether every worker that they name is here."""
+        """Return the devices that `pins` leave, and whether every worker that they may mean is here."""
         s = self.scheduler
-        offering = self._offering(pins)
+        offering, settled = self._offering(pins), not self.book.expected
         if not pins.workers and not pins.hosts:
-            return offering, bool(offering)
+            return offering, bool(offering) and settled
         infos = [s.host_info.get(s.coerce_hostname(h)) for h in pins.hosts]
         at_hosts = {address for info in infos if info is not None for address in info["addresses"]}
         addresses = pins.workers | at_hosts
-        complete = pins.workers <= s.workers.keys() and None not in infos
+        complete = settled and pins.workers <= s.workers.keys() and None not in infos  # a host's workers come one by one
         return frozenset(n for a in addresses for n in self.book.devices_of.get(a, ()) if n in offering), complete
 
     def _offering(self, pins: Pins) -> frozenset[str]:

@@ -101,6 +101,7 @@ class PlacementPlugin(SchedulerPlugin):
         """Take in what is there already: a plugin may join a scheduler that has workers and tasks."""
         self.scheduler = scheduler
         self.book = Book()
+        self.book.set_holds(self.expected.states)  # a faulty card takes no work either until the head has told anew what is held
         self.journal = Journal(self.clock.wall, self.book.pool.fleet)
         self.pump = Pump(scheduler, self.book, self.journal, self._evict, self.clock.monotonic)
         self._signatures = Signatures()

@@ -37,7 +37,8 @@ from dgpunet_dask.errors import (
     did_you_mean,
 )
 from dgpunet_dask.model.owner import OPERATOR, User
-from dgpunet_dask.retrieval.segments import disk_full_named, sync_folder
+from dgpunet_dask.retrieval.segments import disk_full_named
+from dgpunet_dask.security.files import sync_folder
 
 FORMAT_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -193,7 +194,13 @@ class Index:
         NotAllowed
             If it is another user's.
         """
-        manifest = self.manifest()
+        try:
+            manifest = self.manifest()
+        except DgpunetError as error:
+            if by.operates:
+                raise
+            why = "it is damaged, and an operator has to remove it; choose another name with `--set index=NAME`"
+            raise NotAllowed(what=f"publishing into the index {self.name}", why=why) from error
         if manifest is not None and not by.owns(manifest):
             why = "it is another user's; choose another name with `--set index=NAME`"
             raise NotAllowed(what=f"publishing into the index {self.name}", why=why)
@@ -258,6 +265,8 @@ class Index:
         """
         if not self.folder.is_dir():  # without a lock: asking for what never was leaves nothing behind
             raise no_such_index(self.home, self.name, by)
+        if not by.operates:
+            self._to_change(by, "removing")  # without a lock: whoever may not must not learn by waiting that it is being published
         with self.lock():
             if not self.folder.is_dir():
                 raise no_such_index(self.home, self.name, by)

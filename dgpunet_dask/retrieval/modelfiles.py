@@ -108,11 +108,12 @@ def _pinned_digest(folder: Path, cache: Path | None) -> str:
 
 def _folder_of(name: str) -> Path:
     local = Path(name).expanduser()
-    if name and local.is_dir():
+    stray = ".." in local.parts and not name.startswith(("/", "./", "../", "~"))  # looks like a hub's name and leads to any folder
+    if name and not stray and local.is_dir():
         if not (local / "modules.json").is_file() and not (local / "config.json").is_file():
             raise ModelUnavailable(model=name, why="the folder has neither modules.json nor config.json")
         return local.absolute()
-    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or not name:
+    if stray or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or not name:
         raise ModelUnavailable(model=name, why="there is no such folder" if name else "it has no name")
     return _from_hub(name)
 

@@ -14,7 +14,7 @@ K_MAX: Final = 1000
 HITS_MAX: Final = 10_000
 FILTER_CHARS_MAX: Final = 200
 #: Wildcards of a path filter. Each multiplies the ways in which a path can match, and matching lets nobody else go on.
-WILDCARDS_MAX: Final = 4
+WILDCARDS_MAX: Final = 3
 #: Bytes of text that the client sends at once, far below what a request may have.
 BATCH_BYTES: Final = 256 << 10
 
@@ -43,19 +43,33 @@ def asked_for(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_query(query: object) -> bool:
-    return isinstance(query, dict) and isinstance(query.get("query"), str)
+    return isinstance(query, dict) and isinstance(query.get("query"), str) and _encodes(query["query"])
+
+
+def _encodes(text: str) -> bool:
+    """Whether a tokenizer can take it: JSON may hold half of a surrogate pair, UTF-8 may not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _path(body: dict[str, Any]) -> str | None:
     path = _text(body, "path")
-    if path is not None and sum(path.count(sign) for sign in "*?[") - path.count("**") > WILDCARDS_MAX:
+    if path is not None and sum(map(_wildcards, path.split("/"))) > WILDCARDS_MAX:
         raise BadValue(what="path", value=path, why=f"a path filter may have {WILDCARDS_MAX} wildcards at most")
     return path
 
 
+def _wildcards(segment: str) -> int:
+    """Count them: only as a whole segment are two stars one wildcard, elsewhere each star in a row can match by itself."""
+    return 1 if segment == "**" else sum(map(segment.count, "*?["))
+
+
 def _text(body: dict[str, Any], name: str) -> str | None:
     text = body.get(name)
-    if text is not None and (not isinstance(text, str) or len(text) > FILTER_CHARS_MAX):
+    if text is not None and (not isinstance(text, str) or len(text) > FILTER_CHARS_MAX or not _encodes(text)):
         raise BadValue(what=name, value=_shown(text), why=f"write a text of at most {FILTER_CHARS_MAX} characters, or leave it out")
     return text
 

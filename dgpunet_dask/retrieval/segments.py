@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from dgpunet_dask.errors import DiskFull
+from dgpunet_dask.security.files import sync_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -202,15 +203,6 @@ def _batched(items: Iterator[FileRow], size: int) -> Iterator[Sequence[FileRow]]
             batch = []
     if batch:
         yield batch
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_files(folder: Path) -> Iterator[FileRow]:

@@ -42,7 +42,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the entries of a folder durable: what was renamed there stays so."""
+    """Make the entries of a folder durable: a rename is in the folder and not in the file (fsync(2))."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

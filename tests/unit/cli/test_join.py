@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from dgpunet_dask.cli import main as cli_main
@@ -37,6 +39,14 @@ def test_a_token_that_is_not_whole_is_refused(run, home, token):
     assert code == 2
     assert "Traceback" not in err
     assert not home.cluster_file.exists()
+
+
+@pytest.mark.parametrize("words", [("join",), ("doctor", "--pre", "--no-canary")])
+def test_a_dash_reads_the_token_from_standard_input(run, home, monkeypatch, words):
+    monkeypatch.setattr("sys.stdin", io.StringIO("no token\nnor this\n"))
+    told = run(*words, "-")
+    assert told == run(*words, "no token")
+    assert told[0] == 2
 
 
 def test_a_node_does_not_become_a_head(run, home):

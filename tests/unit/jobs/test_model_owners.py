@@ -31,11 +31,10 @@ ANNS = ("/m/fine-tuned", "d1", "ann", False)
 
 @pytest.mark.parametrize(("by", "model", "shared", "left"), [
     (ANN, FOLDER, False, [ANNS]), (ANN, replace(FOLDER, digest="d9"), False, [("/m/fine-tuned", "d9", "ann", False)]),
-    (ANN, replace(FOLDER, digest=None), False, [ANNS]), (ANN, COPY, False, [ANNS]), (ROOT, FOLDER, False, [ANNS]), (ROOT, COPY, False, [ANNS]),
+    (ANN, replace(FOLDER, digest=None), False, [ANNS]), (ROOT, FOLDER, False, [ANNS]),
     (BOB, FOLDER, False, None), (BOB, replace(FOLDER, digest="d9"), False, None), (BOB, replace(FOLDER, digest=None), False, None),
-    (BOB, COPY, False, None), (User(), FOLDER, False, None), (BOB, FOLDER, True, [(*ANNS[:3], True)]), (BOB, COPY, True, [(*ANNS[:3], True)]),
-    (BOB, replace(COPY, digest="d9"), False, [("/bob/copy", "d9", "bob", False), ANNS]),
-    (BOB, replace(COPY, digest=None), False, [("/bob/copy", None, "bob", False), ANNS]), (BOB, HUB, False, [ANNS, ("some/model", "d2", "bob", True)]),
+    (User(), FOLDER, False, None), (BOB, FOLDER, True, [(*ANNS[:3], True)]),
+    (BOB, COPY, False, [("/bob/copy", "d1", "bob", False), ANNS]), (BOB, HUB, False, [ANNS, ("some/model", "d2", None, True)]),
 ])  # fmt: skip
 def test_after_ann_has_brought_a_model(owners, by, model, shared, left):
     owners.use([FOLDER], ANN, 5.0)
@@ -57,18 +56,20 @@ def test_the_refusal_names_the_cure(owners):
     assert told.value.exit_code == 2
 
 
-def test_one_of_several_equal_models_that_may_be_used_is_enough(owners):
-    owners.use([FOLDER], ANN, 5.0)
-    owners.use([replace(COPY, digest="d9")], BOB, 5.0)
-    owners.use([COPY], BOB, 6.0)  # the folder's files became those of Ann's
-    owners.use([replace(COPY, name="/bob/another")], BOB, 7.0)
-    assert rows(owners, BOB) == [("/bob/copy", "d1", "bob", False)]
+def test_a_hub_s_model_is_nobody_s_and_only_operators_take_it_back(owners):
+    owners.use([HUB], ANN, 5.0)
+    with pytest.raises(NotAllowed):
+        owners.share(HUB.id, ANN, shared=False)
+    owners.use([HUB], BOB, 6.0)
+    owners.share(HUB.id, ROOT, shared=False)
+    with pytest.raises(NotAllowed):
+        owners.use([HUB], BOB, 7.0)
 
 
 def test_a_list_holds_what_may_be_used(owners):
     owners.use([FOLDER, HUB], ANN, 5.0)
-    assert rows(owners, BOB) == [("some/model", "d2", "ann", True)]
-    assert rows(owners, ANN) == rows(owners, ROOT) == [ANNS, ("some/model", "d2", "ann", True)]
+    assert rows(owners, BOB) == [("some/model", "d2", None, True)]
+    assert rows(owners, ANN) == rows(owners, ROOT) == [ANNS, ("some/model", "d2", None, True)]
     assert [info.since_s for info in owners.list(ANN)] == [5.0, 5.0]
 
 
