@@ -188,3 +188,14 @@ def test_batches_keep_to_their_budget_and_lose_nothing():
     found = list(batches(lengths, 18))
     assert found == [[4], [1, 3], [0, 5, 6, 2]]
     assert list(batches([], 18)) == []
+
+
+@pytest.mark.parametrize("name", ["logs/../weights", "a/../../weights", "logs/.."])
+def test_a_name_that_looks_like_a_hub_s_leads_to_no_folder(tmp_path, monkeypatch, name):
+    for folder in ("logs", "weights"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelUnavailable, match="no such folder"):
+        find_model(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dask
 import pytest
 from distributed import Client, Scheduler
@@ -34,6 +36,28 @@ async def test_what_only_an_expected_device_can_hold_waits_for_it_and_runs_there
         await cluster.add_worker("b0", [B0])
         assert await future == "b0"
         assert cluster.plugin.book.expected == set()
+
+
+async def test_what_is_pinned_to_a_host_waits_for_the_rest_of_that_host():
+    earlier = Fleet(EARLIER.hosts, (A0, card("a1", 24, host="a")))
+    async with placed_cluster(A0) as cluster:
+        hosts.expect(cluster.plugin, earlier)
+        with dask.annotate(demand=BIG):
+            future = cluster.client.submit(work, pure=False, workers=["127.0.0.1"])
+        await cluster.until(lambda: cluster.plugin.records)
+        told = await cluster.client.scheduler.dgpunet_explain(key=future.key)
+        assert told["outcome"] == "wait"
+        await cluster.add_worker("a1", [card("a1", 24, host="a")])
+        assert await future == "a1"
+
+
+async def test_a_card_that_was_cordoned_takes_nothing_before_the_head_has_said_so_again():
+    async with placed_cluster(plugin=False) as cluster:
+        await cluster.client.register_plugin(PlacementPlugin(expected=replace(EARLIER, states={"b0": "cordoned"})))
+        await cluster.add_worker("b0", [B0])
+        await cluster.add_worker("a0", [A0])
+        assert await submit(cluster, {"vram": "1GiB"}) == "a0"
+        assert (await cluster.client.scheduler.dgpunet_fleet())["states"] == {"b0": "cordoned"}
 
 
 async def test_what_has_not_come_back_by_the_deadline_is_not_counted_on_any_more():

@@ -54,6 +54,20 @@ def test_it_is_written_when_the_devices_change_and_not_when_somebody_touches_the
     assert read_expected(file) == Fleet((Host(name="h", roles=("batch",)),))
 
 
+def test_what_is_cordoned_is_kept_and_what_is_lost_or_closing_is_not(file):
+    expected = Expected(file)
+    expected.keep({**seen(CARD, CPU), "states": {"c0": "cordoned", "h/cpu": "draining"}})
+    assert read_expected(file).states == {"c0": "cordoned"}
+    expected.begin(["h/cpu"])
+    assert (names(read_expected(file)), read_expected(file).states) == (["h/cpu"], {})
+
+
+def test_all_are_kept_where_nobody_knows_who_belongs(file):
+    Expected(file).keep(seen(CARD, CPU))
+    Expected(file).begin(None)
+    assert names(read_expected(file)) == ["c0", "h/cpu"]
+
+
 def test_what_is_loaded_is_kept_and_what_runs_is_not(file):
     expected = Expected(file)
     expected.keep(seen(CARD, charges=[UNIT, LOADED]))

@@ -135,7 +135,8 @@ BAD = [
     ({"queries": [{"query": "x" * (QUERY_CHARS_MAX + 1)}]}, "query"), ({**ASKED, "k": 0}, "k"), ({**ASKED, "k": -1}, "k"),
     ({**ASKED, "k": K_MAX + 1}, "k"), ({**ASKED, "k": "5"}, "k"), ({**ASKED, "k": True}, "k"), ({**ASKED, "k": 1.5}, "k"), ({**ASKED, "k": None}, "k"),
     ({"queries": [{"query": "x"}] * 11, "k": 1000}, "k"), ({**ASKED, "path": 1}, "path"), ({**ASKED, "path": "x" * 201}, "path"),
-    ({**ASKED, "path": "*a*a*a*a*a"}, "path"), ({**ASKED, "lang": ["python"]}, "lang"), ({**ASKED, "lang": "x" * 201}, "lang"),
+    ({**ASKED, "path": "*a*a*a*a*a"}, "path"), ({**ASKED, "path": "********~"}, "path"),
+    ({"queries": [{"query": "\ud800"}]}, "queries"), ({**ASKED, "lang": "\udfff"}, "lang"), ({**ASKED, "lang": ["python"]}, "lang"), ({**ASKED, "lang": "x" * 201}, "lang"),
 ]  # fmt: skip
 
 

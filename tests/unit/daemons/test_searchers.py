@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from dgpunet_dask.errors import NoSuchIndex
+from dgpunet_dask.daemons.searchers import check_weights
+from dgpunet_dask.errors import ModelUnavailable, NoSuchIndex
 from dgpunet_dask.retrieval.index import Index
 from tests.unit.daemons.indexed import ANN, BOB, ROOT, Shelf
 
@@ -42,6 +43,16 @@ def test_only_the_shipped_model_is_common_to_several_indexes(shelf, model, commo
     shelf.put("b", BOB)
     with shelf.searchers.of("a", ANN) as first, shelf.searchers.of("b", BOB) as second:
         assert (first.encoder is second.encoder) is common
+
+
+def test_weights_that_the_head_has_no_room_for_are_not_loaded(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(3 << 20))
+    check_weights(str(folder), tmp_path / "cache", most=3 << 20)
+    with pytest.raises(ModelUnavailable, match="3 MiB are too large for the head"):
+        check_weights(str(folder), tmp_path / "cache", most=(3 << 20) - 1)
 
 
 def test_few_stay_open_and_those_the_last_asked_for(shelf):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -27,6 +28,23 @@ def test_reports_outlive_a_restart_and_go_once_they_are_known(file):
     again.add("note", what=3)
     assert [r["n"] for r in Spool(file).batch()] == [3, 4]
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_numbers_that_the_disk_does_not_know_of_are_never_given_for_others(file, monkeypatch):
+    spool = Spool(file)
+    spool.add("note", what="kept")
+    monkeypatch.setattr("dgpunet_dask.daemons.spool.write_private", full_disk)
+    spool.add("note", what="in memory")
+    told = (spool.id, spool.batch()[-1]["n"])
+    monkeypatch.undo()
+    again = Spool(file)
+    again.add("note", what="another")
+    assert again.batch()[-1]["n"] == told[1]
+    assert again.id != told[0]
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "no space")
 
 
 @given(steps=st.lists(st.integers(-1, 40), max_size=30))

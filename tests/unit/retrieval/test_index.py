@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import pytest
@@ -285,6 +286,13 @@ def test_what_another_has_is_neither_listed_nor_offered(home):
         open_index(home, "annz", ANN)
 
 
+def test_who_may_not_remove_an_index_learns_it_while_it_is_being_published(home):
+    index = Index(home, "anns")
+    index.publish(lambda _: MANIFEST, ANN)
+    with index.lock(), ThreadPoolExecutor(1) as other, pytest.raises(NoSuchIndex):
+        other.submit(Index(home, "anns").remove, BOB).result(10)
+
+
 def test_sharing_what_is_not_there_leaves_nothing_behind(home):
     with pytest.raises(NoSuchIndex):
         Index(home, "none").share(ROOT)
@@ -297,5 +305,9 @@ def test_removing_what_cannot_be_read_is_the_operators(home):
     (index.folder / "manifest.json").write_text("{}")
     with pytest.raises(NoSuchIndex):
         index.remove(ANN)
+    with pytest.raises(NotAllowed, match="an operator has to remove it"):
+        index.check_publisher(ANN)
+    with pytest.raises(MalformedFile):
+        index.check_publisher(ROOT)
     index.remove(ROOT)
     assert not index.folder.exists()
