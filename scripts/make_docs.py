@@ -65,10 +65,10 @@ def cli_page() -> str:
 
 
 def error_classes(kind: type[errors.DgpunetError] = errors.DgpunetError) -> Iterator[type[errors.DgpunetError]]:
-    """Yield the classes of errors.py, parents first."""
+    """Yield the classes of the error tree, parents first."""
     yield kind
     for child in kind.__subclasses__():
-        if child.__module__ == errors.__name__:
+        if child.__module__.startswith(f"{errors.__name__}."):
             yield from error_classes(child)
 
 

@@ -66,7 +66,7 @@ def test_the_package_is_linked_alone_and_again(tmp_path):
     for _ in range(2):
         launching.link_package(tmp_path / "import")
     assert [p.name for p in (tmp_path / "import").iterdir()] == ["dgpunet_dask"]
-    assert (tmp_path / "import" / "dgpunet_dask" / "errors.py").is_file()
+    assert (tmp_path / "import" / "dgpunet_dask" / "errors" / "base.py").is_file()
 
 
 def test_environments_differ_by_what_they_install(tmp_path):

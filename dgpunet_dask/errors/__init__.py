@@ -1,0 +1,175 @@
+"""The whole error tree.
+
+A class's docstring is its message; the braces are filled from the keyword arguments, and the last sentence names the cure.
+`exit_code` is the documented status of the command line (design: 2 usage, 3 check, 100-105 jobs, 130 interrupted)::
+
+    DgpunetError (1)
+    ├── UsageError (2)
+    │   ├── BadValue, BadName, MissingPath, UnreadablePath, UnknownParameter, MissingParameter
+    │   ├── MalformedFile           every mistake of a file at once, as file:line:col
+    │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
+    │   │   NoRecordedFleet, LoopbackOnly, KeyReused
+    │   ├── BadToken, TokenRefused, CertificateRefused, JoinRefused, TooManyAttempts, TooManyJobs
+    │   ├── NoIdentity, NotAllowed
+    │   │   ├── PathNotAllowed, CodeNotAllowed
+    ├── StartFailed (1), LowDisk (1)
+    ├── CheckFailed (3)
+    │   ├── PolicyCasesFailed
+    ├── JobFailed (100)
+    │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull, DamagedFile
+    │   ├── StageOutOfMemory, ForeignMemory, FolderMissing
+    │   ├── UnitsFailed, Quarantined, DependencyFailed
+    ├── PeerFailed (1)
+    │   ├── PeerBusy
+    ├── StillRunning (101), StillDraining (101)
+    ├── NotFound (102)
+    │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoHead, NoSuchNode
+    ├── JobCancelled (103)
+    ├── JobLost (104)
+    ├── Unplaceable (105)
+    └── Interrupted (130)
+"""
+
+from __future__ import annotations
+
+from dgpunet_dask.errors.access import (
+    BadToken,
+    CertificateRefused,
+    CodeNotAllowed,
+    JoinRefused,
+    NoIdentity,
+    NotAllowed,
+    PathNotAllowed,
+    TokenRefused,
+    TooManyAttempts,
+    TooManyJobs,
+)
+from dgpunet_dask.errors.base import (
+    DgpunetError,
+    ReportedError,
+    did_you_mean,
+    rebuild_error,
+)
+from dgpunet_dask.errors.cluster import (
+    CheckFailed,
+    Interrupted,
+    LowDisk,
+    NoHead,
+    NoSuchIndex,
+    NoSuchJob,
+    NoSuchNode,
+    NoSuchWorkload,
+    NotFound,
+    PeerBusy,
+    PeerFailed,
+    PolicyCasesFailed,
+    StartFailed,
+    StillDraining,
+)
+from dgpunet_dask.errors.jobs import (
+    DamagedFile,
+    DependencyFailed,
+    DiskFull,
+    EnvironmentFailed,
+    FolderMissing,
+    ForeignMemory,
+    JobCancelled,
+    JobFailed,
+    JobLost,
+    Quarantined,
+    StageFailed,
+    StageHostLost,
+    StageHung,
+    StageOutOfMemory,
+    StillRunning,
+    UnitsFailed,
+    Unplaceable,
+)
+from dgpunet_dask.errors.usage import (
+    BadName,
+    BadValue,
+    BadWorkload,
+    KeyReused,
+    LoopbackOnly,
+    MalformedFile,
+    MissingParameter,
+    MissingPath,
+    ModelUnavailable,
+    NeedsHead,
+    NewerFormat,
+    NoCases,
+    NoRecordedFleet,
+    OtherFleetRunning,
+    OtherPolicyRunning,
+    Problem,
+    UnknownParameter,
+    UnreadablePath,
+    UsageError,
+)
+
+__all__ = [
+    "BadName",
+    "BadToken",
+    "BadValue",
+    "BadWorkload",
+    "CertificateRefused",
+    "CheckFailed",
+    "CodeNotAllowed",
+    "DamagedFile",
+    "DependencyFailed",
+    "DgpunetError",
+    "DiskFull",
+    "EnvironmentFailed",
+    "FolderMissing",
+    "ForeignMemory",
+    "Interrupted",
+    "JobCancelled",
+    "JobFailed",
+    "JobLost",
+    "JoinRefused",
+    "KeyReused",
+    "LoopbackOnly",
+    "LowDisk",
+    "MalformedFile",
+    "MissingParameter",
+    "MissingPath",
+    "ModelUnavailable",
+    "NeedsHead",
+    "NewerFormat",
+    "NoCases",
+    "NoHead",
+    "NoIdentity",
+    "NoRecordedFleet",
+    "NoSuchIndex",
+    "NoSuchJob",
+    "NoSuchNode",
+    "NoSuchWorkload",
+    "NotAllowed",
+    "NotFound",
+    "OtherFleetRunning",
+    "OtherPolicyRunning",
+    "PathNotAllowed",
+    "PeerBusy",
+    "PeerFailed",
+    "PolicyCasesFailed",
+    "Problem",
+    "Quarantined",
+    "ReportedError",
+    "StageFailed",
+    "StageHostLost",
+    "StageHung",
+    "StageOutOfMemory",
+    "StartFailed",
+    "StillDraining",
+    "StillRunning",
+    "TokenRefused",
+    "TooManyAttempts",
+    "TooManyJobs",
+    "UnitsFailed",
+    "UnknownParameter",
+    "Unplaceable",
+    "UnreadablePath",
+    "UsageError",
+    "did_you_mean",
+    "rebuild_error",
+]

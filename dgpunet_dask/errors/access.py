@@ -1,0 +1,78 @@
+"""Who may not: tokens, certificates, keys, quotas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dgpunet_dask.errors.usage import UsageError
+
+
+class BadToken(UsageError):
+    """The {kind} is not whole: {why}. Give all of it, from its first sign to its last."""
+
+    code = "bad_token"
+
+
+class TokenRefused(UsageError):
+    """The token was refused: {why}. Make one for this host with `dgpunet-dask token create` on the head."""
+
+    code = "token_refused"
+
+    @property
+    def reasons(self) -> list[dict[str, Any]]:
+        """One mapping with the reason in one word."""
+        return [{"code": self.fields.get("reason")}]
+
+
+class CertificateRefused(UsageError):
+    """A certificate was refused: {why}."""
+
+    code = "certificate_refused"
+
+
+class NotAllowed(UsageError):
+    """{what} is not allowed: {why}. Use a key that may, or ask an operator of the cluster for one (`dgpunet-dask key create`)."""
+
+    code = "not_allowed"
+
+
+class JoinRefused(UsageError):
+    """Host {host} cannot join: {why}."""
+
+    code = "join_refused"
+
+
+class TooManyAttempts(UsageError):
+    """Too many keys or tokens that are none came from this address. Wait {wait_s:.0f} s, then use one that is good."""
+
+    code = "too_many_attempts"
+
+
+class NoIdentity(UsageError):
+    """{folder} holds no certificate of a cluster ({why}). Run `dgpunet-dask join TOKEN` with a token of its head."""
+
+    code = "no_identity"
+
+
+class TooManyJobs(UsageError):
+    """User {user} has as much work in the cluster as is allowed ({most}). Wait {wait_s:.0f} s or until some of it has ended, then submit
+    again; an operator may raise it under `quotas:` in config.yaml.
+    """
+
+    code = "quota"
+
+
+class PathNotAllowed(NotAllowed):
+    """{path} is not in a folder that jobs may read (these are: {roots}). Use a path below one of them, or ask an operator to add it to
+    `roots:` in config.yaml.
+    """
+
+    code = "path_not_allowed"
+
+
+class CodeNotAllowed(NotAllowed):
+    """The workload {workload} brings its own code, which this key may not run. Use a shipped workload, or ask an operator to submit it once
+    or to make a key that may (`dgpunet-dask key create`).
+    """
+
+    code = "code_not_allowed"
