@@ -15,7 +15,7 @@ import pytest
 
 from dgpunet_dask import failpoints
 from dgpunet_dask.errors import BadValue
-from dgpunet_dask.failpoints import POINTS, Failure, Folder, Inherited, parse
+from dgpunet_dask.failpoints import Failure, Folder, Inherited, parse
 from tests.helpers import ROOT, until
 
 LOOP = """\
