@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from dgpunet_dask import errors  # noqa: E402  # of this checkout, installed or not
 from dgpunet_dask.cli.main import PROGRAM, cli, common_options  # noqa: E402
+from dgpunet_dask.config import settings_file  # noqa: E402
 
 HEADING = "<!-- Written by scripts/make_docs.py from the code: change that, then run the script. -->\n"
 CLI_INTRO = f"""# Command line
@@ -32,6 +35,15 @@ A command ends with one of these. With `--json` the result's `"error"` is `null`
 | exit code | error code | message |
 |---|---|---|
 | 0 | | done |
+"""
+SETTINGS_INTRO = """# Settings
+
+The keys of `$DGPUNET_HOME/config.yaml`; see [settings](../howto/settings.md) for what they are for. [config.schema.json](config.schema.json) tells the
+same to editors.
+
+| key | default | what |
+|---|---|---|
+| `version` | none: it must be there, and be 1 | of the file's format |
 """
 
 
@@ -85,7 +97,34 @@ def _cell(message: str) -> str:
     return re.sub(r"\{(\w+)[^}]*\}", lambda field: field[1].upper(), message.replace("{hint}", "")).replace("|", "\\|")
 
 
-PAGES = {"docs/reference/cli.md": cli_page, "docs/reference/exit-codes.md": codes_page}
+def settings_rows(rule: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Yield a row for each key below a part of the settings' schema that has a value of its own."""
+    inner = settings_file.schema()["$defs"].get(rule.get("$ref", "").rpartition("/")[2], rule)
+    for name, below in inner.get("properties", {}).items():
+        key = f"{path}{name}"
+        if "$ref" in below:
+            yield from settings_rows(below, f"{key}.")
+        elif key != "version":
+            default = below.get("default", {"array": "none", "object": "none"}.get(below["type"]))
+            yield f"| `{key}` | {default} | {_cell(below['description'])} |"
+
+
+def settings_page() -> str:
+    """Return docs/reference/settings.md."""
+    return HEADING + SETTINGS_INTRO + "\n".join(settings_rows(settings_file.schema())) + "\n"
+
+
+def settings_schema() -> str:
+    """Return docs/reference/config.schema.json."""
+    return json.dumps(settings_file.schema(), indent=1) + "\n"
+
+
+PAGES = {
+    "docs/reference/cli.md": cli_page,
+    "docs/reference/exit-codes.md": codes_page,
+    "docs/reference/settings.md": settings_page,
+    "docs/reference/config.schema.json": settings_schema,
+}
 
 
 def stale() -> list[str]:
