@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from dgpunet_dask.config.settings import Floor, Quota
 from dgpunet_dask.config.settings_file import (
-    DEFAULTS, REST_S, SettingsWatch, parse_floor, parse_settings, read_settings, schema, settings_path,
+    DEFAULTS,
+    REST_S,
+    SettingsWatch,
+    parse_floor,
+    parse_settings,
+    read_settings,
+    schema,
+    settings_path,
 )  # fmt: skip
 from dgpunet_dask.errors import BadValue, MalformedFile, NewerFormat, UnreadablePath
 from tests.helpers import ROOT
@@ -148,7 +155,7 @@ def test_the_published_schema_is_that_of_the_code() -> None:
 SIZES = st.one_of(st.from_regex(r"[0-9]{1,3}(\.[0-9])?\s?(GiB|MB|B|)", fullmatch=True), st.integers(0, 9), st.text(max_size=5))
 FLOORS = st.one_of(SIZES, st.from_regex(r"[0-9]{1,3}%(, ?at most [0-9]GiB)?", fullmatch=True))
 COUNTS = st.one_of(st.integers(-1, 5), st.floats(0, 2), st.just("3"), st.none())
-QUOTA = {name: COUNTS for name in ("jobs", "units", "submissions_per_minute", "other")}
+QUOTA = dict.fromkeys(("jobs", "units", "submissions_per_minute", "other"), COUNTS)
 FILES = st.fixed_dictionaries(
     {"version": st.sampled_from([1, 1, 1, "1"])},
     optional={
@@ -156,7 +163,7 @@ FILES = st.fixed_dictionaries(
         "quotas": st.fixed_dictionaries({}, optional=QUOTA | {"users": st.dictionaries(st.sampled_from(["a", "b"]), st.fixed_dictionaries({}, optional=QUOTA))}),
         "disk": st.fixed_dictionaries(
             {},
-            optional={name: SIZES for name in ("logs", "caches", "spill", "results")}
+            optional=dict.fromkeys(("logs", "caches", "spill", "results"), SIZES)
             | {"floor": FLOORS, "results_days": st.integers(-1, 40), "ledger_backup": st.fixed_dictionaries({}, optional={"every": st.sampled_from(["1s", "1h", "x", 5]), "host": st.sampled_from(["a", "*", "auto"])})},
         ),
     },
