@@ -46,6 +46,8 @@ class Demand:
         Seconds at speed 1, ``None`` where unknown.
     larger_than
         Only cards with more VRAM than this: one of that size ran out of memory.
+    avoid
+        Names of devices that will not do: this very unit failed there, or runs there already.
 
     Raises
     ------
@@ -71,13 +73,15 @@ class Demand:
     inputs: Mapping[str, int | str] = field(default_factory=dict, hash=False)
     work: float | str | None = None
     larger_than: Mib | str | None = None
+    avoid: Iterable[str] = ()
 
     def __post_init__(self) -> None:
         for name in ("vram", "resident", "ram", "larger_than"):
             self._set(name, _named(name, Mib, getattr(self, name)))
         for name in ("compute_capability", "driver"):
             self._set(name, _named(name, _spec, getattr(self, name)))
-        self._set("features", _feature_names(self.features))
+        self._set("features", _names("features", self.features, '["bf16"]'))
+        self._set("avoid", _names("avoid", self.avoid, '["4090l"]'))
         self._set("inputs", _sizes(self.inputs))
         self._set("work", _named("work", _seconds, self.work))
         self._check()
@@ -201,10 +205,10 @@ def _sizes(inputs: Mapping[str, int | str]) -> dict[str, int]:
     return found
 
 
-def _feature_names(features: Iterable[str]) -> tuple[str, ...]:
-    if not isinstance(features, Iterable) or isinstance(features, str | Mapping) or not all(isinstance(f, str) for f in features):
-        raise BadValue(what="features", value=features, why='write a list, as ["bf16"]')
-    return tuple(sorted(set(features)))
+def _names(what: str, names: Iterable[str], example: str) -> tuple[str, ...]:
+    if not isinstance(names, Iterable) or isinstance(names, str | Mapping) or not all(isinstance(n, str) for n in names):
+        raise BadValue(what=what, value=names, why=f"write a list, as {example}")
+    return tuple(sorted(set(names)))
 
 
 def _plain(value: Any) -> Any:

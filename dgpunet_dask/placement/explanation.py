@@ -67,7 +67,7 @@ def effective(request: Request, policy: Policy) -> dict[str, Any]:
         "max_per_gpu": request.share,
         "prefer": prefer,
         "allow": None if request.allow is None else [dict(s.globs) for s in request.allow],
-        "deny": [{**s.globs, "at": _place(source)} for s, source in request.deny],
+        "deny": [{**s.globs, "at": _place(source)} for s, source in request.deny if source is not None],
         "roles": [{"role": role, "at": _place(source)} for role, source in request.roles],
         "on_oom": {"grow": on_oom.grow, "max": None if on_oom.max_mib is None else str(Mib.of(on_oom.max_mib)), "retries": on_oom.retries},
         "rules": [{"name": r.name, "layer": r.layer, "at": _place(r.source())} for r in rules],

@@ -237,6 +237,8 @@ def _feature(case: _Case) -> _Step | None:
 def _denied(case: _Case) -> _Step | None:
     host = case.fleet.host_by_name[case.device.host]
     selector, source = next((s, ref) for s, ref in case.request.deny if s.picks(case.device, host))
+    if source is None:
+        return _Step(f"avoid nothing ({case.device.name})", replace(case.demand, avoid=()), case.policy, 0.5)
     rule = _rule_at(case, source)
     deny = tuple(_NOBODY if s == selector else s for s in rule.deny or ())
     return _Step(f"remove deny ({selector}) at {_at(source)}", case.demand, _with_rule(case.policy, replace(rule, deny=deny)), 1.0)

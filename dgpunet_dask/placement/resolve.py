@@ -8,6 +8,7 @@ specific. A request depends on facts and rules only, so callers keep it per dema
 from __future__ import annotations
 
 import dataclasses
+import glob
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -65,7 +66,7 @@ class Request:
     demand: Demand
     sources: Mapping[str, SourceRef] = field(default_factory=dict)
     roles: tuple[tuple[str, SourceRef], ...] = ()
-    deny: tuple[tuple[Selector, SourceRef], ...] = ()
+    deny: tuple[tuple[Selector, SourceRef | None], ...] = ()
     allow: tuple[Selector, ...] | None = None
     share: int | None = None
     prefer: tuple[Preference, ...] | None = None
@@ -128,7 +129,7 @@ def resolve(demand: Demand, policy: Policy = NO_POLICY, estimates: Estimates = N
         demand=needs.demand(),
         sources=needs.sources,
         roles=tuple(needs.roles),
-        deny=tuple((s, rule.source(f"deny.{i}")) for rule in rules for i, s in enumerate(rule.deny or ())),
+        deny=(*_avoided(demand), *((s, rule.source(f"deny.{i}")) for rule in rules for i, s in enumerate(rule.deny or ()))),
         allow=None if allow is None else allow.allow,
         share=None if share is None else share.max_per_gpu,
         prefer=None if prefer is None else prefer.prefer or None,
@@ -217,3 +218,8 @@ class _Needs:
     def demand(self) -> Demand:
         """Return the demand with all needs united."""
         return dataclasses.replace(self._start, **self._changes) if self._changes else self._start
+
+
+def _avoided(demand: Demand) -> tuple[tuple[Selector, None], ...]:
+    """Return the devices that the demand itself will not have, as a rule would deny them."""
+    return tuple((Selector(device=glob.escape(name)), None) for name in demand.avoid)

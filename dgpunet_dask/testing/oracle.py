@@ -80,7 +80,7 @@ class Oracle:
         picked = self.allow is None or any(s.picks(device, host) for s in self.allow)
         fits = usable > 0 if self.vram is None else self.vram <= usable
         wrong = {
-            "denied": any(s.picks(device, host) for s in self.denied),
+            "denied": device.name in d.avoid or any(s.picks(device, host) for s in self.denied),
             "not_allowed": not picked or (d.gpus == 0 if gpu else not d.cpu_ok or d.gpus > 1),
             "role": not all(any(fnmatchcase(has, role) for has in host.roles) for role in self.roles),
             "owner": any(o.match.picks(device, host) and o.unmet(host, self.fleet.minute) for o in self.owners),

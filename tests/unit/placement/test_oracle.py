@@ -70,6 +70,7 @@ def tight(chance: Random) -> Trial:
         priority=pick([None, "batch", "interactive"]),
         work=pick([None, 1.0, 2.0, 4.0]),
         larger_than=pick(5 * [None] + ["8GiB", "15GiB"]),
+        avoid=pick(5 * [()] + [("g0",), ("g1", "h0/cpu")]),
         inputs=pick([{}, {}, {"g0": 10**9}, {"h1": 2 * 10**9, "g1": 10**9}]),
     )
     kept = Reserve(
