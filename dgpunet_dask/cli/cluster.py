@@ -30,14 +30,14 @@ def up(context: CliContext, simulate: Path | None, policy: tuple[Path, ...]) -> 
     error. Policy files are read again whenever they change.
     """
     from dgpunet_dask.cluster.config import joined_cluster
-    from dgpunet_dask.daemons.embedded import awaited_head, clear_remains, start_lock, starting
+    from dgpunet_dask.daemons.embedded import answering_head, clear_remains, start_lock, starting
 
     wanted = check_files(simulate, policy)
     joined = joined_cluster(context.home)
     if joined is not None:
         raise UsageError(detail=f"This machine belongs to the cluster of {joined}. `dgpunet-dask join` starts its part of it again.")
     with start_lock(context.home):
-        head = awaited_head(context.home)
+        head = answering_head(context.home)
         if head is not None:
             _keep(context, head, wanted, policy)
             return

@@ -1,12 +1,14 @@
 """The agent of a cluster on one machine: one worker process per device (`keeping`), and all stage hosts.
 
-In a simulated fleet it stands in for all machines. The agent of a real cluster is in `node_agent`.
+In a simulated fleet it stands in for all machines. The agent of a real cluster is in `node_agent`. Under `up` it is the supervisor's child and
+not the head's: loaded stages, and calls that run, outlive a head that is killed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -14,7 +16,7 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.fleets import fleet_from_json
@@ -29,6 +31,7 @@ from dgpunet_dask.stagehost.manager import StageHosts
 
 #: How long a call may go on whose worker has ended: its result has no taker, but its model may be wanted again.
 ORPHAN_S: Final = 5.0
+_POLL_S: Final = 0.05
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -74,12 +77,24 @@ def end_with_children() -> None:
     os._exit(1)
 
 
+async def _described(fleet_file: Path, stop: asyncio.Event) -> dict[str, Any] | None:
+    """Return the fleet once the head has written it, ``None`` where `stop` comes first."""
+    while not stop.is_set():
+        with contextlib.suppress(FileNotFoundError):
+            return dict(json.loads(fleet_file.read_text()))  # noqa: ASYNC240  # before anything is served
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _POLL_S)
+    return None
+
+
 async def _main(args: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     home = Home(args.home)
-    described = json.loads(args.fleet_file.read_text())
+    described = await _described(args.fleet_file, stop)
+    if described is None:
+        return
     site = WorkerSite(
         scheduler_file=args.scheduler_file,
         facts_folder=home.run / "facts",

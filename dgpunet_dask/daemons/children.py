@@ -1,4 +1,4 @@
-"""The head's two children: the stock Dask scheduler, and the agent. Either is started again when it ends, with the loss told.
+"""The head's children: the stock Dask scheduler, and, of an embedded cluster, the agent. Each is started again when it ends, with the loss told.
 
 The scheduler keeps nothing: with it go all futures, so running jobs fail with that cause. Its successor listens on the same port, where
 clients and workers look for it.
@@ -21,6 +21,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.keeping import how_ended
 from dgpunet_dask.daemons.lifeline import EXPECTED_ENV, POLICIES_ENV, OwnedProcess, child_env, python_argv, spawn
 from dgpunet_dask.daemons.register import Register
+from dgpunet_dask.daemons.resuming import free_port, port_of
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,9 @@ class Children:
     on_scheduler_lost
         Called with the cause each time the scheduler has ended.
     cluster
-        Of a head of real machines: its scheduler listens there, and the agent is not the head's child but the supervisor's.
+        Of a head of real machines: its scheduler listens there.
+    own_agent
+        Whether the agent is the head's child, and ends with it, and not the supervisor's.
     """
 
     def __init__(
@@ -60,8 +63,10 @@ class Children:
         on_scheduler_lost: Callable[[str], Awaitable[None]],
         clock: Clock | None = None,
         cluster: ClusterConfig | None = None,
+        own_agent: bool = True,
     ) -> None:
         self.cluster = cluster
+        self.own_agent = own_agent and cluster is None
         self.home = home
         self.fatal = fatal
         self.on_scheduler_lost = on_scheduler_lost
@@ -78,11 +83,17 @@ class Children:
         """Where the scheduler writes its address, and workers wait for it."""
         return self.home.run / "scheduler.json"
 
+    def resume(self, scheduler: str, dashboard: str | None) -> None:
+        """Have the scheduler listen where the one of a killed head did, as far as the ports are free. Call it before `start`."""
+        self.address, self.dashboard = scheduler, dashboard
+
     def start(self) -> None:
         """Start both at once; workers wait for the scheduler's file by themselves."""
         self.scheduler_file.unlink(missing_ok=True)  # of a head that was killed
+        for left in self.register.end_all(STOP_GRACE_S, only="scheduler"):  # one that was stopped cannot see that its head is gone
+            log.warning("the scheduler of an earlier head (process %d) was ended", left.pid)
         self._tasks = [asyncio.create_task(self._keep("scheduler", self._start_scheduler))]
-        if self.cluster is None:
+        if self.own_agent:
             self._tasks.append(asyncio.create_task(self._keep("agent", self._start_agent)))
 
     async def stop(self) -> None:
@@ -129,7 +140,7 @@ class Children:
 
     def _start_scheduler(self) -> OwnedProcess:
         self.scheduler_file.unlink(missing_ok=True)
-        web_port = (self.dashboard or "").removesuffix("/status").rpartition(":")[2] or "0"
+        web_port = str(free_port(port_of(self.dashboard)))
         argv = python_argv(
             *self._scheduler(web_port),
             *("--scheduler-file", str(self.scheduler_file)),
@@ -146,8 +157,7 @@ class Children:
         if self.cluster is not None:
             where = ("--host", self.cluster.address, "--port", str(self.cluster.ports.scheduler))
             return ("dgpunet_dask.daemons.scheduler_main", *where, "--dashboard-port", web_port)
-        port = self.address.rpartition(":")[2] or "0"
-        where = ("--host", "127.0.0.1", "--port", port)
+        where = ("--host", "127.0.0.1", "--port", str(free_port(port_of(self.address))))
         return ("distributed.cli.dask_scheduler", *where, "--dashboard-address", f"127.0.0.1:{web_port}")
 
     def _start_agent(self) -> OwnedProcess:

@@ -25,13 +25,15 @@ from dgpunet_dask.cluster.tls import Trust, is_loopback
 from dgpunet_dask.cluster.wire import error_from_wire
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn, wait_until
-from dgpunet_dask.daemons.register import Register, Registered, supervisor_of
+from dgpunet_dask.daemons.register import SUPERVISOR, Register, Registered, supervisor_of
 from dgpunet_dask.errors import DgpunetError, NoHead, StartFailed, UsageError
 
 log = logging.getLogger(__name__)
 
 #: How long a stopping head may take before it is killed.
 STOP_S: Final = 20.0
+#: The same of a supervisor, which gives its daemons as long, one after the other.
+SUPERVISOR_STOP_S: Final = 45.0
 #: A head that was stopped during its start.
 ABORT_S: Final = 8.0
 #: How long a head whose supervisor runs may take to come back.
@@ -141,6 +143,26 @@ def awaited_head(home: Home) -> HeadFile | None:
     return head
 
 
+def answering_head(home: Home) -> HeadFile | None:
+    """Return the head under `home` once it has answered; one that is just ending, because its supervisor was killed, is waited out.
+
+    Raises
+    ------
+    NoHead
+        If one runs and does not answer.
+    """
+    head = awaited_head(home)
+    try:
+        if head is not None:
+            client_of(head).status()
+    except NoHead:
+        wait_until(lambda: current_head(home) != head, STOP_S)
+        head = awaited_head(home)
+        if head is not None:
+            client_of(head).status()
+    return head
+
+
 def current_head(home: Home) -> HeadFile | None:
     """Return the head whose file lies under `home` if its process still runs, embedded or not."""
     head = read_head_file(home.head_file)
@@ -172,7 +194,7 @@ def start_lock(home: Home) -> Iterator[None]:
 def clear_remains(home: Home) -> list[Registered]:
     """End and remove what a killed head left behind; return the processes that were ended. Hold the `start_lock`."""
     ended = Register(home.run / "processes").end_all()
-    for name in ("head.json", "scheduler.json"):
+    for name in ("head.json", "scheduler.json", "fleet.json"):
         (home.run / name).unlink(missing_ok=True)
     home.agent_socket.unlink(missing_ok=True)
     return ended
@@ -202,7 +224,9 @@ def _wait_for_end(head: HeadFile) -> None:
 def starting(
     home: Home, *, simulate: Path | None, embedded: bool, policy: Iterable[Path] = (), say: Say = quietly
 ) -> Iterator[tuple[OwnedProcess, HeadFile]]:
-    """Start a head and give it once it answers. Release it inside the block; it ends with the block otherwise, and on any error.
+    """Start a cluster and give it once it answers: an embedded one is a head alone, any other has a supervisor above it.
+
+    Release it inside the block; it ends with the block otherwise, and on any error.
 
     Raises
     ------
@@ -211,18 +235,14 @@ def starting(
     StartFailed
         If it ends without a word.
     """
-    argv = python_argv("dgpunet_dask.daemons.head", "--home", str(home.root))
-    argv += ["--simulate", str(simulate.absolute())] if simulate else []
-    argv += ["--embedded"] if embedded else []
-    argv += [word for path in policy for word in ("--policy", str(path.absolute()))]
-    log_file = home.run / "logs" / "head.log"
-    process = spawn(argv, env=child_env({"DGPUNET_HOME": str(home.root)}), log_file=log_file, cwd=home.run, stdout=subprocess.PIPE)
-    Register(home.run / "processes").add(process.pid, "head")
+    words = ["--simulate", str(simulate.absolute())] if simulate else []
+    words += [word for path in policy for word in ("--policy", str(path.absolute()))]
+    process = _spawn_head(home, words) if embedded else _spawn_supervisor(home, words)
     try:
         _until_ready(process, home, say)
         head = read_head_file(home.head_file)
         if head is None:
-            raise StartFailed(why="the head ended at once", logs=log_file.parent)
+            raise StartFailed(why="the head ended at once", logs=home.run / "logs")
         yield process, head
         process.release()
     except BaseException:
@@ -230,8 +250,26 @@ def starting(
         raise
 
 
+def _spawn_head(home: Home, words: Iterable[str]) -> OwnedProcess:
+    return _spawn(home, "head", python_argv("dgpunet_dask.daemons.head", "--home", str(home.root), "--embedded", *words))
+
+
+def _spawn_supervisor(home: Home, words: Iterable[str]) -> OwnedProcess:
+    argv = python_argv("dgpunet_dask.daemons.supervisor", "--home", str(home.root), "--membership", "local", *words)
+    return _spawn(home, SUPERVISOR, argv)
+
+
+def _spawn(home: Home, what: str, argv: list[str]) -> OwnedProcess:
+    log_file = home.run / "logs" / f"{what}.log"
+    process = spawn(argv, env=child_env({"DGPUNET_HOME": str(home.root)}), log_file=log_file, cwd=home.run, stdout=subprocess.PIPE)
+    Register(home.run / "processes").add(process.pid, what)
+    return process
+
+
 def _until_ready(process: OwnedProcess, home: Home, say: Say) -> None:
+    """Say what the starting head tells, until it is ready. A supervisor tells why a head ended, and starts it again some times."""
     assert process.process.stdout is not None
+    why = ""
     with process.process.stdout as lines:
         for line in lines:
             told = json.loads(line)
@@ -239,12 +277,14 @@ def _until_ready(process: OwnedProcess, home: Home, say: Say) -> None:
                 raise error_from_wire(told["error"])
             if "ready" in told:
                 return
+            why = str(told.get("warning", why))
             say(str(told.get("progress") or told.get("warning")))
-    raise StartFailed(why=f"the head ended with status {process.process.wait()}", logs=home.run / "logs")
+    status = process.process.wait()
+    raise StartFailed(why=why or f"the head ended with status {status}", logs=home.run / "logs")
 
 
 def _abort(process: OwnedProcess, home: Home) -> None:
-    """End a head whose start went wrong or was interrupted, with everything it started."""
+    """End a cluster whose start went wrong or was interrupted, with everything it started."""
     process.process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.process.wait(ABORT_S)
@@ -259,7 +299,7 @@ def stop_cluster(home: Home) -> tuple[bool, list[Registered]]:
     """
     with start_lock(home):
         head, supervisor = current_head(home), supervisor_of(home)
-        if head is not None:
+        if head is not None and not _stopped(head):
             with contextlib.suppress(DgpunetError):
                 client_of(head).shutdown()
                 _wait_for_end(head)
@@ -268,10 +308,18 @@ def stop_cluster(home: Home) -> tuple[bool, list[Registered]]:
         return head is not None or supervisor is not None, clear_remains(home)
 
 
+def _stopped(head: HeadFile) -> bool:
+    """Whether a head stands still (SIGSTOP, a debugger): it takes connections and answers none."""
+    process = Registered(head.pid, head.created, "head").process()
+    with contextlib.suppress(psutil.Error):
+        return process is not None and process.status() in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP}
+    return False
+
+
 def _stop_supervisor(supervisor: Registered) -> None:
     """Have a supervisor end its daemons in good order, and wait for its end."""
     process = supervisor.process()
     if process is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    wait_until(lambda: supervisor.process() is None, STOP_S)
+    wait_until(lambda: supervisor.process() is None, SUPERVISOR_STOP_S)

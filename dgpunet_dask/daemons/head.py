@@ -1,4 +1,4 @@
-"""The head daemon: the Dask scheduler and the agent as its children, the jobs, and the HTTP API over them.
+"""The head daemon: the Dask scheduler as its child, the jobs, and the HTTP API over them. Embedded, the agent is its child as well.
 
 What it prints on its standard output until it is ready is for its starter, one JSON object a line: ``{"progress": text}``, then
 ``{"ready": true}`` or ``{"error": {...}}``.
@@ -31,7 +31,7 @@ from dgpunet_dask.cluster.headfile import HeadFile, write_head_file
 from dgpunet_dask.cluster.policy_watch import Places
 from dgpunet_dask.cluster.wire import error_to_wire
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.daemons import children
+from dgpunet_dask.daemons import children, resuming
 from dgpunet_dask.daemons.api import ApiContext, listen
 from dgpunet_dask.daemons.deriving import Deriving
 from dgpunet_dask.daemons.expected import Expected
@@ -75,7 +75,8 @@ _POLL_S: Final = 0.05
 class HeadOptions:
     """What a head is started with: its home, the fleet and what that was read from, and whether it ends with its last lease.
 
-    `probed`: the fleet is this machine, and not a file. `policy`: the policy files; without any, those of the home.
+    `probed`: the fleet is this machine, and not a file. `policy`: the policy files; without any, those of the home. `supervised`: the agent
+    is the supervisor's child, and this head may be the successor of one that was killed.
     """
 
     home: Home
@@ -84,6 +85,7 @@ class HeadOptions:
     embedded: bool = False
     probed: bool = False
     policy: tuple[Path, ...] = ()
+    supervised: bool = False
 
 
 class Head:
@@ -112,7 +114,10 @@ class Head:
         self.deriving = Deriving(self.home, options.fleet)
         self.policies = Policies(Places(self.home, options.policy), self._tell_policies)
         self.recording = Recording(DecisionFiles(self.home.decisions), lambda seen: self._ask("dgpunet_trace", since=seen))
-        self.children = children.Children(self.home, fatal=self.stop, on_scheduler_lost=self._scheduler_lost)
+        self.children = children.Children(
+            self.home, fatal=self.stop, on_scheduler_lost=self._scheduler_lost, own_agent=not options.supervised
+        )
+        self.before: HeadFile | None = None
         self.settling = Settling(self.live, lambda: self.policies.told)
 
     def stop(self, why: str) -> None:
@@ -132,20 +137,36 @@ class Head:
         UsageError
             If a policy file cannot be read.
         """
+        self._resume()
         described = {**fleet_to_json(self.options.fleet), "probed": self.options.probed}
         write_private(self.home.run / "fleet.json", json.dumps(described))
         self.deriving.refresh()
-        self.policies.load()
+        self._load_policies()
         self._hand_on(self.policies.sources)
         self.expected.begin(self._belonging())
         async with self._children(), self._connected() as client, self._following():
             await self._or_stopped(self.policies.settled(), "the scheduler did not take the policies")
-            await self._workers_joined(client)
+            if self.before is None:  # else they come back by themselves, and who waits for this head has waited long enough
+                await self._workers_joined(client)
             if self.stopping.is_set():
                 return
             async with self._serving():
                 self.report({"ready": True})
                 await self.stopping.wait()
+
+    def _resume(self) -> None:
+        """Be found where the head before was, if one was killed; what it had is on its way back."""
+        self.before = None if self.options.embedded else resuming.head_before(self.home)
+        if self.before is not None:
+            log.info("goes on for the head that was process %d", self.before.pid)
+            self.children.resume(self.before.scheduler, self.before.dashboard)
+            self.settling.met = frozenset(device.name for device in self.options.fleet.devices)
+
+    def _load_policies(self) -> None:
+        if self.before is None:
+            self.policies.load()
+        else:
+            resuming.load_policies(self.policies, self.home.policies_in_force)
 
     @contextlib.asynccontextmanager
     async def _children(self) -> AsyncIterator[None]:
@@ -241,7 +262,8 @@ class Head:
         finally:
             ctx.stopping = True
             self.indexes.close()
-            self.home.head_file.unlink(missing_ok=True)
+            if self.stopping.is_set():  # else it broke, and its successor needs to know where it was
+                self.home.head_file.unlink(missing_ok=True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.service.close(), STOP_S)
             for server in servers:
@@ -250,7 +272,7 @@ class Head:
 
     def _make_context(self, jobs: Jobs) -> ApiContext:
         return ApiContext(
-            key=secrets.token_urlsafe(32),
+            key=secrets.token_urlsafe(32) if self.before is None else self.before.key,
             service=jobs,
             status=self.status,
             placements=self.placements,
@@ -266,7 +288,7 @@ class Head:
 
     def _listen(self, ctx: ApiContext) -> list[HTTPServer]:
         """Open the listeners."""
-        return [listen(ctx)]
+        return [resuming.listen_again(functools.partial(listen, ctx), resuming.port_of(self.before.api if self.before else None))]
 
     def _make_service(self) -> Jobs:
         from dgpunet_dask.jobs.plan import HeadHost
@@ -360,11 +382,11 @@ class Head:
         return Estimates.from_json(await self._ask("dgpunet_learned"))
 
     def _belonging(self) -> frozenset[str] | None:
-        """Return the devices that an earlier head had and that come back by themselves: none, where they end with their head.
+        """Return the devices that an earlier head had and that come back by themselves: none, but where that was killed and its agent was not.
 
         ``None``: all that it had.
         """
-        return frozenset()
+        return None if self.before is not None else frozenset()
 
     async def placements(self, since: int) -> Sequence[dict[str, Any]]:
         """Return the placements after number `since`."""
@@ -391,25 +413,6 @@ def head_host(fleet: Fleet) -> str:
     """Return the CPU device of the first host with the role ``head``, else of the first host."""
     heads = [host for host in fleet.hosts if "head" in host.roles] or list(fleet.hosts)
     return heads[0].cpu_device if heads else "cpu"
-
-
-def read_fleet(simulate: Path | None, home: Home) -> Fleet:
-    """Return the fleet that a file states, or this machine. What torch said of itself is kept under `home`.
-
-    Raises
-    ------
-    MalformedFile
-        With every mistake of the file.
-    MissingPath, UnreadablePath
-        If it cannot be read.
-    """
-    from dgpunet_dask.hardware.probe import local_fleet
-    from dgpunet_dask.hardware.runtime import torch_arches
-    from dgpunet_dask.hardware.simulated import simulated_fleet
-
-    if simulate is not None:
-        return simulated_fleet(simulate)
-    return local_fleet(arches=functools.partial(torch_arches, home.torch_arches))
 
 
 def _end_at_once() -> None:
@@ -446,8 +449,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dgpunet-dask-head", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--simulate", type=Path)
-    parser.add_argument("--embedded", action="store_true")
-    parser.add_argument("--cluster", action="store_true")
+    for name in ("--embedded", "--supervised", "--cluster"):
+        parser.add_argument(name, action="store_true")
     parser.add_argument("--policy", type=Path, action="append", default=[])
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -455,8 +458,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     starter = Starter(home.run / "logs" / "head.log")
     try:
         label = "cluster" if args.cluster else str(args.simulate or "local")
-        fleet = Fleet() if args.cluster else read_fleet(args.simulate, home)  # the agents of a cluster tell what it has
-        options = HeadOptions(home, fleet, label, args.embedded, probed=args.simulate is None, policy=tuple(args.policy))
+        kept = resuming.kept_fleet(home.run / "fleet.json") if args.supervised else None
+        fleet = Fleet() if args.cluster else kept or resuming.read_fleet(args.simulate, home)  # the agents of a cluster tell what it has
+        probed, policy = args.simulate is None, tuple(args.policy)
+        options = HeadOptions(home, fleet, label, args.embedded, probed=probed, policy=policy, supervised=args.supervised)
         with _registered(home):
             asyncio.run(_main(options, starter, cluster=args.cluster))
     except DgpunetError as error:

@@ -1,7 +1,8 @@
 """The small process above a host's daemons: starts them, and starts them again when they end, each alone.
 
-On the head's host these are the head daemon and the host's agent, on any other host the agent. A head that is killed comes back on the same
-ports while the agent, with all loaded stages, lives on. The first one that ends with status 0 was told to: then all ends.
+On the head's host these are the head daemon and the host's agent, on any other host the agent; a cluster on one machine (`up`) has both. A head
+that is killed comes back on the same ports while the agent, with all loaded stages, lives on. The first one that ends with status 0 was told
+to: then all ends.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.keeping import how_ended
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn, watch
 from dgpunet_dask.daemons.register import SUPERVISOR, Register, kill_descendants
+from dgpunet_dask.daemons.starter import Outlet
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +40,11 @@ USAGE: Final = 2
 
 @dataclass(frozen=True)
 class Daemon:
-    """One daemon: the name of its log, and its module with arguments."""
+    """One daemon: the name of its log, its module with arguments, and the files under ``run`` that mean nothing once it has ended."""
 
     name: str
     argv: tuple[str, ...]
+    leaves: tuple[str, ...] = ()
 
 
 def daemons_of(membership: Membership, home: Home, policy: Sequence[Path] = ()) -> tuple[Daemon, ...]:
@@ -52,6 +55,22 @@ def daemons_of(membership: Membership, home: Home, policy: Sequence[Path] = ()) 
         return (agent,)
     files = tuple(word for path in policy for word in ("--policy", str(path)))
     return (Daemon("head", ("dgpunet_dask.daemons.head", *here, "--cluster", *files)), agent)
+
+
+def local_daemons(home: Home, simulate: Path | None = None, policy: Sequence[Path] = ()) -> tuple[Daemon, ...]:
+    """Return the daemons of a cluster on this machine alone, in the order in which they are started. Pure.
+
+    The agent waits for the fleet that the head writes. Its workers must not go to a scheduler that is gone: its file goes with the head.
+    """
+    here = ("--home", str(home.root))
+    files = tuple(word for path in policy for word in ("--policy", str(path)))
+    fleet = () if simulate is None else ("--simulate", str(simulate))
+    scheduler = home.run / "scheduler.json"
+    meeting = ("--fleet-file", str(home.run / "fleet.json"), "--scheduler-file", str(scheduler))
+    return (
+        Daemon("head", ("dgpunet_dask.daemons.head", *here, "--supervised", *fleet, *files), leaves=(scheduler.name,)),
+        Daemon("agent", ("dgpunet_dask.daemons.agent", *here, *meeting)),
+    )
 
 
 class Supervisor:
@@ -67,10 +86,14 @@ class Supervisor:
         Takes a line about each daemon that ends.
     clock
         Tells how long a daemon ran.
+    outlet
+        Where a command waits for the first daemon and reads what that says of its start.
     """
 
-    def __init__(self, home: Home, daemons: Sequence[Daemon], say: Callable[[str], None], clock: Clock | None = None) -> None:
-        self.home, self.daemons, self.say = home, daemons, say
+    def __init__(
+        self, home: Home, daemons: Sequence[Daemon], say: Callable[[str], None], clock: Clock | None = None, outlet: Outlet | None = None
+    ) -> None:
+        self.home, self.daemons, self.say, self.outlet = home, daemons, say, outlet
         self.clock = clock or SystemClock()
         self.register = Register(home.run / "processes")
         self.backoff = Backoff(most_s=15.0)
@@ -78,14 +101,15 @@ class Supervisor:
         self.status = 0
 
     async def run(self) -> int:
-        """Run all; return the exit status to leave with."""
+        """Run all; return the exit status to leave with. The first ends first: it may need the others for that."""
         tasks = [asyncio.create_task(self._keep(daemon)) for daemon in self.daemons]
         try:
             await self.stop.wait()
         finally:
-            for task in reversed(tasks):
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for some in (tasks[:1], tasks[1:]):
+                for task in some:
+                    task.cancel()
+                await asyncio.gather(*some, return_exceptions=True)
         return self.status
 
     async def _keep(self, daemon: Daemon) -> None:
@@ -115,13 +139,17 @@ class Supervisor:
                 return await child.ended()
             finally:
                 await asyncio.shield(child.stop(STOP_S))
+                for name in daemon.leaves:
+                    (self.home.run / name).unlink(missing_ok=True)
 
     def _spawn(self, daemon: Daemon) -> OwnedProcess:
+        heard = self.outlet is not None and daemon is self.daemons[0] and self.outlet.heard
         return spawn(
             python_argv(*daemon.argv),
             env=child_env({"DGPUNET_HOME": str(self.home.root)}),
             log_file=self.home.run / "logs" / f"{daemon.name}.log",
             cwd=self.home.run,
+            stdout=self.outlet.fd if self.outlet is not None and heard else None,
         )
 
 
@@ -136,9 +164,9 @@ def registered(home: Home) -> Iterator[None]:
         register.remove(os.getpid())
 
 
-async def supervise(home: Home, daemons: Sequence[Daemon], say: Callable[[str], None] = log.warning) -> int:
+async def supervise(home: Home, daemons: Sequence[Daemon], say: Callable[[str], None] = log.warning, outlet: Outlet | None = None) -> int:
     """Run `daemons` until SIGTERM or SIGINT, or until the first of them ends in good order or cannot run; return the exit status."""
-    supervisor = Supervisor(home, daemons, say)
+    supervisor = Supervisor(home, daemons, say, outlet=outlet)
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, supervisor.stop.set)
     with registered(home):
@@ -156,12 +184,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     watch(_end_at_once)
     parser = argparse.ArgumentParser(prog="dgpunet-dask-supervisor", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--membership", choices=("head", "node"), required=True)
+    parser.add_argument("--membership", choices=("local", "head", "node"), required=True)
+    parser.add_argument("--simulate", type=Path)
     parser.add_argument("--policy", type=Path, action="append", default=[])
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     home = Home(args.home).ensure()
-    return asyncio.run(supervise(home, daemons_of(args.membership, home, args.policy)))
+    if args.membership != "local":
+        return asyncio.run(supervise(home, daemons_of(args.membership, home, args.policy)))
+    outlet = Outlet(sys.stdout.fileno())
+    return asyncio.run(supervise(home, local_daemons(home, args.simulate, args.policy), outlet.warn, outlet))
 
 
 if __name__ == "__main__":

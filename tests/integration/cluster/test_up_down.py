@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import stat
 
 import psutil
 import pytest
 
+from dgpunet_dask.cluster.headfile import read_head_file
+from dgpunet_dask.daemons.resuming import port_of
 from dgpunet_dask.testing.processes import listening_addresses, processes_of
 
 SLOW_YAML = """
@@ -38,6 +42,16 @@ class Work(Stage):
         return batch
 """
 HOME5 = "policies/fleets/home5.yaml"
+
+
+@contextlib.contextmanager
+def listening(address):
+    """Be somebody else who listens at `address`."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port_of(address)))
+        other.listen()
+        yield
 
 
 def test_up_status_down_leave_nothing(site):
@@ -120,21 +134,85 @@ def test_five_machines(site):
     assert site.left() == []
 
 
-def test_killed_head_leaves_nothing(site, two_cards):
-    status = site.up("--simulate", two_cards)
-    os.kill(status["head_pid"], signal.SIGKILL)
-    site.until(lambda: not site.left(), 5)
-    assert site.run("status")[0] == 102
-    assert site.home.head_file.exists()  # stale, and recognised as such
-    assert site.up("--simulate", two_cards)["head_pid"] != status["head_pid"]
+def test_a_killed_head_comes_back_where_it_was(site, two_cards):
+    before, (agent,) = site.up("--simulate", two_cards), site.pids("daemons.agent")
+    key = read_head_file(site.home.head_file).key
+    two_cards.write_text("no fleet at all")  # what was read from it at the start counts
+    os.kill(before["head_pid"], signal.SIGKILL)
+    after = site.status()  # waits for it
+    assert after["head_pid"] != before["head_pid"]
+    assert [after[name] for name in ("api", "address", "dashboard")] == [before[name] for name in ("api", "address", "dashboard")]
+    assert read_head_file(site.home.head_file).key == key
+    assert site.pids("daemons.agent") == [agent]
+    site.until(lambda: {w["state"] for w in site.status()["workers"]} == {"running"})
+    assert site.run("down")[0] == 0
+    assert site.left() == []
 
 
-def test_down_ends_what_a_killed_head_left(site):
-    """A worker that is stopped cannot see that its owner is gone."""
+def test_a_head_whose_ports_are_taken_meanwhile_answers_on_others(site):
+    before = site.up()
+    (supervisor,) = site.pids("daemons.supervisor")
+    os.kill(supervisor, signal.SIGSTOP)  # nobody starts it again until the ports are taken
+    os.kill(before["head_pid"], signal.SIGKILL)
+    site.until(lambda: not site.pids("dask_scheduler"))
+    with listening(before["api"]), listening(before["address"]):
+        os.kill(supervisor, signal.SIGCONT)
+        after = site.status()
+        assert after["api"] != before["api"]
+        assert after["address"] != before["address"]
+        site.until(lambda: {w["state"] for w in site.status()["workers"]} == {"running"})
+
+
+def test_a_second_up_in_the_moment_of_a_restart_changes_nothing(site):
+    before, supervisor = site.up(), site.pids("daemons.supervisor")
+    os.kill(before["head_pid"], signal.SIGKILL)
+    after = site.up()
+    assert after["api"] == before["api"]
+    assert site.pids("daemons.supervisor") == supervisor
+
+
+def test_policies_that_have_become_wrong_stay_in_force_over_a_restart(site, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("version: 1\nrules:\n- {name: a, deny: [{host: x}]}\n")
+    before = site.up("--policy", file)
+    file.write_text("version: 1\nrules:\n- {name: a, dny: []}\n")
+    os.kill(before["head_pid"], signal.SIGKILL)
+    policy = site.status()["policy"]
+    assert policy["digest"] == before["policy"]["digest"]
+    assert f"{file}:3:" in policy["error"]["message"]
+
+
+@pytest.mark.parametrize("victim", ["daemons.head", "daemons.supervisor"])
+def test_down_after_a_kill_leaves_nothing(site, victim):
+    site.up()
+    os.kill(site.pids(victim)[0], signal.SIGKILL)
+    code, _, err = site.run("down")
+    assert code == 0, err
+    assert site.left() == []
+
+
+def test_a_killed_supervisor_takes_everything_along_and_up_serves_again(site, two_cards):
+    before = site.up("--simulate", two_cards)
+    os.kill(site.pids("daemons.supervisor")[0], signal.SIGKILL)
+    after = site.up("--simulate", two_cards)  # at once: what is about to end is not taken for a cluster
+    assert after["head_pid"] != before["head_pid"]
+    assert len(site.pids("daemons.supervisor")) == len(site.pids("daemons.head")) == 1
+
+
+def test_down_ends_a_head_that_stands_still(site):
     status = site.up()
+    os.kill(status["head_pid"], signal.SIGSTOP)
+    code, _, err = site.run("down")
+    assert code == 0, err
+    assert site.left() == []
+
+
+def test_down_ends_what_a_killed_supervisor_left(site):
+    """A worker that is stopped cannot see that its owner is gone."""
+    site.up()
     (worker,) = site.pids("dask_worker")
     os.kill(worker, signal.SIGSTOP)
-    os.kill(status["head_pid"], signal.SIGKILL)
+    os.kill(site.pids("daemons.supervisor")[0], signal.SIGKILL)
     site.until(lambda: not site.pids("dask_scheduler"), 5)
     code, _, err = site.run("down")
     assert code == 0, err
@@ -204,7 +282,7 @@ def test_a_job_submitted_while_the_scheduler_starts_again_waits_for_it_and_its_w
     assert json.loads(out)["units"]["done"] == 1
 
 
-@pytest.mark.parametrize("phase", ["head", "dask_scheduler", "daemons.agent", "dask_worker"])
+@pytest.mark.parametrize("phase", ["daemons.supervisor", "daemons.head", "dask_scheduler", "daemons.agent", "dask_worker"])
 def test_ctrl_c_during_the_start_leaves_nothing(site, two_cards, phase):
     up = site.start("up", "--simulate", two_cards)
     site.until(lambda: site.pids(phase))
@@ -216,7 +294,7 @@ def test_ctrl_c_during_the_start_leaves_nothing(site, two_cards, phase):
     assert not site.home.head_file.exists()
 
 
-@pytest.mark.parametrize("phase", ["head", "dask_worker"])
+@pytest.mark.parametrize("phase", ["daemons.supervisor", "daemons.head", "dask_worker"])
 def test_killed_up_during_the_start_leaves_nothing(site, two_cards, phase):
     up = site.start("up", "--simulate", two_cards)
     site.until(lambda: site.pids(phase))
