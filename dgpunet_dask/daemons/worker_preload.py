@@ -29,6 +29,10 @@ LINGER_S: Final = 3.0
 #: The same without running tasks: a nanny's child waits for threads of its own otherwise, while a new scheduler waits for its successor.
 IDLE_LINGER_S: Final = 1.0
 
+#: How soon an agent that does not answer is asked again what is loaded; each time after twice as long, up to the second.
+SUBSCRIBE_FIRST_S: Final = 0.2
+SUBSCRIBE_MOST_S: Final = 10.0
+
 #: Set for workers whose pages are under a secret path.
 HIDE_PAGES: Final = "DGPUNET_HIDE_PAGES"
 
@@ -69,15 +73,24 @@ async def _evict(agent: AgentClient, device: str, resident: str) -> None:
 
 
 def _subscribe(worker: Any, plugin: DeviceWorker, agent: AgentClient, devices: list[str]) -> None:
-    """Pass on what is loaded, once the worker can speak to its scheduler."""
+    """Pass on what is loaded, once the worker can speak to its scheduler.
+
+    An agent that does not answer is asked again: until it does, the scheduler counts on what was loaded before.
+    """
 
     def passed_on(device: str, residents: list[dict[str, Any]]) -> None:
         worker.loop.add_callback(plugin.report_residents, device, residents)
 
-    try:
-        _subscriptions.append(agent.subscribe(devices, passed_on))
-    except DgpunetError as error:
-        log.warning("what is loaded on %s will not be known: %s", ", ".join(devices), error)
+    wait_s = SUBSCRIBE_FIRST_S
+    while not _ending.is_set():
+        try:
+            _subscriptions.append(agent.subscribe(devices, passed_on))
+        except (DgpunetError, OSError) as error:
+            log.warning("what is loaded on %s is not known yet: %s", ", ".join(devices), error)
+            _ending.wait(wait_s)
+            wait_s = min(2 * wait_s, SUBSCRIBE_MOST_S)
+        else:
+            return
 
 
 async def dask_teardown(worker: Any) -> None:
