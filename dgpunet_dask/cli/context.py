@@ -76,11 +76,15 @@ class CliContext:
 
     def head_client(self) -> Client:
         """Return a client of the running head; without one it is NoHead, never an embedded cluster of its own."""
-        from dgpunet_dask.client import Client
-
         if not self.head_runs():
             raise NoHead(where=self.home.root)
-        return Client(self.cluster, home=self.home)
+        return self.client()
+
+    def client(self) -> Client:
+        """Return a client of the cluster, which may be an embedded one of its own; it says when it waits for a head that is gone."""
+        from dgpunet_dask.client import Client
+
+        return Client(self.cluster, home=self.home, say=lambda text: click.echo(text, err=True))
 
 
 pass_context = click.make_pass_decorator(CliContext)

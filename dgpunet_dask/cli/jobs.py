@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
+from dgpunet_dask.errors import DgpunetError
+from dgpunet_dask.model.job import FINAL_STATES, JOB_STATES
+
+if TYPE_CHECKING:
+    from dgpunet_dask.model.job import JobStatus
+
+JOB_IDS: Final = click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
 
 
 @click.group()
 def jobs() -> None:
-    """List, show, follow and cancel the jobs of a running head."""
+    """List, show, follow, cancel and retry the jobs of a running head."""
 
 
 @jobs.command("list")
+@click.option("--state", type=click.Choice(JOB_STATES), help="Only jobs in this state.")
+@click.option("--owner", metavar="U", help="Only jobs of this user.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the N newest of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @pass_context
-def list_jobs(context: CliContext, as_json: bool) -> None:
-    """List all jobs, oldest first."""
+def list_jobs(context: CliContext, state: str | None, owner: str | None, limit: int | None, as_json: bool) -> None:
+    """List jobs, oldest first."""
     with context.head_client() as client:
-        found = client.api.jobs()
+        found = client.jobs(state=state, owner=owner)
+    found = found if limit is None else found[-limit:]
     if as_json:
-        emit_json([{"workload": s.workload, "submitted_at": s.submitted_at, **s.to_json()} for s in found])
+        emit_json([{"workload": s.workload, "owner": s.owner, "submitted_at": s.submitted_at, **s.to_json()} for s in found])
         return
     for status in found:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.submitted_at))
-        click.echo(f"{status.job_id}  {status.state:<9}  {started}  {status.seconds:8.1f} s  {status.owner or '-':<12}  {status.workload}")
+        line = f"{status.job_id}  {status.state:<9}  {started}  {status.seconds:8.1f} s  {status.owner or '-':<12}  {status.workload}"
+        click.echo(printable(line))
 
 
 @jobs.command()
@@ -36,46 +48,109 @@ def list_jobs(context: CliContext, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @pass_context
 def show(context: CliContext, job_id: str, as_json: bool) -> None:
-    """Show one job, live."""
-    from dgpunet_dask.cli.submit import show_result
+    """Show one job, live: how far it is, what each stage and device has done, which attempts failed and why."""
+    from dgpunet_dask.cli.following import show_result
 
     with context.head_client() as client:
-        show_result(client.api.show(job_id), as_json=as_json)
+        status = client.show(job_id)
+        if as_json:
+            show_result(status, as_json=True)
+            return
+        told = list(_shown(status, client.progress(job_id), client.attempts(job_id)))
+    for line in told:
+        click.echo(printable(line))
+
+
+def _shown(status: JobStatus, progress: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    from dgpunet_dask.cli.following import metric_lines
+    from dgpunet_dask.cli.wording import failed_lines, progress_lines, spoken
+
+    since = f"after {status.seconds:.1f} s" if status.state in FINAL_STATES else f"for {spoken(status.seconds)}"
+    yield f"job {status.job_id} ({status.workload}) {status.state} {since}{f', of {status.owner}' if status.owner else ''}"
+    if status.error is not None:
+        yield f"  {status.error['message']}"
+    yield from progress_lines(progress)
+    yield from metric_lines(status.metrics)
+    yield from failed_lines(attempts)
 
 
 @jobs.command()
 @click.argument("job_id")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
+@click.option("--stage", metavar="NAME", help="Only what this stage printed, and its attempts and placements.")
+@click.option("--unit", metavar="ID", help="Only what concerns this unit; the first characters of its id will do.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @pass_context
-def logs(context: CliContext, job_id: str, follow: bool, as_json: bool) -> None:
-    """Print what happened in a job: states, progress, placements, tracebacks."""
+def logs(context: CliContext, job_id: str, follow: bool, stage: str | None, unit: str | None, as_json: bool) -> None:
+    """Print what happened in a job: states, progress, placements, failed attempts, what its stages printed.
+
+    The head keeps it, so that it is there after a worker, a host or the head itself has died.
+    """
+    from dgpunet_dask.cli.wording import event_line
+
     with context.head_client() as client:
-        for event in client.events(job_id) if follow else client.api.events(job_id, since=0, wait_s=0.0):
-            emit_json(event, indent=None) if as_json else click.echo(printable(event_line(event), keep="\t\n"))
+        for event in client.events(job_id) if follow else client.history(job_id):
+            if _wanted(event, stage, unit):
+                emit_json(event, indent=None) if as_json else click.echo(printable(event_line(event), keep="\t\n"))
+
+
+def _wanted(event: Mapping[str, Any], stage: str | None, unit: str | None) -> bool:
+    return (stage is None or event.get("stage") == stage) and (unit is None or str(event.get("unit") or "").startswith(unit))
 
 
 @jobs.command()
-@click.argument("job_id")
+@JOB_IDS
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="Stop waiting after S seconds (exit code 101).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @pass_context
-def wait(context: CliContext, job_id: str, timeout_s: float | None, as_json: bool) -> None:
-    """Wait for a job's end and leave with its exit code."""
-    from dgpunet_dask.cli.submit import follow
+def wait(context: CliContext, job_ids: tuple[str, ...], timeout_s: float | None, as_json: bool) -> None:
+    """Wait until jobs have ended, and leave with the exit code of the first that did not end well."""
+    from dgpunet_dask.cli.following import follow, follow_all
 
+    how: dict[str, Any] = {"timeout_s": timeout_s, "as_json": as_json, "stop_on_interrupt": False}
     with context.head_client() as client:
-        follow(context, client, job_id, label=job_id, timeout_s=timeout_s, as_json=as_json, stop_on_interrupt=False)
+        if len(job_ids) == 1:
+            follow(context, client, job_ids[0], label=job_ids[0], **how)
+        follow_all(context, client, job_ids, **how)
 
 
 @jobs.command()
-@click.argument("job_id")
+@JOB_IDS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @pass_context
-def cancel(context: CliContext, job_id: str) -> None:
-    """Cancel a job; one that has ended stays as it is."""
+def cancel(context: CliContext, job_ids: tuple[str, ...], as_json: bool) -> None:
+    """Cancel jobs; one that has ended stays as it is."""
     with context.head_client() as client:
-        status = client.api.cancel(job_id)
-    click.echo(f"job {job_id} is {status.state}")
+        _each(job_ids, client.cancel, as_json=as_json)
+
+
+@jobs.command()
+@JOB_IDS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@pass_context
+def retry(context: CliContext, job_ids: tuple[str, ...], as_json: bool) -> None:
+    """Start jobs again that failed, were cancelled or lost: under their ids, and only what is not finished."""
+    with context.head_client() as client:
+        _each(job_ids, client.retry, as_json=as_json)
+
+
+def _each(job_ids: Iterable[str], change: Callable[[str], JobStatus], *, as_json: bool) -> None:
+    """Change each job and print its state; one that cannot be does not keep the others from it, and the first error is told last."""
+    told, errors = [], list[DgpunetError]()
+    for job_id in job_ids:
+        try:
+            status = change(job_id)
+        except DgpunetError as error:
+            errors.append(error)
+            continue
+        told.append({"job_id": status.job_id, "state": status.state})
+        if not as_json:
+            click.echo(f"job {job_id} is {status.state}")
+    for failed in errors:
+        click.echo(printable(f"dgpunet-dask: {failed}"), err=True)
+    if as_json:
+        emit_json({"jobs": told, "error": errors[0].to_json() if errors else None})
+    raise SystemExit(errors[0].exit_code if errors else 0)
 
 
 @jobs.command()
@@ -122,16 +197,3 @@ def _turn(group: dict[str, Any]) -> Iterator[str]:
         yield f"  queue  : {', '.join(group['queue']['kept'])} is kept free for it, since {group['queue']['passed']} others went before it"
     elif group["outcome"] == "placed":
         yield "  queue  : other work has its turn first: by priority, by age, or by the share that its user has had"
-
-
-def event_line(event: dict[str, Any]) -> str:
-    """Return one event as a line for people."""
-    from dgpunet_dask.cli.progress import placement_line
-
-    at = time.strftime("%H:%M:%S", time.localtime(event["time"]))
-    rest = {k: v for k, v in event.items() if k not in {"seq", "time", "kind"} and v is not None}
-    if event["kind"] == "placement":
-        return f"{at} {placement_line(event)}"
-    if event["kind"] == "log":
-        return f"{at} {rest['text']}"
-    return f"{at} {event['kind']}: " + ", ".join(f"{k} {v}" for k, v in rest.items())

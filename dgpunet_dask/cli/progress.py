@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import click
 from tqdm import tqdm
 
 from dgpunet_dask.cli.context import printable
+from dgpunet_dask.cli.wording import attempt_line, placement_line, rate_and_rest
+from dgpunet_dask.jobs.progress import Pace, eta_s
 
 #: Plain lines at most this often, so that a log of a long job stays short.
 LINE_EVERY_S: Final = 5.0
@@ -24,15 +28,17 @@ class Progress:
     quiet
         Show nothing.
     verbose
-        Show placements too.
+        Show placements, attempts and what stages print too.
     """
 
-    def __init__(self, label: str, *, quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(self, label: str, *, quiet: bool = False, verbose: bool = False, now: Callable[[], float] = time.monotonic) -> None:
         self._label = label
         self._quiet = quiet
         self._verbose = verbose
+        self._now = now
+        self._pace = Pace()
         self._bar: tqdm[Any] | None = None
-        self._last_line_s = 0.0
+        self._last_line_s: float | None = None
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event."""
@@ -40,12 +46,10 @@ class Progress:
             return
         if event["kind"] == "progress":
             self._progress(event)
-        elif event["kind"] == "placement" and self._verbose:
-            self._say(placement_line(event))
-        elif event["kind"] == "log" and self._verbose:
-            self._say(str(event["text"]))
         elif event["kind"] == "stage":
             self._say(f"{self._label}: {event['stage']}")
+        elif self._verbose and event["kind"] in _TOLD:
+            self._say(_TOLD[event["kind"]](event))
 
     def close(self) -> None:
         """Leave the terminal in order."""
@@ -61,26 +65,37 @@ class Progress:
             click.echo(text, err=True)
 
     def _progress(self, event: dict[str, Any]) -> None:
-        metrics = event["metrics"]
+        self._pace.note(event["done"], event["time"])  # of the head's clock: also right where the past is told at once
         if sys.stderr.isatty():
-            self._draw(int(metrics.get("files", event["done"])), event)
-        elif event["time"] - self._last_line_s >= LINE_EVERY_S or event["done"] == event["total"]:
-            self._last_line_s = event["time"]
-            total = "?" if event["total"] is None else event["total"]
-            counts = ", ".join(f"{value} {name}" for name, value in metrics.items() if isinstance(value, int))
-            self._say(f"{self._label}: {event['done']}/{total} units" + (f", {counts}" if counts else ""))
+            self._draw(event)
+        elif self._last_line_s is None or self._now() - self._last_line_s >= LINE_EVERY_S or event["done"] == event["total"]:
+            self._last_line_s = self._now()
+            self._say(f"{self._label}: {self._line(event)}")
 
-    def _draw(self, done: int, event: dict[str, Any]) -> None:
+    def _line(self, event: dict[str, Any]) -> str:
+        rate = self._pace.rate_per_s()
+        total = "?" if event["total"] is None else event["total"]
+        counts = [f"{value} {name}" for name, value in event["metrics"].items() if isinstance(value, int)]
+        return ", ".join([f"{event['done']}/{total} units", *rate_and_rest(rate, eta_s(event["done"], event["total"], None, rate)), *counts])
+
+    def _draw(self, event: dict[str, Any]) -> None:
         if self._bar is None:
-            self._bar = tqdm(desc=self._label, unit=" units", file=sys.stderr, dynamic_ncols=True)
+            self._bar = tqdm(
+                desc=self._label, unit=" units", file=sys.stderr, dynamic_ncols=True, initial=event["done"], bar_format=_BAR, total=event["total"]
+            )
+        rate = self._pace.rate_per_s()
         self._bar.total = event["total"]
         self._bar.n = event["done"]
-        self._bar.set_postfix({k: v for k, v in event["metrics"].items() if isinstance(v, int)}, refresh=False)
+        counts = [f"{value} {name}" for name, value in event["metrics"].items() if isinstance(value, int)]
+        told = [*rate_and_rest(rate, eta_s(event["done"], event["total"], None, rate)), *counts]
+        self._bar.set_postfix_str(", ".join(told), refresh=False)
         self._bar.refresh()
 
 
-def placement_line(event: dict[str, Any]) -> str:
-    """Return a placement in one line: what went where, and how full the device is with it."""
-    usable = event.get("usable_mib")
-    room = "" if usable is None else f" ({event['vram_mib']} MiB; {event['charged_mib']} of {usable} MiB charged)"
-    return f"placed {event['key']} on {event['device']}{room}"
+#: tqdm's own rate counts from when the bar was drawn, and the job may have begun long before.
+_BAR: Final = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} units [{elapsed}{postfix}]"
+_TOLD: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
+    "placement": placement_line,
+    "attempt": attempt_line,
+    "log": lambda event: str(event["text"]),
+}

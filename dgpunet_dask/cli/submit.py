@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
 
+if TYPE_CHECKING:
+    from dgpunet_dask.client import Client, JobOptions
+    from dgpunet_dask.model.pipeline import Workload
+
 
 @click.command()
 @click.argument("workload")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a parameter; repeat the key for a list.")
+@click.option(
+    "--array", metavar="KEY=VALUES", multiple=True,
+    help="Submit a job for each value: V1,V2 or A..B or @FILE (a line each). Several keys give every combination.",
+)  # fmt: skip
+@click.option("--after", metavar="ID", multiple=True, help="Start only once this job is done; repeat it for several.")
+@click.option("--retry", type=click.IntRange(min=0), default=0, metavar="N", help="If it fails, start it again up to N times; finished units are kept.")
+@click.option("--allow-failed", type=click.IntRange(min=0), default=0, metavar="N", help="Let the job be done with up to N units that failed for good.")
+@click.option("--key", metavar="TEXT", help="Name this submission: sent again with the same key, it is the same job.")
 @click.option("--detach", is_flag=True, help="Return at once; needs a running head.")
 @click.option("--dry-run", is_flag=True, help="Show where each stage could go, and run nothing.")
 @click.option("--shared", is_flag=True, help="Let every user of the cluster read this job and the index that it makes.")
@@ -20,74 +32,70 @@ from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printa
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @pass_context
 def submit(
-    context: CliContext, workload: str, settings: tuple[str, ...], detach: bool, dry_run: bool, shared: bool, timeout_s: float | None,
-    as_json: bool,
+    context: CliContext, workload: str, settings: tuple[str, ...], array: tuple[str, ...], after: tuple[str, ...], retry: int, allow_failed: int,
+    key: str | None, detach: bool, dry_run: bool, shared: bool, timeout_s: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Run WORKLOAD: a shipped name such as embed-codebase, or the path of a folder with a job.yaml."""
-    from dgpunet_dask.client import Client
-    from dgpunet_dask.jobs.params import cast_params, split_settings
+    from dgpunet_dask.client.reach import options_of
     from dgpunet_dask.jobs.store import find_workload, read_workload
 
     found = read_workload(find_workload(workload, cwd=Path.cwd()))
-    params = cast_params(found, split_settings(settings), cwd=Path.cwd())
+    params, rows = _params(found, settings, array)
+    options = options_of(after=after, key=key, retry=retry, allow_failed=allow_failed, shared=shared, array=rows)
     if detach:
         context.require_head("--detach")
-    with Client(context.cluster, home=context.home) as client:
+    with context.client() as client:
         if dry_run:
-            show_plan(client.plan(found, params), as_json=as_json)
+            show_plan(client.plan(found, params if rows is None else {**params, **rows[0]}), jobs=1 if rows is None else len(rows), as_json=as_json)
             return
-        status = client.submit_read(found, params, shared=shared)
-        if detach:
-            emit_json({"job_id": status.job_id, "state": status.state}) if as_json else click.echo(status.job_id)
-            return
-        follow(context, client, status.job_id, label=found.name, timeout_s=timeout_s, as_json=as_json, stop_on_interrupt=not context.head_runs())
+        _submitted(context, client, found, params, options, detach=detach, timeout_s=timeout_s, as_json=as_json)
 
 
-def follow(
-    context: CliContext, client: Any, job_id: str, *, label: str, timeout_s: float | None, as_json: bool, stop_on_interrupt: bool
-) -> None:
-    """Show a job until its end, print its result and leave with its exit code.
+def _params(found: Workload, settings: tuple[str, ...], array: tuple[str, ...]) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
+    """Return the parameters, and for an array those that all its jobs have alike and a row for each job."""
+    from dgpunet_dask.cli.arrays import combinations
+    from dgpunet_dask.client.reach import only, without
+    from dgpunet_dask.errors import BadValue
+    from dgpunet_dask.jobs.params import cast_params, split_settings
 
-    Ctrl-C stops a job of an embedded cluster, which would end with the command anyway, and detaches from one on a head.
-    """
-    from dgpunet_dask.cli.progress import Progress
+    pairs, rows = split_settings(settings), combinations(array, cwd=Path.cwd())
+    if not rows:
+        return cast_params(found, pairs, cwd=Path.cwd()), None
+    names = [name for name, _ in rows[0]]
+    if twice := [name for name, _ in pairs if name in names]:
+        raise BadValue(what="--array", value=twice[0], why="--set sets it too; give it once")
+    whole = [cast_params(found, [*pairs, *row], cwd=Path.cwd()) for row in rows]
+    return without(whole, names), [only(full, names) for full in whole]
 
-    progress = Progress(label, quiet=context.quiet, verbose=context.verbose)
-    try:
-        status = client.wait(job_id, timeout_s, progress)
-    except KeyboardInterrupt:
-        if stop_on_interrupt:
-            client.api.cancel(job_id)
+
+def _submitted(
+    context: CliContext, client: Client, found: Workload, params: dict[str, Any], options: JobOptions, *, detach: bool, timeout_s: float | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    from dgpunet_dask.cli.following import follow, follow_all
+    from dgpunet_dask.client import JobArray
+
+    accepted = client.submit_read(found, params, options)
+    array, jobs = (accepted, accepted.jobs) if isinstance(accepted, JobArray) else (None, (accepted,))
+    if detach:
+        told = [{"job_id": job.job_id, "state": job.state} for job in jobs]
+        if as_json:
+            emit_json(told[0] if array is None else {"array_id": array.array_id, "jobs": told, "error": None})
         else:
-            click.echo(f"detached; the job goes on: dgpunet-dask jobs wait {job_id}", err=True)
-        raise
-    finally:
-        progress.close()
-    show_result(status, as_json=as_json)
-    raise SystemExit(status.exit_code)
-
-
-def show_result(status: Any, *, as_json: bool) -> None:
-    """Print a job's result: as JSON on stdout, or in words; what went wrong is told on stderr in either case."""
-    if status.error is not None:
-        click.echo(printable(f"job {status.job_id} {status.state}: {status.error['message']}"), err=True)
-        for reason in status.error["reasons"] if status.error["code"] == "unplaceable" else ():  # others say all in the message
-            click.echo(printable("  " + "  ".join(f"{k}={v}" for k, v in reason.items() if v is not None)), err=True)
-    if as_json:
-        emit_json(status.to_json())
+            click.echo("\n".join(job.job_id for job in jobs))
         return
-    if status.error is not None:
-        return
-    click.echo(f"job {status.job_id} {status.state} in {status.seconds:.1f} s: {status.units.done} units")
-    for name, value in status.metrics.items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        click.echo(f"  {name}: {shown}")
+    how: dict[str, Any] = {"timeout_s": timeout_s, "as_json": as_json, "stop_on_interrupt": not context.head_runs()}
+    if array is None:
+        follow(context, client, jobs[0].job_id, label=found.name, **how)
+    else:
+        follow_all(context, client, [job.job_id for job in jobs], more={"array_id": array.array_id}, **how)
 
 
-def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
-    """Print what `submit --dry-run` found."""
+def show_plan(plan: dict[str, Any], *, jobs: int = 1, as_json: bool) -> None:
+    """Print what `submit --dry-run` found, and what it comes to."""
+    total = total_of(plan, jobs)
     if as_json:
-        emit_json({**plan, "error": None})
+        emit_json({**plan, "total": total, "error": None})
         return
     from dgpunet_dask.placement.explanation import refused_lines
 
@@ -96,3 +104,20 @@ def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
         click.echo(printable(f"{stage['stage']}: {demand} -> {stage['outcome']}: {', '.join(stage['ranking']) or '-'}"))
         for line in refused_lines(stage["verdicts"], stage["wakes"], stage["fix"]) if stage["demand"] is not None else ():
             click.echo(printable(line))
+    for line in _total_lines(total):
+        click.echo(printable(line))
+
+
+def total_of(plan: dict[str, Any], jobs: int) -> dict[str, Any]:
+    """Return what a plan comes to: jobs, units (``None``: known once the source has run), devices, and seconds a unit where they were learned."""
+    learned = [stage.get("seconds") for stage in plan["stages"] if stage["demand"] is not None]
+    devices = sorted({stage["ranking"][0] for stage in plan["stages"] if stage["demand"] is not None and stage["ranking"]})
+    known = bool(learned) and all(seconds is not None for seconds in learned)
+    return {"jobs": jobs, "units": None, "devices": devices, "seconds_per_unit": round(sum(learned), 3) if known else None}
+
+
+def _total_lines(total: dict[str, Any]) -> list[str]:
+    jobs = "1 job" if total["jobs"] == 1 else f"{total['jobs']} jobs"
+    where = ", ".join(total["devices"]) or "CPU workers"
+    pace = "time not learned yet" if total["seconds_per_unit"] is None else f"about {total['seconds_per_unit']:g} s a unit"
+    return [f"total: {jobs}, number of units not known before the source has run, first on {where}, {pace}"]

@@ -1,21 +1,27 @@
-"""The head's HTTP API from a command's side. Synchronous, standard library only, one connection a request: safe from any thread."""
+"""The head's HTTP API from a command's side. Synchronous, standard library only, one connection a request: safe from any thread.
+
+What is asked about jobs, and how answers are read, is in `calls`; `async_api` sends the same from asyncio.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import json
+import ssl
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from typing import IO, Any, Final
+from typing import Any, Final, TypeVar
 
+from dgpunet_dask.cluster import calls
+from dgpunet_dask.cluster.calls import ANSWER_S, Answer, Call, quoted
 from dgpunet_dask.cluster.tls import NO_TRUST, TlsConnection, Trust
-from dgpunet_dask.cluster.wire import error_from_wire, job_from_wire
-from dgpunet_dask.errors import DgpunetError, JobLost, NoHead, NotAllowed
+from dgpunet_dask.cluster.wire import JobArray
+from dgpunet_dask.errors import DgpunetError, JobLost, NoHead
 from dgpunet_dask.model.job import JobStatus
 
-#: A head on this machine answers within milliseconds; inspecting a workload's stages may import torch first.
-ANSWER_S: Final = 330.0
+T = TypeVar("T")
+
 CONNECT_S: Final = 5.0
 
 #: Where the API of a cluster of several machines answers unless told otherwise.
@@ -80,42 +86,47 @@ class ApiClient:
 
     def explain_job(self, job_id: str) -> dict[str, Any]:
         """Return why the units of a job are where they are."""
-        return dict(self._job("GET", job_id, "/explain"))
+        return self._job(job_id, calls.explain_job(job_id))
 
     def submit(self, request: Mapping[str, Any]) -> JobStatus:
-        """Submit ``{"workload": digest, "params": {...}}``."""
-        return job_from_wire(self._json("POST", "/v1/jobs", request))
+        """Submit ``{"workload": digest or shipped name, "params": {...}, ...}``."""
+        return self.do(calls.submit(request))
+
+    def submit_array(self, request: Mapping[str, Any]) -> JobArray:
+        """Submit such a request with ``"array": [{...}, ...]``: a job for each set of parameters."""
+        return self.do(calls.submit_array(request))
 
     def plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return where each stage of such a request could go now, without running it."""
-        return dict(self._json("POST", "/v1/plan", request))
+        return self.do(calls.plan(request))
 
     def jobs(self) -> list[JobStatus]:
         """Return all jobs, oldest first."""
-        return [job_from_wire(raw) for raw in self._json("GET", "/v1/jobs")]
+        return self.do(calls.jobs())
 
     def show(self, job_id: str) -> JobStatus:
         """Return one job."""
-        return job_from_wire(self._job("GET", job_id))
+        return self._job(job_id, calls.show(job_id))
 
     def events(self, job_id: str, since: int = 0, wait_s: float = 0.0) -> list[dict[str, Any]]:
         """Return the job's events after number `since`, waiting up to `wait_s` seconds for the first."""
-        return list(self._job("GET", job_id, f"/events?since={since}&wait={wait_s:.3f}"))
+        return self._job(job_id, calls.events(job_id, since, wait_s))
 
     def cancel(self, job_id: str) -> JobStatus:
         """Cancel a job; a finished one stays as it is."""
-        return job_from_wire(self._job("POST", job_id, "/cancel"))
+        return self._job(job_id, calls.cancel(job_id))
+
+    def retry(self, job_id: str) -> JobStatus:
+        """Take a job that did not end well back to the queue, under its id and with its committed units."""
+        return self._job(job_id, calls.retry(job_id))
 
     def has_workload(self, digest: str) -> bool:
         """Whether the head has the workload's files."""
-        with self._response("HEAD", f"/v1/workloads/{_quoted(digest)}") as response:
-            if response.status not in {200, 404}:
-                raise reported(response, self.api)
-            return response.status == 200
+        return self.do(calls.has_workload(digest))
 
-    def add_workload(self, digest: str, tar: bytes | IO[bytes]) -> None:
+    def add_workload(self, digest: str, tar: bytes) -> None:
         """Send a workload's files."""
-        self._json("PUT", f"/v1/workloads/{_quoted(digest)}", tar)
+        self.do(calls.add_workload(digest, tar))
 
     def indexes(self) -> list[dict[str, Any]]:
         """Return the search indexes that the caller may read, as ``index list --json`` shows them."""
@@ -123,19 +134,19 @@ class ApiClient:
 
     def index(self, name: str) -> dict[str, Any]:
         """Return one index, as ``index show --json`` shows it."""
-        return dict(self._json("GET", f"/v1/indexes/{_quoted(name)}"))
+        return dict(self._json("GET", f"/v1/indexes/{quoted(name)}"))
 
     def search(self, name: str, request: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the answers, as ``search --json`` shows them, for ``{"queries": [{"id", "query"}], "k", "path", "lang"}``."""
-        return list(self._json("POST", f"/v1/indexes/{_quoted(name)}/search", request)["answers"])
+        return list(self._json("POST", f"/v1/indexes/{quoted(name)}/search", request)["answers"])
 
     def index_share(self, name: str, *, shared: bool) -> dict[str, Any]:
         """Let every user read an index, or its owner alone; return it."""
-        return dict(self._json("POST", f"/v1/indexes/{_quoted(name)}/share", {"shared": shared}))
+        return dict(self._json("POST", f"/v1/indexes/{quoted(name)}/share", {"shared": shared}))
 
     def index_remove(self, name: str) -> dict[str, Any]:
         """Remove an index for good."""
-        return dict(self._json("DELETE", f"/v1/indexes/{_quoted(name)}"))
+        return dict(self._json("DELETE", f"/v1/indexes/{quoted(name)}"))
 
     def models(self) -> list[dict[str, Any]]:
         """Return the models that users brought and that the caller's jobs may use."""
@@ -143,7 +154,7 @@ class ApiClient:
 
     def model_share(self, model_id: str, *, shared: bool) -> dict[str, Any]:
         """Let every user's jobs use a model, or its owner's alone; return it."""
-        return dict(self._json("POST", f"/v1/models/{_quoted(model_id)}/share", {"shared": shared}))
+        return dict(self._json("POST", f"/v1/models/{quoted(model_id)}/share", {"shared": shared}))
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return the hosts of the cluster."""
@@ -151,7 +162,7 @@ class ApiClient:
 
     def node_action(self, host: str, action: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Have a host cordoned, uncordoned, drained or removed."""
-        return dict(self._json("POST", f"/v1/nodes/{_quoted(host)}/{_quoted(action)}", dict(body or {})))
+        return dict(self._json("POST", f"/v1/nodes/{quoted(host)}/{quoted(action)}", dict(body or {})))
 
     def doctor(self, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Have the cluster examined; return the findings."""
@@ -168,7 +179,7 @@ class ApiClient:
 
     def token_revoke(self, token_id: str) -> dict[str, Any]:
         """Make a join token worthless."""
-        return dict(self._json("POST", f"/v1/tokens/{_quoted(token_id)}/revoke", {}))
+        return dict(self._json("POST", f"/v1/tokens/{quoted(token_id)}/revoke", {}))
 
     def key_create(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Make an API key: ``{"user", "scope", "ttl_s"}``; the answer's ``key`` is told this once."""
@@ -180,7 +191,7 @@ class ApiClient:
 
     def key_revoke(self, key_id: str) -> dict[str, Any]:
         """Make an API key worthless."""
-        return dict(self._json("POST", f"/v1/keys/{_quoted(key_id)}/revoke", {}))
+        return dict(self._json("POST", f"/v1/keys/{quoted(key_id)}/revoke", {}))
 
     def keep(self) -> None:
         """Make an embedded head stay after its last lease."""
@@ -202,35 +213,60 @@ class ApiClient:
         """End a lease; return whether the head stops with it."""
         return bool(self._json("POST", f"/v1/lease/{number}/release", {})["last"])
 
-    def _job(self, method: str, job_id: str, rest: str = "") -> Any:
+    def do(self, call: Call[T]) -> T:
+        """Ask, and return what the answer says."""
+        with self._response(call.method, call.path, call.body, call.answer_s) as response:
+            try:
+                body = response.read()
+            except _GONE as error:
+                raise NoHead(where=self.api) from error
+            return call.read(answer_of(response, body, self.api))
+
+    @property
+    def where(self) -> tuple[str, int]:
+        """Host and port of the API."""
+        return self._where
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What every request carries."""
+        return self._headers
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return the context that tells the true head from another; ``None`` in the clear.
+
+        Raises
+        ------
+        CertificateRefused
+            If nothing says which authority to trust, or another one answers.
+        """
+        return None if self._tls is None else self._tls.context(*self._where)
+
+    def _job(self, job_id: str, call: Call[T]) -> T:
         before = self._answered
         try:
-            return self._json(method, f"/v1/jobs/{_quoted(job_id)}{rest}", {} if method == "POST" else None)
+            return self.do(call)
         except NoHead as error:
             if before:
                 raise JobLost(job_id=job_id) from error
             raise
 
-    def _json(self, method: str, path: str, body: Any = None) -> Any:
-        with self._response(method, path, body) as response:
-            if response.status >= 400:
-                raise reported(response, self.api)
-            try:
-                return json.loads(response.read())
-            except (*_GONE, ValueError) as error:  # no JSON: something else answers there
-                raise NoHead(where=self.api) from error
+    def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        return self.do(Call(method, path, calls.said, body))
 
     @contextlib.contextmanager
-    def _response(self, method: str, path: str, body: Any = None) -> Iterator[http.client.HTTPResponse]:
-        connection, response = self._open(method, path, body)
+    def _response(self, method: str, path: str, body: Any, answer_s: float) -> Iterator[http.client.HTTPResponse]:
+        connection, response = self._open(method, path, body, answer_s)
         with connection:
             yield response
 
-    def _open(self, method: str, path: str, body: Any) -> tuple[contextlib.closing[http.client.HTTPConnection], http.client.HTTPResponse]:
+    def _open(
+        self, method: str, path: str, body: Any, answer_s: float = ANSWER_S
+    ) -> tuple[contextlib.closing[http.client.HTTPConnection], http.client.HTTPResponse]:
         connection = self._connection()
         try:
             connection.connect()
-            connection.sock.settimeout(ANSWER_S)
+            connection.sock.settimeout(answer_s)
             payload = json.dumps(body).encode() if isinstance(body, Mapping) else body
             # a server that refuses a long body may close before it has read all of it: its answer still counts
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -273,15 +309,14 @@ class Lease:
             self._response.close()
 
 
-def _quoted(part: str) -> str:
-    return urllib.parse.quote(part, safe="")
+def answer_of(response: http.client.HTTPResponse, body: bytes, api: str) -> Answer:
+    """Return a response, whose body was read, as `calls` reads it."""
+    return Answer(response.status, response.reason, {name.lower(): value for name, value in response.getheaders()}, body, api)
 
 
 def reported(response: http.client.HTTPResponse, api: str) -> DgpunetError:
     """Return the error that a response carries; without one, what answers is no head of ours."""
-    if response.status == 401:
-        return NotAllowed(what=f"Asking the head at {api}", why="$DGPUNET_API_KEY is not set to a key of this cluster")
-    with contextlib.suppress(ValueError, KeyError, AttributeError, *_GONE):
-        told = json.loads(response.read())["error"]
-        return error_from_wire({**told, "exit_code": 1} if str(told["code"]).startswith("http_") else told)
-    return NoHead(where=f"{api} (what answers there says {response.status} {response.reason})")
+    body = b""
+    with contextlib.suppress(*_GONE):
+        body = response.read()
+    return calls.error_of(answer_of(response, body, api))

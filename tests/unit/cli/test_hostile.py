@@ -9,7 +9,7 @@ import pytest
 
 from dgpunet_dask.cli import main as cli_main
 from dgpunet_dask.cli.context import emit_json, printable
-from dgpunet_dask.cli.submit import show_result
+from dgpunet_dask.cli.following import show_result
 from dgpunet_dask.model.job import JobStatus
 
 
