@@ -10,14 +10,14 @@ JobState = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
 JOB_STATES: Final[tuple[str, ...]] = get_args(JobState)
 FINAL_STATES: Final = frozenset({"done", "failed", "cancelled", "lost"})
 
-#: The whole state machine: what may follow what.
+#: The whole state machine: what may follow what. From a last state but `done` a job goes back to `queued` when it is retried.
 JOB_TRANSITIONS: Final[Mapping[str, frozenset[str]]] = {
     "queued": frozenset({"running", "failed", "cancelled", "lost"}),
     "running": frozenset({"done", "failed", "cancelled", "lost"}),
     "done": frozenset(),
-    "failed": frozenset(),
-    "cancelled": frozenset(),
-    "lost": frozenset(),
+    "failed": frozenset({"queued"}),
+    "cancelled": frozenset({"queued"}),
+    "lost": frozenset({"queued"}),
 }
 
 
