@@ -18,7 +18,7 @@ from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.config import ClusterConfig
 from dgpunet_dask.cluster.workers import Backoff
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.daemons.keeping import how_ended
+from dgpunet_dask.daemons.keeping import how_ended, look_for_stopped, suspended
 from dgpunet_dask.daemons.lifeline import EXPECTED_ENV, POLICIES_ENV, OwnedProcess, child_env, python_argv, spawn
 from dgpunet_dask.daemons.register import Register
 from dgpunet_dask.daemons.resuming import free_port, port_of
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 #: A child that ends this often in a row, each time soon after its start, will not run: the head stops and says so.
 FAILURES_MAX: Final = 5
 STOP_GRACE_S: Final = 5.0
+#: How long one may stand still before it counts as stuck.
+STOPPED_S: Final = 5.0
 _POLL_S: Final = 0.02
 
 #: Dask settings of the scheduler: workers that say nothing for a minute are given up (5 minutes by default).
@@ -76,6 +78,7 @@ class Children:
         self.comm_env: dict[str, str] = {}
         self.address = ""
         self.dashboard: str | None = None
+        self.running: dict[int, OwnedProcess] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -93,6 +96,7 @@ class Children:
         for left in self.register.end_all(STOP_GRACE_S, only="scheduler"):  # one that was stopped cannot see that its head is gone
             log.warning("the scheduler of an earlier head (process %d) was ended", left.pid)
         self._tasks = [asyncio.create_task(self._keep("scheduler", self._start_scheduler))]
+        self._tasks.append(asyncio.create_task(self._watch()))
         if self.own_agent:
             self._tasks.append(asyncio.create_task(self._keep("agent", self._start_agent)))
 
@@ -117,7 +121,8 @@ class Children:
         while True:
             began = self.clock.monotonic()
             status = await self._run_once(name, start)
-            failures, wait_s = self.backoff.next(failures, self.clock.monotonic() - began)
+            served = name == "scheduler" and self.scheduler_file.exists()  # then it can: its end is none of a row
+            failures, wait_s = self.backoff.next(0 if served else failures, self.clock.monotonic() - began)
             why = f"the {name} ended ({how_ended(status)})"
             log.error("%s; started again in %.1f s", why, wait_s)
             if name == "scheduler":
@@ -126,17 +131,26 @@ class Children:
                 self.fatal(f"{why} {failures} times in a row; see {self.home.run / 'logs' / name}.log")
             await asyncio.sleep(wait_s)
 
+    async def _watch(self) -> None:
+        """Kill a scheduler that stands still: its clients and workers would wait for it for ever."""
+        async for pid, seconds in look_for_stopped(lambda: list(self.running), self.clock, suspended, STOPPED_S):
+            if (child := self.running.get(pid)) is not None:
+                log.error("process %d was stopped for %.0f s and is killed", pid, seconds)
+                child.process.kill()
+
     async def _run_once(self, name: str, start: Callable[[], OwnedProcess]) -> int | str:
         """Run one child to its end; a cancelled caller ends it."""
         try:
             child = start()
         except OSError as error:
             return str(error)
+        self.running[child.pid] = child
         with self.register.noted(child.pid, name):
             try:
                 return await child.ended()
             finally:
                 await asyncio.shield(child.stop(STOP_GRACE_S))
+                del self.running[child.pid]
 
     def _start_scheduler(self) -> OwnedProcess:
         self.scheduler_file.unlink(missing_ok=True)

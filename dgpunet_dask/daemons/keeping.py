@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 #: How often a worker's processes are looked at, and how long one may stand still before it counts as stuck.
 LOOK_S: Final = 1.0
 STOPPED_S: Final = 3.0
+#: Ends that others bring about: a worker's scheduler has ended, somebody has killed it.
+_BY_OTHERS: Final = (0, -signal.SIGKILL, -signal.SIGTERM)
+#: So many of those in a row, at most, make the wait for the next start longer.
+_BY_OTHERS_MAX: Final = 2
 
 
 @dataclass
@@ -106,7 +110,7 @@ class WorkerKeeper:
         while True:
             began = self.clock.monotonic()
             status = await self._run_once(kept)
-            failures, wait_s = self.backoff.next(failures, self.clock.monotonic() - began)
+            failures, wait_s = self.backoff.next(blamed(failures, status), self.clock.monotonic() - began)
             kept.why, kept.restarts = how_ended(status), kept.restarts + 1
             log.warning("worker %s ended (%s); started again in %.1f s", kept.plan.device.name, kept.why, wait_s)
             dropping = asyncio.ensure_future(self.orphaned(kept.plan.device.name))
@@ -141,16 +145,41 @@ class WorkerKeeper:
 
     async def _watch(self) -> None:
         """Kill workers of which a process stands still."""
-        since: dict[int, float] = {}
-        while True:
-            await asyncio.sleep(LOOK_S)
-            now = self.clock.monotonic()
-            pids = [kept.process.pid for kept in self.kept if kept.process is not None]
-            since = {pid: since.get(pid, now) for pid in await asyncio.to_thread(standing_still, pids)}
-            for pid, began in since.items():
-                if now - began >= STOPPED_S:
-                    log.error("worker process %d was stopped for %.0f s and is replaced", pid, now - began)
-                    kill_tree(pid)
+        looking = look_for_stopped(lambda: [kept.process.pid for kept in self.kept if kept.process is not None], self.clock, standing_still)
+        async for pid, seconds in looking:
+            log.error("worker process %d was stopped for %.0f s and is replaced", pid, seconds)
+            kill_tree(pid)
+
+
+async def look_for_stopped(
+    pids: Callable[[], list[int]], clock: Clock, still: Callable[[list[int]], list[int]], most_s: float | None = None
+) -> AsyncIterator[tuple[int, float]]:
+    """Yield each of `pids` that has stood still for `most_s` seconds (`STOPPED_S`), and for how long, again and again until it is gone."""
+    since: dict[int, float] = {}
+    while True:
+        await asyncio.sleep(LOOK_S)
+        now = clock.monotonic()
+        since = {pid: since.get(pid, now) for pid in await asyncio.to_thread(still, pids())}
+        for pid, began in since.items():
+            if now - began >= (STOPPED_S if most_s is None else most_s):
+                yield pid, now - began
+
+
+def blamed(failures: int, status: int | str) -> int:
+    """Return how many failures in a row a process is blamed for before its new end: those that others bring about count little."""
+    return min(failures, _BY_OTHERS_MAX) if status in _BY_OTHERS else failures
+
+
+def suspended(pids: list[int]) -> list[int]:
+    """Return those that are stopped by a signal, without a look at their children. A debugger is no such signal."""
+    return [pid for pid in pids if _state(pid) == psutil.STATUS_STOPPED]
+
+
+def _state(pid: int) -> str | None:
+    try:
+        return _status(psutil.Process(pid))
+    except psutil.Error:
+        return None
 
 
 def standing_still(pids: Iterable[int]) -> list[int]:

@@ -13,9 +13,7 @@ import socket
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from tornado.httpserver import HTTPServer
+from typing import Any, TypeVar
 
 from dgpunet_dask.cluster.fleets import fleet_from_json
 from dgpunet_dask.cluster.headfile import HeadFile, read_head_file
@@ -26,6 +24,8 @@ from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.placement.policy_file import parse_policies
 
 log = logging.getLogger(__name__)
+
+Server = TypeVar("Server")
 
 
 def head_before(home: Home) -> HeadFile | None:
@@ -86,7 +86,7 @@ def free_port(port: int) -> int:
     return port
 
 
-def listen_again(listen: Callable[[int], HTTPServer], port: int) -> HTTPServer:
+def listen_again(listen: Callable[[int], Server], port: int) -> Server:
     """Listen on `port`; on any other where somebody has taken it meanwhile."""
     try:
         return listen(port)

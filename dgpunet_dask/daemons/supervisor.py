@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -23,7 +24,7 @@ from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.config import Membership
 from dgpunet_dask.cluster.workers import Backoff
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.daemons.keeping import how_ended
+from dgpunet_dask.daemons.keeping import how_ended, look_for_stopped, suspended
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn, watch
 from dgpunet_dask.daemons.register import SUPERVISOR, Register, kill_descendants
 from dgpunet_dask.daemons.starter import Outlet
@@ -32,7 +33,9 @@ log = logging.getLogger(__name__)
 
 #: How long each daemon may take to end in good order.
 STOP_S: Final = 20.0
-#: A daemon that ends this often in a row, each time soon after its start, will not run.
+#: How long one may stand still before it counts as stuck.
+STOPPED_S: Final = 10.0
+#: A daemon that ends this often in a row, each time soon after its start and before it has served, will not run.
 FAILURES_MAX: Final = 6
 #: A daemon that ends with this status cannot run as it is configured: starting it again would not help.
 USAGE: Final = 2
@@ -40,11 +43,22 @@ USAGE: Final = 2
 
 @dataclass(frozen=True)
 class Daemon:
-    """One daemon: the name of its log, its module with arguments, and the files under ``run`` that mean nothing once it has ended."""
+    """One daemon.
+
+    Parameters
+    ----------
+    name, argv
+        The name of its log; its module with arguments.
+    leaves
+        Files under ``run`` that mean nothing once it has ended.
+    proof
+        The file under ``run`` that has its pid once it serves; empty where it writes none.
+    """
 
     name: str
     argv: tuple[str, ...]
     leaves: tuple[str, ...] = ()
+    proof: str = ""
 
 
 def daemons_of(membership: Membership, home: Home, policy: Sequence[Path] = ()) -> tuple[Daemon, ...]:
@@ -54,7 +68,7 @@ def daemons_of(membership: Membership, home: Home, policy: Sequence[Path] = ()) 
     if membership == "node":
         return (agent,)
     files = tuple(word for path in policy for word in ("--policy", str(path)))
-    return (Daemon("head", ("dgpunet_dask.daemons.head", *here, "--cluster", *files)), agent)
+    return (Daemon("head", ("dgpunet_dask.daemons.head", *here, "--cluster", *files), proof=home.head_file.name), agent)
 
 
 def local_daemons(home: Home, simulate: Path | None = None, policy: Sequence[Path] = ()) -> tuple[Daemon, ...]:
@@ -67,8 +81,9 @@ def local_daemons(home: Home, simulate: Path | None = None, policy: Sequence[Pat
     fleet = () if simulate is None else ("--simulate", str(simulate))
     scheduler = home.run / "scheduler.json"
     meeting = ("--fleet-file", str(home.run / "fleet.json"), "--scheduler-file", str(scheduler))
+    head = ("dgpunet_dask.daemons.head", *here, "--supervised", *fleet, *files)
     return (
-        Daemon("head", ("dgpunet_dask.daemons.head", *here, "--supervised", *fleet, *files), leaves=(scheduler.name,)),
+        Daemon("head", head, leaves=(scheduler.name,), proof=home.head_file.name),
         Daemon("agent", ("dgpunet_dask.daemons.agent", *here, *meeting)),
     )
 
@@ -99,10 +114,12 @@ class Supervisor:
         self.backoff = Backoff(most_s=15.0)
         self.stop = asyncio.Event()
         self.status = 0
+        self._running: dict[int, OwnedProcess] = {}
 
     async def run(self) -> int:
         """Run all; return the exit status to leave with. The first ends first: it may need the others for that."""
         tasks = [asyncio.create_task(self._keep(daemon)) for daemon in self.daemons]
+        tasks.append(asyncio.create_task(self._watch()))
         try:
             await self.stop.wait()
         finally:
@@ -116,8 +133,8 @@ class Supervisor:
         failures = 0
         while not self.stop.is_set():
             began = self.clock.monotonic()
-            status = await self._run_once(daemon)
-            failures, wait_s = self.backoff.next(failures, self.clock.monotonic() - began)
+            status, served = await self._run_once(daemon)
+            failures, wait_s = self.backoff.next(0 if served else failures, self.clock.monotonic() - began)
             logs = self.home.run / "logs" / f"{daemon.name}.log"
             first = daemon is self.daemons[0]  # what this host is for: an agent that cannot run does not take its head along
             if first and (status in (0, USAGE) or failures >= FAILURES_MAX):
@@ -129,16 +146,26 @@ class Supervisor:
             self.say(f"the {daemon.name} ended ({how_ended(status)}); started again in {wait_s:.1f} s; see {logs}")
             await asyncio.sleep(wait_s)
 
-    async def _run_once(self, daemon: Daemon) -> int | str:
+    async def _watch(self) -> None:
+        """Kill daemons that stand still: whoever waits for one would do so for ever."""
+        async for pid, seconds in look_for_stopped(lambda: list(self._running), self.clock, suspended, STOPPED_S):
+            if (child := self._running.get(pid)) is not None:
+                self.say(f"process {pid} was stopped for {seconds:.0f} s and is killed")
+                child.process.kill()
+
+    async def _run_once(self, daemon: Daemon) -> tuple[int | str, bool]:
+        """Run a daemon to its end; return how it ended, and whether it had served by then."""
         try:
             child = self._spawn(daemon)
         except OSError as error:
-            return str(error)
+            return str(error), False
+        self._running[child.pid] = child
         with self.register.noted(child.pid, daemon.name):
             try:
-                return await child.ended()
+                return await child.ended(), _wrote(self.home.run / daemon.proof, child.pid)
             finally:
                 await asyncio.shield(child.stop(STOP_S))
+                del self._running[child.pid]
                 for name in daemon.leaves:
                     (self.home.run / name).unlink(missing_ok=True)
 
@@ -151,6 +178,14 @@ class Supervisor:
             cwd=self.home.run,
             stdout=self.outlet.fd if self.outlet is not None and heard else None,
         )
+
+
+def _wrote(proof: Path, pid: int) -> bool:
+    """Whether the process `pid` has noted itself in `proof`."""
+    try:
+        return bool(json.loads(proof.read_text(encoding="utf-8"))["pid"] == pid)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import pytest
 from dgpunet_dask.clock import SystemClock
 from dgpunet_dask.cluster.workers import Backoff, WorkerPlan
 from dgpunet_dask.daemons import keeping
-from dgpunet_dask.daemons.keeping import WorkerKeeper, family, how_ended, kill_tree, stands_still
+from dgpunet_dask.daemons.keeping import WorkerKeeper, blamed, family, how_ended, kill_tree, stands_still
 from dgpunet_dask.daemons.register import Register
 from dgpunet_dask.model.fleet import Device, Host
 
@@ -162,6 +162,14 @@ async def test_what_cannot_start_is_tried_again_with_its_reason(home, kept, monk
 )
 def test_an_end_is_told_in_words(status, words):
     assert how_ended(status) == words
+
+
+def test_ends_that_others_bring_about_keep_a_worker_waiting_for_seconds_only():
+    backoff, failures, waits = Backoff(), 0, {}
+    for status in (0, -signal.SIGKILL, 1):
+        for _ in range(9):
+            failures, waits[status] = backoff.next(blamed(failures, status), 1.0)
+    assert waits == {0: 2.0, -signal.SIGKILL: 2.0, 1: 30.0}
 
 
 def test_a_process_that_is_gone_has_no_family():

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
 from dgpunet_dask.cluster.workers import Backoff
+from dgpunet_dask.daemons import keeping
+from dgpunet_dask.daemons import supervisor as supervisor_module
 from dgpunet_dask.daemons.lifeline import child_env, spawn
 from dgpunet_dask.daemons.register import Register, supervisor_of
-from dgpunet_dask.daemons.supervisor import FAILURES_MAX, Daemon, Supervisor, daemons_of
+from dgpunet_dask.daemons.starter import Outlet
+from dgpunet_dask.daemons.supervisor import FAILURES_MAX, Daemon, Supervisor, daemons_of, local_daemons
 from tests.integration.daemons.test_keeping import CHILD, ROOT, pids, until
 
 PROGRAM = """
@@ -38,8 +44,9 @@ async def run(home, monkeypatch, said):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     running = []
 
-    def start(*daemons):
-        supervisor = Supervisor(home, [Daemon(words[0], (CHILD, *words, str(home.run))) for words in daemons], said.append)
+    def start(*daemons, **first):
+        made = [Daemon(words[0], (CHILD, *words, str(home.run))) for words in daemons]
+        supervisor = Supervisor(home, [replace(made[0], **first), *made[1:]], said.append)
         supervisor.backoff = Backoff(first_s=0.02, most_s=0.05)
         running.append((supervisor, asyncio.create_task(supervisor.run())))
         return running[-1]
@@ -98,6 +105,68 @@ async def test_one_that_ends_again_and_again_is_given_up(home, run, said):
     assert len(pids(home, "exit")) == FAILURES_MAX == len(said)
 
 
+async def test_one_that_has_served_is_never_given_up(home, run, said):
+    _, task = run(("serve", "7"), proof="serves.json")
+    await until(lambda: len(pids(home, "serve")) > FAILURES_MAX + 1)
+    assert not task.done()
+
+
+async def test_one_that_stands_still_is_replaced(home, run, said, monkeypatch):
+    monkeypatch.setattr(keeping, "LOOK_S", 0.02)
+    monkeypatch.setattr(supervisor_module, "STOPPED_S", 0.1)
+    run(("wait",), ("idle",))
+    first, other = await live(home, "wait"), await live(home, "idle")
+    os.kill(first, signal.SIGSTOP)
+    await live(home, "wait", but=[first])
+    assert pids(home, "idle") == [other]
+    assert "was stopped" in said[0]
+
+
+async def test_what_a_daemon_leaves_is_gone_before_it_starts_again(home, run):
+    _, _ = run(("wait",), leaves=("scheduler.json",))
+    first = await live(home, "wait")
+    (home.run / "scheduler.json").write_text("{}")
+    os.kill(first, signal.SIGKILL)
+    await live(home, "wait", but=[first])
+    assert not (home.run / "scheduler.json").exists()
+
+
+async def test_the_first_ends_while_the_others_are_there(home, run):
+    supervisor, task = run(("last",), ("idle",))
+    other = (await live(home, "last"), await live(home, "idle"))[1]
+    supervisor.stop.set()
+    assert await asyncio.wait_for(task, 30) == 0
+    assert (home.run / "beside").read_text() == str(other)
+    assert not psutil.pid_exists(other)
+
+
+async def test_who_waits_for_the_first_daemon_reads_what_it_says_and_why_it_ended(home, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    read, write = os.pipe()
+    outlet = Outlet(write)
+    supervisor = Supervisor(home, [Daemon("told", (CHILD, "told", str(home.run)))], outlet.warn, outlet=outlet)
+    supervisor.backoff = Backoff(first_s=0.02, most_s=0.05)
+    assert await asyncio.wait_for(supervisor.run(), 60) == 3
+    os.close(write)
+    with os.fdopen(read) as lines:
+        told = [json.loads(line) for line in lines]
+    assert [line for line in told if "progress" in line] == [{"progress": "on the way"}] * FAILURES_MAX
+    assert "exit status 3" in told[-1]["warning"]
+
+
+async def test_a_daemon_goes_on_where_nobody_reads_any_more(home, monkeypatch, caplog):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    read, write = os.pipe()
+    os.close(read)
+    outlet = Outlet(write)
+    supervisor = Supervisor(home, [Daemon("told", (CHILD, "told", str(home.run)))], outlet.warn, outlet=outlet)
+    supervisor.backoff = Backoff(first_s=0.02, most_s=0.05)
+    assert await asyncio.wait_for(supervisor.run(), 60) == 3
+    os.close(write)
+    assert (home.run / "logs" / "told.log").read_text().count("on the way") == FAILURES_MAX
+    assert "exit status 3" in caplog.text
+
+
 async def test_one_that_cannot_be_started_is_given_up_with_its_reason(home, run, said):
     (home.run / "logs").mkdir()
     (home.run / "logs" / "wait.log").mkdir()
@@ -145,3 +214,12 @@ def test_the_heads_host_runs_the_head_first_and_others_an_agent_alone(home):
     assert (head.name, agent.name) == ("head", "agent")
     assert head.argv[1:] == ("--home", str(home.root), "--cluster", "--policy", str(home.policy / "a.yaml"))
     assert daemons_of("node", home) == (agent,)
+
+
+def test_a_cluster_on_one_machine_has_both_and_they_meet_by_files(home):
+    head, agent = local_daemons(home, Path("/five.yaml"), [home.policy / "a.yaml"])
+    policy = ("--policy", str(home.policy / "a.yaml"))
+    assert head.argv[1:] == ("--home", str(home.root), "--supervised", "--simulate", "/five.yaml", *policy)
+    assert (head.leaves, head.proof) == (("scheduler.json",), "head.json")
+    assert agent.argv[0] == "dgpunet_dask.daemons.agent"
+    assert local_daemons(home)[0].argv[1:] == ("--home", str(home.root), "--supervised")
