@@ -72,7 +72,7 @@ POINTS: Final[Mapping[str, Point]] = {
     "publish.written": Point("head", "the result is written, perhaps not on the disk", disk=True),
     "publish.synced": Point("head", "the result is on the disk under its temporary name", disk=True),
     "publish.renamed": Point("head", "the result has its name, which may not be on the disk", disk=True),
-    "publish.folder_synced": Point("head", "the result and its name are on the disk", disk=True),
+    "publish.folder_synced": Point("head", "the result and its name are on the disk"),
     "commit.before": Point("head", "the ledger is about to be told of the result", disk=True),
     "commit.done": Point("head", "the ledger has the commit on the disk"),
     "gather.before": Point("head", "all units are committed, the gather stage is about to be called"),
