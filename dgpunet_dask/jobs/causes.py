@@ -1,8 +1,213 @@
-"""Whose fault a failed attempt is. Pure."""
+"""Whose fault a failed attempt is: from what is known of it, and from what became of other attempts. Pure.
+
+What the system itself says goes first (a full disk, an Xid, a process that the kernel killed for want of memory). Where only a process died
+or a stage raised, others tell: a unit that failed on two hosts is to blame itself; a host where several units died is to blame instead.
+"""
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+from dgpunet_dask.hardware.xids import meaning_of
 
 CauseCode = Literal["user", "data", "gpu-oom", "host-oom", "gpu-hardware", "thermal", "network", "disk", "version", "system"]
 CAUSES: Final[tuple[str, ...]] = get_args(CauseCode)
+Confidence = Literal["certain", "likely", "guess"]
+
+_DISK_CODES: Final = frozenset({"disk_full", "low_disk"})
+_OOM_CODES: Final = frozenset({"out_of_memory", "foreign_memory"})
+_NETWORK_CODES: Final = frozenset({"peer_failed", "peer_busy", "folder_missing", "host_lost", "scheduler_lost"})
+_VERSION_CODES: Final = frozenset({"environment_failed", "newer_format"})
+#: A process ended, or had to be ended, without a word of its own.
+_DEATHS: Final = frozenset({"stage_host_lost", "stage_hung", "worker_killed"})
+_IMPORT_ERRORS: Final = frozenset({"ImportError", "ModuleNotFoundError"})
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_UNREACHED: Final = frozenset({
+    errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN,
+    errno.ETIMEDOUT, errno.EPIPE,
+})  # fmt: skip
+#: What libraries print when they do not fit the machine, in small letters.
+_MISFITS: Final = (
+    "no kernel image is available", "driver version is insufficient", "driver/library version mismatch", "undefined symbol", "glibc_",
+    "cannot import name", "no module named",
+)  # fmt: skip
+_OOM_WORDS: Final = ("cuda out of memory", "cuda_error_out_of_memory", "cublas_status_alloc_failed")
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Whose fault it is, how sure that is, and what it is known from."""
+
+    code: CauseCode
+    confidence: Confidence
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    """Another attempt that has ended.
+
+    Parameters
+    ----------
+    same_unit
+        Whether it was of the same unit.
+    host, device
+        Where it ran, as far as that is known.
+    error_code
+        What it failed with; ``None``: it went well.
+    """
+
+    same_unit: bool
+    host: str | None = None
+    device: str | None = None
+    error_code: str | None = None
+
+
+@dataclass(frozen=True)
+class _Case:
+    """The evidence, with what it does not say as ``None``."""
+
+    evidence: Mapping[str, Any]
+    others: Sequence[Other]
+
+    def __getattr__(self, name: str) -> Any:
+        return self.evidence.get(name)
+
+    @property
+    def text(self) -> str:
+        """What was printed last, in small letters."""
+        return str(self.log_tail or "").lower()
+
+    @property
+    def died(self) -> bool:
+        return self.error_code in _DEATHS or self.exit_signal is not None
+
+    @property
+    def unit_hosts(self) -> set[str]:
+        """Hosts where this unit failed."""
+        told = {o.host for o in self.others if o.same_unit and o.error_code is not None} | {self.host}
+        return {host for host in told if host is not None}
+
+    @property
+    def host_deaths(self) -> int:
+        """How many attempts of other units died on this host."""
+        return sum(not o.same_unit and o.error_code in _DEATHS and o.host == self.host for o in self.others) if self.host else 0
+
+    @property
+    def others_passed(self) -> bool:
+        return any(not o.same_unit and o.error_code is None for o in self.others)
+
+
+def attribute(evidence: Mapping[str, Any], *, elsewhere: Sequence[Other] = ()) -> Cause:
+    """Return the cause of one failed attempt.
+
+    Parameters
+    ----------
+    evidence
+        What is known; whatever is missing or ``None`` was not reported. ``error_code`` (of our errors), ``error_kind`` (the class that a stage
+        raised), ``errno``, ``exit_signal`` (``SIGKILL``), ``exit_status``, ``cgroup_oom_kills`` (since the call began), ``xid`` (numbers),
+        ``thermal`` (whether the card was slowed by heat), ``free_disk_bytes`` and ``disk_floor`` (bytes), ``versions_differ``, ``host_lost``,
+        ``device``, ``host``, ``log_tail``.
+    elsewhere
+        Earlier attempts of the same unit, and what became of other units of the job and of that host.
+    """
+    case = _Case(evidence, elsewhere)
+    for rule in _RULES:
+        if (found := rule(case)) is not None:
+            return found
+    return Cause("system", "guess", f"nothing tells more than {case.error_code or 'that it ended'}")
+
+
+def _disk(case: _Case) -> Cause | None:
+    if case.errno in _FULL or case.error_code in _DISK_CODES:
+        return Cause("disk", "certain", "no space was left on a disk")
+    free, floor = case.free_disk_bytes, case.disk_floor
+    if case.died and free is not None and floor is not None and free < floor:
+        return Cause("disk", "likely", f"it ended while {free} bytes of disk were free, less than the {floor} that are kept")
+    return Cause("disk", "likely", "a file was damaged") if case.error_code == "damaged_file" else None
+
+
+def _host_oom(case: _Case) -> Cause | None:
+    if case.exit_signal == "SIGKILL" and (case.cgroup_oom_kills or 0) > 0:
+        return Cause("host-oom", "certain", f"the kernel killed {case.cgroup_oom_kills} process(es) for want of memory")
+    if case.error_kind == "MemoryError" or case.errno == errno.ENOMEM:
+        return Cause("host-oom", "likely", "the host gave no more memory")
+    return None
+
+
+def _gpu_hardware(case: _Case) -> Cause | None:
+    bad = [x for x in case.xid or () if meaning_of(x).cause == "hardware" and meaning_of(x).severity != "silent"]
+    if not bad:
+        return None
+    sure: Confidence = "certain" if any(meaning_of(x).severity == "critical" for x in bad) else "likely"
+    return Cause("gpu-hardware", sure, "; ".join(f"Xid {x}: {meaning_of(x).meaning}" for x in bad))
+
+
+def _gpu_oom(case: _Case) -> Cause | None:
+    if case.error_code in _OOM_CODES:
+        return Cause("gpu-oom", "certain", "the card had no memory left")
+    found = next((words for words in _OOM_WORDS if words in case.text), None)
+    return Cause("gpu-oom", "likely", f"it printed {found!r}") if found and case.died else None
+
+
+def _version(case: _Case) -> Cause | None:
+    misfit = next((words for words in _MISFITS if words in case.text), None)
+    if case.error_kind in _IMPORT_ERRORS or case.error_code in _VERSION_CODES or (misfit and case.died):
+        why = f"{case.error_kind or case.error_code}: {misfit or 'what is installed there does not fit'}"
+        return Cause("version", "certain" if case.versions_differ else "likely", why)
+    if case.exit_signal == "SIGILL":
+        return Cause("version", "likely", "it used an instruction that the processor does not have")
+    return Cause("version", "guess", "its host has other versions than the rest") if case.versions_differ and case.died else None
+
+
+def _network(case: _Case) -> Cause | None:
+    if case.host_lost or case.error_code in _NETWORK_CODES:
+        return Cause("network", "likely", "its host could not be reached")
+    if case.errno in _UNREACHED:
+        return Cause("network", "likely", f"a connection ended ({errno.errorcode[case.errno]})")
+    return None
+
+
+def _unit(case: _Case) -> Cause | None:
+    """The same unit on two hosts: it is the unit, its input where the same code did others well."""
+    if len(case.unit_hosts) < 2:
+        return None
+    hosts = ", ".join(sorted(case.unit_hosts))
+    return Cause("data" if case.others_passed else "user", "certain", f"it failed on {hosts} alike")
+
+
+def _thermal(case: _Case) -> Cause | None:
+    return Cause("thermal", "likely", "its card was slowed down by heat") if case.thermal and case.died else None
+
+
+def _host(case: _Case) -> Cause | None:
+    """Other units died on the same host: it is the host. What a stage raises is no death: the same mistake meets every unit."""
+    if not case.died or not case.host_deaths:
+        return None
+    on_card = case.device is not None and not str(case.device).endswith("cpu")
+    return Cause("gpu-hardware" if on_card else "system", "likely", f"{case.host_deaths} other unit(s) died on {case.host}")
+
+
+def _code(case: _Case) -> Cause | None:
+    workload = [x for x in case.xid or () if meaning_of(x).severity == "job" and x != _KILLED_XID]
+    if workload:
+        return Cause("user", "likely", "; ".join(f"Xid {x}: {meaning_of(x).meaning}" for x in workload))
+    if case.error_code == "stage_failed":
+        told = f"its code raised {case.error_kind or 'an exception'}"
+        return Cause("data", "likely", f"{told}, and not for other units") if case.others_passed else Cause("user", "likely", told)
+    if case.exit_signal == "SIGKILL":
+        return Cause("system", "guess", "somebody killed its process; the kernel did not, for want of memory")
+    if case.died:
+        how = case.exit_signal or (f"status {case.exit_status}" if case.exit_status is not None else case.error_code)
+        return Cause("data" if case.others_passed else "user", "guess", f"its process ended ({how}), and nothing else is wrong there")
+    return None
+
+
+#: What a program had on a card was cleared away: seen whenever one is killed, so it says nothing of why.
+_KILLED_XID: Final = 45
+_RULES: Final[tuple[Callable[[_Case], Cause | None], ...]] = (
+    _disk, _host_oom, _gpu_hardware, _gpu_oom, _version, _network, _unit, _thermal, _host, _code,
+)  # fmt: skip

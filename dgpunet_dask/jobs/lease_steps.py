@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from dgpunet_dask.errors import NoSuchJob
@@ -169,3 +170,24 @@ def boot(db: Db, number: int, now: float) -> None:
 def last_boot(db: Db) -> int:
     """Return the number of the last boot, 0 before the first."""
     return int(db.execute("SELECT coalesce(max(boot), 0) FROM boots").fetchall()[0][0])
+
+
+def restore_commit(db: Db, job_id: str, number: int, unit_id: str, epoch: int, results: Mapping[str, str], now: float) -> None:
+    """Put a committed unit of a job that runs into an empty ledger. Its epoch is of an earlier boot: see `without_boots`."""
+    db.execute(
+        "INSERT INTO units (job, unit_id, number, pass, try_no) SELECT seq, ?, ?, passes, tries FROM jobs WHERE job_id = ?", (unit_id, number, job_id)
+    )
+    lease(db, job_id, unit_id, epoch, now, speculative=False)
+    commit(db, job_id, unit_id, epoch, results, now, counts={}, device=None, host=None, seconds=None, adopted=False)
+
+
+@contextmanager
+def without_boots(db: Db) -> Iterator[None]:
+    """Let epochs of earlier boots be put in, inside one transaction: two triggers are taken away and come back."""
+    names = ("attempts_epoch", "attempts_late")
+    kept = [db.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", (name,)).fetchall()[0][0] for name in names]
+    for name in names:
+        db.execute(f"DROP TRIGGER {name}")
+    yield
+    for sql in kept:
+        db.execute(sql)

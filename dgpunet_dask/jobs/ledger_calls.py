@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.jobs import lease_steps, ledger_steps
 from dgpunet_dask.jobs.ledger_steps import Db
-from dgpunet_dask.jobs.rows import AttemptRow, JobRow, NewJob, UnitRow
+from dgpunet_dask.jobs.rows import AttemptRow, JobRow, NewJob, Restored, UnitRow
 from dgpunet_dask.jobs.states import UnitState
 from dgpunet_dask.model.job import JobState, UnitCounts
 
@@ -165,3 +165,20 @@ class LedgerCalls(ABC):
     async def events(self, job_id: str | None = None, *, limit: int = 1000) -> list[dict[str, Any]]:
         """Return the last events of the job, or of all, the oldest first: moves of jobs, boots, refused commits, units given up."""
         return await self._do(lambda db: ledger_steps.events(db, job_id, limit), "read")
+
+    # Made again
+
+    async def restore(self, plan: Restored) -> None:
+        """Put in what `jobs.rebuild` found, into a ledger that has no jobs."""
+        await self._do(lambda db: restore_steps(db, plan, self._clock.wall()), "long")
+
+
+def restore_steps(db: Db, plan: Restored, now: float) -> None:
+    """Put the jobs and committed units of `plan` in."""
+    with lease_steps.without_boots(db):
+        for row in plan.jobs:
+            ledger_steps.restore_job(db, row)
+            for number, unit in enumerate(plan.units.get(row.job_id, ())):
+                lease_steps.restore_commit(db, row.job_id, number, unit.unit_id, unit.epoch, unit.results, now)
+            ledger_steps.restore_end(db, row)
+    ledger_steps.event(db, now, "rebuilt", None, jobs=len(plan.jobs), units=sum(map(len, plan.units.values())))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, Final, Protocol
 
 from dgpunet_dask.errors import KeyReused, NoSuchJob
@@ -86,6 +87,38 @@ def _insert(db: Db, job: NewJob) -> JobRow:
     marks = ", ".join("?" * len(values))
     db.execute(f"INSERT INTO jobs ({', '.join(NEW_COLUMNS)}) VALUES ({marks})", values)
     return job_row(db, job.job_id)
+
+
+def restore_job(db: Db, row: JobRow) -> None:
+    """Put a job into an empty ledger as it was; it runs, unless it was never begun, until `restore_end`."""
+    _insert(db, replace(row, after=()))
+    after = json.dumps(list(row.after))
+    db.execute("UPDATE jobs SET after = ? WHERE job_id = ?", (after, row.job_id))
+    if row.key is not None:
+        content = NewJob(**{f.name: getattr(row, f.name) for f in fields(NewJob)}).content()
+        db.execute(
+            "INSERT INTO keys (owner, key, content, jobs) VALUES (?, ?, ?, json_array(?)) ON CONFLICT DO UPDATE SET"
+            " content = content || ',' || excluded.content, jobs = json_insert(jobs, '$[#]', ?)",
+            (row.owner or "", row.key, content, row.job_id, row.job_id),
+        )
+    if row.state != "queued" or row.tries:
+        db.execute(
+            "UPDATE jobs SET state = 'running', started_s = ?, tries = ?, passes = ?, metrics = ?, total = ? WHERE job_id = ?",
+            (row.started_s, max(1, row.tries), row.passes, json.dumps(dict(row.metrics)), row.total, row.job_id),
+        )
+
+
+def restore_end(db: Db, row: JobRow) -> None:
+    """Take a restored job to the state that it had reached."""
+    if row.state == "queued" and row.tries:  # it waits to be tried again
+        db.execute("UPDATE jobs SET state = 'cancelled', ended_s = 0 WHERE job_id = ?", (row.job_id,))
+        db.execute("UPDATE jobs SET state = 'queued', ended_s = NULL, started_s = NULL WHERE job_id = ?", (row.job_id,))
+    elif row.state in FINAL_STATES:
+        ended_s = row.submitted_s if row.ended_s is None else row.ended_s
+        db.execute(
+            "UPDATE jobs SET state = ?, ended_s = ?, error = ?, exit_code = ? WHERE job_id = ?",
+            (row.state, ended_s, dumped(row.error), row.exit_code, row.job_id),
+        )
 
 
 def _stored(name: str, value: Any) -> Any:

@@ -150,3 +150,19 @@ class AttemptRow(NamedTuple):
     adopted: bool
     cause: str | None
     evidence: Mapping[str, Any] | None
+
+
+class FoundUnit(NamedTuple):
+    """A unit whose result files were found whole: its epoch, and the digest (hex) of each leaf's file."""
+
+    unit_id: str
+    epoch: int
+    results: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a lost ledger is made again from: jobs in the order in which they were accepted, and the committed units of each."""
+
+    jobs: tuple[JobRow, ...]
+    units: Mapping[str, tuple[FoundUnit, ...]]

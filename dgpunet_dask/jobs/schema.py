@@ -223,7 +223,7 @@ FAULTS: Final[Mapping[str, str]] = {
           OR (u.state IN ('failed', 'quarantined') AND j.allow_failed < (SELECT failed FROM tallies WHERE job = j.seq)))""",
     "a done job whose units are not as many as its source gave": """
         SELECT j.job_id, '' FROM jobs j JOIN tallies t ON t.job = j.seq
-        WHERE j.state = 'done' AND j.total IS NOT NULL AND t.done + t.failed != j.total""",
+        WHERE j.state = 'done' AND j.passes > 0 AND j.total IS NOT NULL AND t.done + t.failed != j.total""",
     "a tally that does not agree with the units": """
         SELECT j.job_id, '' FROM jobs j LEFT JOIN tallies t ON t.job = j.seq
         WHERE t.done IS NOT (SELECT count(*) FROM units u WHERE u.job = j.seq AND u.state = 'committed')
