@@ -3,100 +3,94 @@
 from __future__ import annotations
 
 import asyncio
-import json
+from typing import Annotated
 
-from tornado.web import HTTPError
+from fastapi import Query
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from dgpunet_dask.daemons.api.handler import Handler
-
-
-class Status(Handler):
-    """``GET /v1/status``."""
-
-    async def get(self) -> None:
-        """Send the daemon, its addresses and its workers."""
-        self.answer(await self.ctx.status())
+from dgpunet_dask.daemons.api.answers import Json, Refused
+from dgpunet_dask.daemons.api.asked import Ask
+from dgpunet_dask.daemons.api.context import ApiContext
 
 
-class Placements(Handler):
-    """``GET /v1/placements?since=N``."""
-
-    async def get(self) -> None:
-        """Send the placements after number `since`."""
-        self.answer(list(await self.ctx.placements(int(self.number("since", 0, 1e15)))))
+async def status(asked: Ask) -> Response:
+    """Show the daemon, its addresses and its workers."""
+    return Json(await asked.ctx.status())
 
 
-class Fleet(Handler):
-    """``GET /v1/fleet``."""
-
-    async def get(self) -> None:
-        """Send hosts, devices, charges and states."""
-        self.answer(await self.ctx.why.fleet())
+async def placements(asked: Ask, since: Annotated[int, Query(ge=0, description="only placements with a higher number")] = 0) -> Response:
+    """List placements."""
+    return Json(list(await asked.ctx.placements(min(since, 10**15))))
 
 
-class Policy(Handler):
-    """``GET /v1/policy`` and, to have the files read at once, ``POST /v1/policy/reload``."""
-
-    async def get(self) -> None:
-        """Send what is in force, and what was wrong with later changes."""
-        self.answer(self.ctx.policy())
-
-    async def post(self) -> None:
-        """Read the files, then send the same."""
-        self.body_json()
-        self.answer(await self.ctx.reload())
+async def fleet(asked: Ask) -> Response:
+    """Show hosts, devices, charges and states."""
+    return Json(await asked.ctx.why.fleet())
 
 
-class Lease(Handler):
-    """``GET /v1/lease``: held open for as long as a command uses the cluster; its end, also by ``kill -9``, ends the lease."""
+async def policy(asked: Ask) -> Response:
+    """Show the policies in force, and what was wrong with later changes."""
+    return Json(asked.ctx.policy())
 
-    async def get(self) -> None:
-        """Send the lease's number at once, then nothing until the caller is gone."""
-        if self.ctx.stopping:
-            raise HTTPError(503, reason="this head is stopping")
-        self.gone = asyncio.Event()
-        self.ctx.leases.add(self)
+
+async def policy_reloaded(asked: Ask) -> Response:
+    """Have the policy files read at once, and show what is in force then."""
+    return Json(await asked.ctx.reload())
+
+
+async def leased(asked: Ask) -> Response:
+    """Hold a cluster open for as long as a command uses it; the end of the connection, also by ``kill -9``, ends the lease."""
+    check_running(asked.ctx)
+    return Held(asked.ctx)
+
+
+class Held(Json):
+    """Sends the lease's number at once, then nothing until the caller is gone."""
+
+    def __init__(self, ctx: ApiContext) -> None:
+        super().__init__({"lease": id(self)})
+        self._ctx = ctx
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send, and wait."""
+        self._ctx.leases.add(self)
         try:
-            self.write(json.dumps({"lease": id(self)}) + "\n")
-            await self.flush()
-            await self.gone.wait()
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": bytes(self.body) + b"\n", "more_body": True})
+            while (await receive())["type"] != "http.disconnect":
+                pass
         finally:
-            self.ctx.end_lease(self)
-
-    def on_connection_close(self) -> None:
-        """The caller is gone."""
-        self.gone.set()
+            self._ctx.end_lease(self)
 
 
-class ReleaseLease(Handler):
-    """``POST /v1/lease/N/release``: ends a lease in good order, and tells whether it was the last."""
-
-    def post(self, number: str) -> None:
-        """Send ``{"last": bool}``."""
-        self.body_json()
-        lease = next((x for x in self.ctx.leases if id(x) == int(number)), None)
-        self.answer({"last": self.ctx.end_lease(lease)})
+async def lease_released(asked: Ask, number: str) -> Response:
+    """End a lease in good order, and tell whether it was the last."""
+    lease = next((x for x in asked.ctx.leases if id(x) == int(number)), None)
+    return Json({"last": asked.ctx.end_lease(lease)})
 
 
-class Keep(Handler):
-    """``POST /v1/keep``: an embedded head stays after its last lease, as ``up`` wants it."""
-
-    def post(self) -> None:
-        """Keep running."""
-        self.body_json()
-        if self.ctx.stopping:
-            raise HTTPError(503, reason="this head is stopping")
-        self.ctx.embedded = False
-        self.ctx.keep()
-        self.answer({})
+async def kept(asked: Ask) -> Response:
+    """Have an embedded head stay after its last lease, as ``up`` wants it."""
+    check_running(asked.ctx)
+    asked.ctx.embedded = False
+    asked.ctx.keep()
+    return Json({})
 
 
-class Shutdown(Handler):
-    """``POST /v1/shutdown``."""
+async def shut_down(asked: Ask) -> Response:
+    """Stop the head, after this answer."""
+    asked.ctx.stopping = True
 
-    def post(self) -> None:
-        """Stop the head, after this answer."""
-        self.body_json()
-        self.ctx.stopping = True
-        self.answer({})
-        asyncio.get_running_loop().call_soon(self.ctx.shutdown, "asked to stop")
+    async def stop() -> None:
+        asyncio.get_running_loop().call_soon(asked.ctx.shutdown, "asked to stop")
+
+    return Json({}, background=BackgroundTask(stop))
+
+
+def check_running(ctx: ApiContext) -> None:
+    """Refuse what makes no sense once the head is stopping."""
+    if ctx.stopping:
+        raise Refused(503, "this head is stopping")

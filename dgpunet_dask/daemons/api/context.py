@@ -11,11 +11,12 @@ from typing import Any, BinaryIO, Final, Literal, Protocol
 
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.daemons.api.callers import Keys
-from dgpunet_dask.daemons.api.limits import Attempts
+from dgpunet_dask.daemons.api.limits import Attempts, Rates
 from dgpunet_dask.daemons.api.sessions import Sessions
 from dgpunet_dask.jobs.model_owners import ModelInfo
 from dgpunet_dask.model.job import JobStatus
 from dgpunet_dask.model.owner import User
+from dgpunet_dask.model.submitted import Submitted
 
 JSON_BYTES_MAX: Final = 1 << 20
 WORKLOAD_BYTES_MAX: Final = 256 << 20
@@ -26,8 +27,12 @@ NodeAction = Literal["cordon", "uncordon", "drain", "remove"]
 class JobService(Protocol):
     """What the API asks of the jobs. Errors are DgpunetErrors."""
 
-    async def submit(self, request: dict[str, Any]) -> JobStatus:
-        """Accept a job; its owner is the request's ``user``, and ``shared`` lets everybody read it."""
+    async def submit(self, request: dict[str, Any]) -> Submitted:
+        """Accept a job, or with ``array`` one for each set of parameters in it; what is said again with the same ``key`` is the same.
+
+        The keys are those of `daemons.api.forms.JobRequest` and ``operates``. The owner is ``user``, and ``shared`` lets everybody read it.
+        TooManyJobs if the user has too many; KeyReused if the key was used for something else.
+        """
 
     async def plan(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return where each stage of a job could go now, without running it."""
@@ -43,6 +48,15 @@ class JobService(Protocol):
 
     async def cancel(self, job_id: str) -> JobStatus:
         """Cancel a job; a finished one stays as it is."""
+
+    async def retry(self, job_id: str) -> JobStatus:
+        """Take a job that has not ended well back to the queue, with its committed units."""
+
+    async def progress(self, job_id: str) -> dict[str, Any]:
+        """Return how far a job is: `daemons.api.forms.Progress`."""
+
+    async def attempts(self, job_id: str) -> Sequence[dict[str, Any]]:
+        """Return the attempts at a job's units, oldest first: `daemons.api.forms.Attempt`."""
 
     async def has_workload(self, digest: str) -> bool:
         """Whether the workload's files are here."""
@@ -221,6 +235,7 @@ class ApiContext:
     clock: Clock = field(default_factory=SystemClock)
     sites: dict[str, frozenset[str]] = field(default_factory=dict)
     attempts: Attempts = field(default_factory=Attempts)
+    rates: Rates = field(default_factory=Rates)
     sessions: Sessions = field(default_factory=lambda: Sessions(lambda: secrets.token_urlsafe(32)))
 
     def end_lease(self, lease: object) -> bool:

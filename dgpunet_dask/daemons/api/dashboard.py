@@ -11,21 +11,26 @@ import html
 import logging
 import re
 import urllib.parse
-from http.cookies import Morsel
-from typing import Any, Final
+from typing import Final
+from weakref import WeakKeyDictionary
 
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
-from tornado.web import HTTPError
-from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketHandler, websocket_connect
+from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, websocket_connect
 
-from dgpunet_dask.daemons.api.callers import Caller, Certificate, caller_of, refusal
-from dgpunet_dask.daemons.api.handler import Handler
+from dgpunet_dask.daemons.api.answers import Refused
+from dgpunet_dask.daemons.api.asked import Asked
+from dgpunet_dask.daemons.api.bodies import check_length, pieces
+from dgpunet_dask.daemons.api.callers import Caller, caller_of, refusal
 
 log = logging.getLogger(__name__)
 
 #: The prefix binds it to this host, to https and to all paths: no other server can set it.
 COOKIE: Final = "__Host-dgpunet"
 BODY_BYTES_MAX: Final = 64 << 20
+FORM_BYTES_MAX: Final = 16 << 10
 ANSWER_S: Final = 30.0
 #: How often an open websocket looks whether its user still may.
 RECHECK_S: Final = 30.0
@@ -47,207 +52,182 @@ _SENT_ON: Final = ("Accept", "Accept-Language")
 _SENT_BACK: Final = ("Content-Type", "Last-Modified")
 #: Dask's own proxy: it would fetch from any address that the head reaches.
 _CLOSED: Final = frozenset({"proxy"})
+_CLIENTS: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncHTTPClient]] = WeakKeyDictionary()
 
 
-class Guarded(Handler):
-    """What asks for a key in a header, or for the cookie of a session."""
-
-    def credentials(self) -> tuple[str | None, Certificate | None]:
-        """Return the header and the certificate; without a header, the key of the cookie's session."""
-        given, certificate = super().credentials()
-        if given is None and (session := self.session()):
-            key = self.ctx.sessions.key(session, self.ctx.clock.monotonic())
-            return (None, None) if key is None else (f"Bearer {key}", None)
-        return given, certificate
-
-    def session(self) -> str:
-        """Return the cookie's text, empty without one."""
-        found: Morsel[str] | None = self.cookies.get(COOKIE)
-        return found.value if found is not None else ""
-
-    def upstream(self) -> str:
-        """Return the address of what is asked for on the dashboard's own server; 404 without one, or for a path that leaves it."""
-        base = self.ctx.dashboard_upstream()
-        path = self.request.path.removeprefix(_MOUNT)
-        parts = urllib.parse.unquote(path).replace("\\", "/").split("/")[1:]
-        if base is None or not parts or parts[0] in _CLOSED or {".", ".."}.intersection(parts):
-            raise HTTPError(404, reason="there is no such page on the dashboard")
-        query = f"?{self.request.query}" if self.request.query else ""
-        return f"{base.rstrip('/')}{path}{query}"
+# Pages
 
 
-class Dashboard(Guarded):
-    """``GET`` and ``HEAD /dashboard/…``."""
+async def page(asked: Asked) -> Response:
+    """Send a page of the dashboard."""
+    if asked.path.rstrip("/") == _MOUNT:
+        return RedirectResponse(f"{_MOUNT}/status", 302)
+    found = await _fetched(asked)
+    answer = Response(_rewritten(asked, found) if asked.method != "HEAD" else b"", found.code)
+    for name in _SENT_BACK:
+        if name in found.headers:
+            answer.headers[name] = found.headers[name]
+    if "Location" in found.headers:
+        answer.headers["Location"] = _here(asked, found.headers["Location"])
+    if asked.path.startswith((f"{_MOUNT}/static/", f"{_MOUNT}/statics/")):
+        answer.headers["Cache-Control"] = "private, max-age=3600"
+    scheme = "wss" if asked.scheme == "https" else "ws"
+    answer.headers["Content-Security-Policy"] = _PAGES_CSP.format(socket=f"{scheme}://{asked.headers['host']}")
+    answer.headers["Referrer-Policy"] = "no-referrer"
+    return answer
 
-    def prepare(self) -> None:
-        """Check the caller; a browser without a session is sent to log in."""
-        wanted = "text/html" in self.request.headers.get("Accept", "") and "Authorization" not in self.request.headers
+
+def _upstream(asked: Asked) -> str:
+    """Return the address of what is asked for on the dashboard's own server; 404 without one, or for a path that leaves it."""
+    base = asked.ctx.dashboard_upstream()
+    path = asked.path.removeprefix(_MOUNT)
+    parts = urllib.parse.unquote(path).replace("\\", "/").split("/")[1:]
+    if base is None or not parts or parts[0] in _CLOSED or {".", ".."}.intersection(parts):
+        raise Refused(404, "there is no such page on the dashboard")
+    query = asked.scope["query_string"].decode("latin-1")
+    return f"{base.rstrip('/')}{path}{'?' if query else ''}{query}"
+
+
+async def _fetched(asked: Asked) -> HTTPResponse:
+    headers = {name: asked.headers[name] for name in _SENT_ON if name in asked.headers}
+    request = HTTPRequest(_upstream(asked), asked.method, headers, follow_redirects=False, request_timeout=ANSWER_S)
+    try:
+        return await _client().fetch(request, raise_error=False)
+    except (OSError, HTTPClientError) as error:
+        log.info("the dashboard does not answer: %s", error)
+        raise Refused(502, "the dashboard does not answer") from error
+
+
+def _client() -> AsyncHTTPClient:
+    """Return the client of this loop, which keeps no cookies and asks loopback alone."""
+    loop = asyncio.get_running_loop()
+    if loop not in _CLIENTS:
+        _CLIENTS[loop] = AsyncHTTPClient(force_instance=True, max_clients=64, max_body_size=BODY_BYTES_MAX)
+    return _CLIENTS[loop]
+
+
+def _rewritten(asked: Asked, found: HTTPResponse) -> bytes:
+    """Return the body; a page's absolute paths, which name its own server's prefix, lead through here instead."""
+    body = bytes(found.body or b"")
+    if not found.headers.get("Content-Type", "").startswith("text/html"):
+        return body
+    prefix = urllib.parse.urlsplit(asked.ctx.dashboard_upstream() or "").path.rstrip("/").encode()
+    return re.sub(rb"""(["'])%s/(?=statics?/)""" % re.escape(prefix), rb"\1%s/" % _MOUNT.encode(), body)
+
+
+def _here(asked: Asked, location: str) -> str:
+    """Return where a redirection of the dashboard's server leads by way of this one."""
+    base = urllib.parse.urlsplit(asked.ctx.dashboard_upstream() or "")
+    path = urllib.parse.urlsplit(urllib.parse.urljoin(_upstream(asked), location)).path
+    return _MOUNT + "/" + path.removeprefix(base.path.rstrip("/")).lstrip("/")
+
+
+# Bokeh's websocket, ``/dashboard/PAGE/ws``
+
+
+async def no_page(asked: Asked) -> Response:
+    """Refuse a request for a websocket that is none."""
+    raise Refused(400, f"{asked.path} can only be asked for as a websocket")
+
+
+async def socket(asked: Asked, send: Send) -> None:
+    """Pass on messages both ways, until either side has ended or the user may no longer look."""
+    far = await _connected(asked)  # first: a page that is not there has no websocket
+    near = WebSocket(asked.scope, asked.receive, send)
+    watch = _Watch(asked)
+    try:
+        await near.accept(far.selected_subprotocol)
+        ways = [asyncio.create_task(_outward(near, far, watch)), asyncio.create_task(_inward(near, far, watch))]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+        await near.close()
+    except (OSError, RuntimeError, WebSocketDisconnect):
+        pass  # the page is gone
+    finally:
+        far.close()
+
+
+async def _connected(asked: Asked) -> WebSocketClientConnection:
+    request = HTTPRequest("ws" + _upstream(asked).removeprefix("http"), connect_timeout=ANSWER_S, request_timeout=ANSWER_S)
+    offered = [text for text in asked.scope.get("subprotocols", []) if text]
+    try:
+        return await websocket_connect(request, subprotocols=offered, max_message_size=BODY_BYTES_MAX)
+    except (OSError, HTTPClientError) as error:
+        raise Refused(502, "the dashboard does not answer") from error
+
+
+async def _inward(near: WebSocket, far: WebSocketClientConnection, watch: _Watch) -> None:
+    """Pass on what the dashboard says."""
+    while (message := await far.read_message()) is not None and watch.may():
+        await (near.send_bytes(message) if isinstance(message, bytes) else near.send_text(message))
+
+
+async def _outward(near: WebSocket, far: WebSocketClientConnection, watch: _Watch) -> None:
+    """Pass on what the page says."""
+    while (message := await near.receive())["type"] == "websocket.receive" and watch.may():
+        text, data = message.get("text"), message.get("bytes")
         try:
-            super().prepare()
-        except HTTPError as error:
-            if error.status_code != 401 or not wanted:
-                raise
-            self.redirect("/login", status=303)
-
-    async def get(self, *_: str) -> None:
-        """Send the page."""
-        if self.request.path.rstrip("/") == _MOUNT:
-            self.redirect(f"{_MOUNT}/status")
-            return
-        answer = await self._fetched()
-        self.set_status(answer.code)
-        for name in _SENT_BACK:
-            if name in answer.headers:
-                self.set_header(name, answer.headers[name])
-        if "Location" in answer.headers:
-            self.set_header("Location", self._here(answer.headers["Location"]))
-        if self.request.path.startswith((f"{_MOUNT}/static/", f"{_MOUNT}/statics/")):
-            self.set_header("Cache-Control", "private, max-age=3600")
-        scheme = "wss" if self.request.protocol == "https" else "ws"
-        self.set_header("Content-Security-Policy", _PAGES_CSP.format(socket=f"{scheme}://{self.request.host}"))
-        self.set_header("Referrer-Policy", "no-referrer")
-        if self.request.method != "HEAD":
-            self.write(self._rewritten(answer))
-
-    head = get
-
-    async def _fetched(self) -> HTTPResponse:
-        url = self.upstream()
-        headers = {name: self.request.headers[name] for name in _SENT_ON if name in self.request.headers}
-        request = HTTPRequest(url, self.request.method or "GET", headers, follow_redirects=False, request_timeout=ANSWER_S)
-        try:
-            return await _client(self.application.settings).fetch(request, raise_error=False)
-        except (OSError, HTTPClientError) as error:
-            log.info("the dashboard does not answer: %s", error)
-            raise HTTPError(502, reason="the dashboard does not answer") from error
-
-    def _rewritten(self, answer: HTTPResponse) -> bytes:
-        """Return the body; a page's absolute paths, which name its own server's prefix, lead through here instead."""
-        body = bytes(answer.body or b"")
-        if not answer.headers.get("Content-Type", "").startswith("text/html"):
-            return body
-        prefix = urllib.parse.urlsplit(self.ctx.dashboard_upstream() or "").path.rstrip("/").encode()
-        return re.sub(rb"""(["'])%s/(?=statics?/)""" % re.escape(prefix), rb"\1%s/" % _MOUNT.encode(), body)
-
-    def _here(self, location: str) -> str:
-        """Return where a redirection of the dashboard's server leads by way of this one."""
-        base = urllib.parse.urlsplit(self.ctx.dashboard_upstream() or "")
-        path = urllib.parse.urlsplit(urllib.parse.urljoin(self.upstream(), location)).path
-        return _MOUNT + "/" + path.removeprefix(base.path.rstrip("/")).lstrip("/")
-
-
-def _client(settings: dict[str, Any]) -> AsyncHTTPClient:
-    """Return the client of this application, which keeps no cookies and asks loopback alone."""
-    if "dashboard_client" not in settings:
-        settings["dashboard_client"] = AsyncHTTPClient(force_instance=True, max_clients=64, max_body_size=BODY_BYTES_MAX)
-    found = settings["dashboard_client"]
-    assert isinstance(found, AsyncHTTPClient)
-    return found
-
-
-class DashboardSocket(WebSocketHandler, Guarded):
-    """Bokeh's websocket, ``/dashboard/PAGE/ws``: messages both ways, until either side has ended or the user may no longer look."""
-
-    far: WebSocketClientConnection | None = None
-    pump: asyncio.Task[None] | None = None
-    checked: float = 0.0
-
-    async def get(self, *args: Any, **kwargs: Any) -> None:
-        """Connect to the dashboard first: a page that is not there has no websocket."""
-        url = "ws" + self.upstream().removeprefix("http")
-        offered = [text.strip() for text in self.request.headers.get("Sec-WebSocket-Protocol", "").split(",") if text.strip()]
-        try:
-            self.far = await websocket_connect(
-                HTTPRequest(url, connect_timeout=ANSWER_S, request_timeout=ANSWER_S), subprotocols=offered, max_message_size=BODY_BYTES_MAX
-            )
-        except (OSError, HTTPClientError) as error:
-            raise HTTPError(502, reason="the dashboard does not answer") from error
-        self.checked = self.ctx.clock.monotonic()
-        await super().get(*args, **kwargs)
-
-    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
-        """Return what the dashboard has chosen."""
-        return None if self.far is None else self.far.selected_subprotocol
-
-    def open(self, *_: str, **__: str) -> None:
-        """Begin to pass on what the dashboard says."""
-        self.pump = asyncio.create_task(self._pump(), name="dashboard")
-
-    async def _pump(self) -> None:
-        assert self.far is not None
-        try:
-            while (message := await self.far.read_message()) is not None and self._may():
-                await self.write_message(message, binary=isinstance(message, bytes))
+            await far.write_message(text or data or "", binary=text is None)
         except WebSocketClosedError:
-            pass
-        finally:
-            self.close()
-
-    async def on_message(self, message: str | bytes) -> None:
-        """Pass on what the page says."""
-        if self.far is None or not self._may():
-            self.close()
             return
-        try:
-            await self.far.write_message(message, binary=isinstance(message, bytes))
-        except WebSocketClosedError:
-            self.close()
 
-    def _may(self) -> bool:
-        """Whether the user still may look: a key can be revoked, and a session ends."""
-        now = self.ctx.clock.monotonic()
-        if now - self.checked < RECHECK_S:
+
+class _Watch:
+    """Whether the user still may look: a key can be revoked, and a session ends."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._checked = asked.ctx.clock.monotonic()
+
+    def may(self) -> bool:
+        """Look again, if the last time is a while ago."""
+        asked, now = self._asked, self._asked.ctx.clock.monotonic()
+        if now - self._checked < RECHECK_S:
             return True
-        self.checked = now
-        found = caller_of(*self.credentials(), self.local_key(), self.ctx.keys, self.ctx.clock.wall())
+        self._checked = now
+        found = caller_of(*asked.credentials(COOKIE), asked.local_key(), asked.ctx.keys, asked.ctx.clock.wall())
         return found is not None and refusal(found, "viewer") is None
 
-    def on_close(self) -> None:
-        """Let go of the dashboard."""
-        if self.far is not None:
-            self.far.close()
-        if self.pump is not None:
-            self.pump.cancel()
+
+# Sessions
 
 
-class Login(Handler):
-    """``GET /login``: a form; ``POST /login``: a key for a session's cookie. ``POST /logout`` ends the session."""
-
-    def get(self) -> None:
-        """Send the form."""
-        self._form("The dashboard asks for an API key.")
-
-    def post(self) -> None:
-        """Begin a session, and go on to the dashboard."""
-        self.check_attempts()
-        key = self.get_body_argument("key", "").strip()
-        found = self._caller(key)
-        if found is None or refusal(found, "viewer") is not None:
-            self.note_failure()
-            self.set_status(401)
-            self._form("That key is not known here, or no longer.")
-            return
-        session = self.ctx.sessions.begin(key, self.ctx.clock.monotonic())
-        self.set_cookie(COOKIE, session, path="/", secure=True, httponly=True, samesite="Strict")
-        self.redirect(f"{_MOUNT}/status", status=303)
-
-    def _caller(self, key: str) -> Caller | None:
-        found = caller_of(f"Bearer {key}", None, self.local_key(), self.ctx.keys, self.ctx.clock.wall())
-        return found if isinstance(found, Caller) else None
-
-    def _form(self, why: str) -> None:
-        self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.set_header("Content-Security-Policy", _LOGIN_CSP)
-        self.set_header("Referrer-Policy", "same-origin")
-        self.write(_LOGIN.format(why=html.escape(why)))
+async def login(asked: Asked) -> Response:
+    """``GET``: a form; ``POST``: a key for a session's cookie."""
+    if asked.method == "GET":
+        return _form("The dashboard asks for an API key.")
+    asked.check_attempts()
+    key = (await _fields(asked)).get("key", [""])[-1].strip()
+    found = caller_of(f"Bearer {key}", None, asked.local_key(), asked.ctx.keys, asked.ctx.clock.wall())
+    if not isinstance(found, Caller) or refusal(found, "viewer") is not None:
+        asked.note_failure()
+        return _form("That key is not known here, or no longer.", 401)
+    session = asked.ctx.sessions.begin(key, asked.ctx.clock.monotonic())
+    return RedirectResponse(f"{_MOUNT}/status", 303, {"Set-Cookie": _cookie(session)})
 
 
-class Logout(Guarded):
-    """``POST /logout``."""
+async def logout(asked: Asked) -> Response:
+    """End the session."""
+    asked.ctx.sessions.end(asked.cookie(COOKIE))
+    return RedirectResponse("/login", 303, {"Set-Cookie": f"{_cookie('')}; Max-Age=0"})
 
-    def post(self) -> None:
-        """End the session."""
-        self.ctx.sessions.end(self.session())
-        self.set_cookie(COOKIE, "", path="/", secure=True, httponly=True, samesite="Strict", max_age=0)
-        self.redirect("/login", status=303)
 
+async def _fields(asked: Asked) -> dict[str, list[str]]:
+    """Return the fields of a form."""
+    check_length(asked.headers, FORM_BYTES_MAX, "a form")
+    body = b"".join([piece async for piece in pieces(asked.receive, FORM_BYTES_MAX, "a form")])
+    try:
+        return urllib.parse.parse_qs(body.decode("ascii", "replace"), max_num_fields=16)
+    except ValueError:
+        raise Refused(400, "the form has too many fields") from None
+
+
+def _cookie(session: str) -> str:
+    return f"{COOKIE}={session}; Path=/; Secure; HttpOnly; SameSite=Strict"
+
+
+def _form(why: str, status: int = 200) -> Response:
+    headers = {"Content-Security-Policy": _LOGIN_CSP, "Referrer-Policy": "same-origin"}
+    return HTMLResponse(_LOGIN.format(why=html.escape(why)), status, headers)

@@ -4,47 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from dgpunet_dask.daemons.api.handler import Handler
+from starlette.responses import Response
+
+from dgpunet_dask.daemons.api.answers import Json, JsonText
+from dgpunet_dask.daemons.api.asked import Ask
 from dgpunet_dask.errors import BadValue
 from dgpunet_dask.retrieval.request import asked_for
 
 
-class Indexes(Handler):
-    """``GET /v1/indexes``."""
-
-    async def get(self) -> None:
-        """Send the indexes that the caller may read."""
-        self.answer(list(await self.ctx.indexes.list(self.caller.rights)))
+async def listed(asked: Ask) -> Response:
+    """List the indexes that the caller may read."""
+    return Json(list(await asked.ctx.indexes.list(asked.caller.rights)))
 
 
-class Index(Handler):
-    """``GET`` and ``DELETE /v1/indexes/NAME``."""
-
-    async def get(self, name: str) -> None:
-        """Send one index."""
-        self.answer(await self.ctx.indexes.show(name, self.caller.rights))
-
-    async def delete(self, name: str) -> None:
-        """Remove the index; its owner's and the operators' to do."""
-        await self.ctx.indexes.remove(name, self.caller.rights)
-        self.answer({"index": name, "removed": True})
+async def shown(asked: Ask, name: str) -> Response:
+    """Show one index."""
+    return Json(await asked.ctx.indexes.show(name, asked.caller.rights))
 
 
-class Search(Handler):
-    """``POST /v1/indexes/NAME/search``."""
-
-    async def post(self, name: str) -> None:
-        """Send the hits of each query."""
-        asked = asked_for(self.body_json())
-        self.write(await self.ctx.indexes.search(name, self.caller.rights, asked))
+async def removed(asked: Ask, name: str) -> Response:
+    """Remove an index; its owner's and the operators' to do."""
+    await asked.ctx.indexes.remove(name, asked.caller.rights)
+    return Json({"index": name, "removed": True})
 
 
-class Share(Handler):
-    """``POST /v1/indexes/NAME/share``."""
+async def searched(asked: Ask, name: str, body: dict[str, Any]) -> Response:
+    """Search an index: the hits of each query."""
+    return JsonText(await asked.ctx.indexes.search(name, asked.caller.rights, asked_for(body)))
 
-    async def post(self, name: str) -> None:
-        """Let all read the index, or its owner alone; its owner's and the operators' to do."""
-        self.answer(await self.ctx.indexes.share(name, self.caller.rights, shared=shared_of(self.body_json())))
+
+async def shared(asked: Ask, name: str, body: dict[str, Any]) -> Response:
+    """Let all read an index, or its owner alone; its owner's and the operators' to do."""
+    return Json(await asked.ctx.indexes.share(name, asked.caller.rights, shared=shared_of(body)))
 
 
 def shared_of(body: dict[str, Any]) -> bool:
@@ -55,7 +46,7 @@ def shared_of(body: dict[str, Any]) -> bool:
     BadValue
         If it says nothing.
     """
-    shared = body.get("shared")
-    if not isinstance(shared, bool):
-        raise BadValue(what="shared", value=str(shared)[:80], why="send true or false")
-    return shared
+    found = body.get("shared")
+    if not isinstance(found, bool):
+        raise BadValue(what="shared", value=str(found)[:80], why="send true or false")
+    return found

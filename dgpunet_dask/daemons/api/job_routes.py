@@ -3,152 +3,158 @@
 from __future__ import annotations
 
 import tempfile
-from typing import Any, BinaryIO, Final
+from typing import Annotated, Any, Final
 
-from tornado.web import HTTPError, stream_request_body
+from fastapi import Header, Query
+from starlette.requests import Request
+from starlette.responses import Response
 
-from dgpunet_dask.cluster.wire import job_to_wire
+from dgpunet_dask.cluster.wire import JobArray, array_to_wire, job_to_wire
+from dgpunet_dask.daemons.api.answers import Json, Refused
+from dgpunet_dask.daemons.api.asked import Ask, Asked
+from dgpunet_dask.daemons.api.bodies import check_length, pieces
 from dgpunet_dask.daemons.api.context import WORKLOAD_BYTES_MAX
-from dgpunet_dask.daemons.api.handler import Handler
-from dgpunet_dask.errors import NoSuchJob, NotAllowed
-from dgpunet_dask.model.job import JobStatus
+from dgpunet_dask.daemons.api.forms import JobId, JobRequest, Key, PlanRequest
+from dgpunet_dask.errors import BadValue, NoSuchJob, NotAllowed
+from dgpunet_dask.model.job import JobState, JobStatus
+from dgpunet_dask.model.submitted import Submitted
 
 WAIT_S_MAX: Final = 60.0
+JOBS_MAX: Final = 10_000
+_WORKLOAD: Final = "a workload"
 
 
-class JobHandler(Handler):
-    """What the routes of jobs have in common."""
-
-    async def readable(self, job_id: str) -> JobStatus:
-        """Return the job if the caller may read it.
-
-        Raises
-        ------
-        NoSuchJob
-            If there is none, or it is another's: its id must not tell that it exists.
-        """
-        job = await self.ctx.service.show(job_id)
-        if not self.caller.sees(job):
-            raise NoSuchJob(job_id=job_id)
-        return job
-
-    def request_of_caller(self) -> dict[str, Any]:
-        """Return the request's body with its ``user``, the caller unless an operator asks for somebody, and whether the caller operates."""
-        request = self.body_json()
-        request["operates"] = self.caller.operates
-        if not (self.caller.operates and request.get("user")):
-            request["user"] = self.caller.user
-        return request
+async def listed(
+    asked: Ask,
+    state: Annotated[JobState | None, Query(description="only jobs in this state")] = None,
+    owner: Annotated[str | None, Query(max_length=200, description="only this user's jobs")] = None,
+    limit: Annotated[int | None, Query(ge=1, le=JOBS_MAX, description="no more than so many")] = None,
+    after_id: Annotated[JobId | None, Query(description="only jobs that were submitted after this one")] = None,
+) -> Response:
+    """List the jobs that the caller may read, oldest first."""
+    found = [job for job in await asked.ctx.service.list() if asked.caller.sees(job)]
+    if after_id is not None:
+        place = next((n for n, job in enumerate(found) if job.job_id == after_id), None)
+        if place is None:
+            raise NoSuchJob(job_id=after_id)
+        found = found[place + 1 :]
+    wanted = [job for job in found if state in (None, job.state) and owner in (None, job.owner)]
+    return Json([job_to_wire(job) for job in wanted[:limit]])
 
 
-class Jobs(JobHandler):
-    """``GET`` and ``POST /v1/jobs``."""
-
-    async def get(self) -> None:
-        """Send the jobs that the caller may read."""
-        self.answer([job_to_wire(job) for job in await self.ctx.service.list() if self.caller.sees(job)])
-
-    async def post(self) -> None:
-        """Accept a job."""
-        status = await self.ctx.service.submit(self.request_of_caller())
-        self.set_status(201)
-        self.answer(job_to_wire(status))
-
-
-class Plan(JobHandler):
-    """``POST /v1/plan``."""
-
-    async def post(self) -> None:
-        """Send where each stage of a job could go now."""
-        self.answer(await self.ctx.service.plan(self.request_of_caller()))
+async def submitted(
+    asked: Ask,
+    body: JobRequest,
+    idempotency_key: Annotated[Key | None, Header(description="the same as `key` in the body")] = None,
+) -> Response:
+    """Submit a job, or with `array` many. The same key again answers 200 with what it stands for."""
+    request = _of_caller(asked, body.model_dump(exclude_unset=True))
+    if idempotency_key is not None and request.setdefault("key", idempotency_key) != idempotency_key:
+        raise BadValue(what="Idempotency-Key", value=idempotency_key, why="the body has another key")
+    made = await asked.ctx.service.submit(request)
+    if isinstance(made, JobStatus):
+        made = Submitted((made,))
+    told = job_to_wire(made.jobs[0]) if made.array_id is None else array_to_wire(JobArray(made.array_id, made.jobs))
+    return Json(told, 201 if made.created else 200)
 
 
-class Job(JobHandler):
-    """``GET /v1/jobs/ID``."""
-
-    async def get(self, job_id: str) -> None:
-        """Send one job."""
-        self.answer(job_to_wire(await self.readable(job_id)))
+async def planned(asked: Ask, body: PlanRequest) -> Response:
+    """Tell where each stage of a job could go now, without running it."""
+    return Json(await asked.ctx.service.plan(_of_caller(asked, body.model_dump(exclude_unset=True))))
 
 
-class Events(JobHandler):
-    """``GET /v1/jobs/ID/events?since=N&wait=S``."""
-
-    async def get(self, job_id: str) -> None:
-        """Send the events after `since`; wait up to `wait` seconds for the first."""
-        await self.readable(job_id)
-        since, wait_s = int(self.number("since", 0, 1e15)), self.number("wait", 0, WAIT_S_MAX)
-        self.answer(list(await self.ctx.service.events(job_id, since, wait_s)))
+async def shown(asked: Ask, job_id: str) -> Response:
+    """Show one job."""
+    return Json(job_to_wire(await _readable(asked, job_id)))
 
 
-class Cancel(JobHandler):
-    """``POST /v1/jobs/ID/cancel``."""
-
-    async def post(self, job_id: str) -> None:
-        """Cancel the job."""
-        self.body_json()
-        if not self.caller.owns(await self.readable(job_id)):
-            raise NotAllowed(what=f"cancelling job {job_id}", why="it is another user's")
-        self.answer(job_to_wire(await self.ctx.service.cancel(job_id)))
-
-
-class ExplainJob(JobHandler):
-    """``GET /v1/jobs/ID/explain``."""
-
-    async def get(self, job_id: str) -> None:
-        """Send why the units of the job are where they are."""
-        await self.readable(job_id)
-        self.answer(await self.ctx.why.job(job_id))
+async def events(
+    asked: Ask,
+    job_id: str,
+    since: Annotated[int, Query(ge=0, description="only events with a higher number")] = 0,
+    wait: Annotated[float, Query(ge=0, allow_inf_nan=False, description=f"seconds to wait for the first, {WAIT_S_MAX:g} at most")] = 0.0,
+) -> Response:
+    """Tell what has happened to a job."""
+    await _readable(asked, job_id)
+    return Json(list(await asked.ctx.service.events(job_id, min(since, 10**15), min(wait, WAIT_S_MAX))))
 
 
-class Explain(Handler):
-    """``POST /v1/explain``."""
-
-    async def post(self) -> None:
-        """Send where a demand would go now, and why not elsewhere."""
-        self.answer(await self.ctx.why.demand(self.body_json()))
+async def explained(asked: Ask, job_id: str) -> Response:
+    """Tell why the units of a job are where they are."""
+    await _readable(asked, job_id)
+    return Json(await asked.ctx.why.job(job_id))
 
 
-@stream_request_body
-class Workloads(Handler):
-    """``HEAD`` and ``PUT /v1/workloads/DIGEST``: whether a workload is here, and its tar stream."""
+async def progress(asked: Ask, job_id: str) -> Response:
+    """Tell how far a job is."""
+    await _readable(asked, job_id)
+    return Json(await asked.ctx.service.progress(job_id))
 
-    upload: BinaryIO | None = None
 
-    def prepare(self) -> None:
-        """Check the caller, then let the body in, up to its limit, into a file without a name."""
-        super().prepare()
-        if self.request.method == "PUT":
-            length = self.request.headers.get("Content-Length", "0")
-            if not (length.isascii() and length.isdigit()):
-                raise HTTPError(400, reason="Content-Length is not a number")
-            if int(length) > WORKLOAD_BYTES_MAX:
-                raise HTTPError(413, reason=f"a workload may have {WORKLOAD_BYTES_MAX >> 20} MiB at most")
-            self.request.connection.set_max_body_size(WORKLOAD_BYTES_MAX)  # type: ignore[union-attr]  # HTTP/1 always has it
-            self.ctx.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.upload = tempfile.TemporaryFile(dir=self.ctx.uploads)  # noqa: SIM115  # closed in on_finish
+async def attempts(asked: Ask, job_id: str) -> Response:
+    """List the attempts at a job's units, oldest first."""
+    await _readable(asked, job_id)
+    return Json(list(await asked.ctx.service.attempts(job_id)))
 
-    def data_received(self, chunk: bytes) -> None:
-        """Take a piece of the body."""
-        if self.upload is not None:
-            self.upload.write(chunk)
 
-    async def head(self, digest: str) -> None:
-        """Answer 200 or 404."""
-        if not await self.ctx.service.has_workload(digest):
-            raise HTTPError(404, reason="this workload is not here")
+async def cancelled(asked: Ask, job_id: str) -> Response:
+    """Cancel a job; one that has ended stays as it is."""
+    await _owned(asked, job_id, "cancelling")
+    return Json(job_to_wire(await asked.ctx.service.cancel(job_id)))
 
-    async def put(self, digest: str) -> None:
-        """Take the workload."""
-        assert self.upload is not None
-        self.upload.seek(0)
-        await self.ctx.service.add_workload(digest, self.upload)
-        self.set_status(201)
-        self.answer({"digest": digest})
 
-    def on_finish(self) -> None:
-        """Let go of the file."""
-        if self.upload is not None:
-            self.upload.close()
+async def retried(asked: Ask, job_id: str) -> Response:
+    """Take a job that has not ended well back to the queue, under its id and with its committed units."""
+    await _owned(asked, job_id, "retrying")
+    return Json(job_to_wire(await asked.ctx.service.retry(job_id)))
 
-    on_connection_close = on_finish
+
+async def demand_explained(asked: Ask, body: dict[str, Any]) -> Response:
+    """Tell where a demand would go now, and why not elsewhere."""
+    return Json(await asked.ctx.why.demand(body))
+
+
+async def workload_looked_for(asked: Ask, digest: str) -> Response:
+    """Tell whether a workload's files are here."""
+    if not await asked.ctx.service.has_workload(digest):
+        raise Refused(404, "this workload is not here")
+    return Json(None)
+
+
+async def workload_taken(asked: Ask, digest: str, request: Request) -> Response:
+    """Take a workload's files as a tar stream, whose digest is checked."""
+    check_length(asked.headers, WORKLOAD_BYTES_MAX, _WORKLOAD)
+    asked.ctx.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=asked.ctx.uploads) as upload:  # a file without a name: whatever happens, it is gone
+        async for piece in pieces(request.receive, WORKLOAD_BYTES_MAX, _WORKLOAD):
+            upload.write(piece)
+        upload.seek(0)
+        await asked.ctx.service.add_workload(digest, upload)
+    return Json({"digest": digest}, 201)
+
+
+async def _readable(asked: Asked, job_id: str) -> JobStatus:
+    """Return the job if the caller may read it.
+
+    Raises
+    ------
+    NoSuchJob
+        If there is none, or it is another's: its id must not tell that it exists.
+    """
+    job = await asked.ctx.service.show(job_id)
+    if not asked.caller.sees(job):
+        raise NoSuchJob(job_id=job_id)
+    return job
+
+
+async def _owned(asked: Asked, job_id: str, doing: str) -> None:
+    if not asked.caller.owns(await _readable(asked, job_id)):
+        raise NotAllowed(what=f"{doing} job {job_id}", why="it is another user's")
+
+
+def _of_caller(asked: Asked, request: dict[str, Any]) -> dict[str, Any]:
+    """Return a request with its ``user``, the caller unless an operator asks for somebody, and whether the caller operates."""
+    request["operates"] = asked.caller.operates
+    if not (asked.caller.operates and request.get("user")):
+        request["user"] = asked.caller.user
+    return request

@@ -1,4 +1,4 @@
-"""Slows down those who guess: failed attempts by address, in memory of bounded size. Pure."""
+"""Slows down those who guess and those who ask too often, in memory of bounded size. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Final
 FAILURES_MAX: Final = 20
 WINDOW_S: Final = 60.0
 PEERS_MAX: Final = 4096
+#: Requests of one user: how many at once, and how many a second for as long as they like.
+BURST: Final = 500.0
+RATE_PER_S: Final = 50.0
 
 
 class Attempts:
@@ -31,3 +34,30 @@ class Attempts:
         if times is None or len(times) < self.most:
             return 0.0
         return max(0.0, times[0] + self.window_s - now)
+
+
+class Rates:
+    """A bucket of requests for each user: it holds `burst`, each request takes one, and `per_s` come back each second.
+
+    A bucket that is full says nothing, so the one used longest ago is forgotten first.
+    """
+
+    def __init__(self, per_s: float = RATE_PER_S, burst: float = BURST, users: int = PEERS_MAX) -> None:
+        self.per_s, self.burst, self.users = per_s, burst, users
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, user: str, now: float) -> float:
+        """Take a request of `user` at `now`, in seconds of a clock that never goes back.
+
+        Returns
+        -------
+        How many seconds they have to wait before it would be served; 0 if it is served now.
+        """
+        left, since = self._left.get(user, (self.burst, now))
+        left = min(self.burst, left + (now - since) * self.per_s)
+        served = left >= 1
+        self._left[user] = (left - 1 if served else left, now)
+        self._left.move_to_end(user)
+        while len(self._left) > self.users:
+            self._left.popitem(last=False)
+        return 0.0 if served else (1 - left) / self.per_s

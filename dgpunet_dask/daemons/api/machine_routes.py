@@ -2,176 +2,115 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
-from dgpunet_dask.daemons.api.callers import Peer
-from dgpunet_dask.daemons.api.handler import Handler
-from dgpunet_dask.errors import BadValue, DgpunetError
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 
+from dgpunet_dask.daemons.api.answers import Json
+from dgpunet_dask.daemons.api.asked import Ask
+from dgpunet_dask.daemons.api.bodies import json_of
+from dgpunet_dask.daemons.api.context import NodeAction
+from dgpunet_dask.errors import BadValue
 
-class Authority(Handler):
-    """``GET /v1/ca``, without a key: a certificate is public, and whoever joins compares its fingerprint with the token's."""
-
-    async def get(self) -> None:
-        """Send the authority's certificate as PEM."""
-        pem = await self.membership.ca_pem()
-        self.set_header("Content-Type", "text/plain; charset=utf-8")
-        self.write(pem)
+# Whoever joins
 
 
-class TokenHandler(Handler):
-    """What is asked without a key: the token in the request is the credential, and guessing it is slowed down."""
+async def authority(asked: Ask) -> Response:
+    """Send the authority's certificate as PEM, to anyone: whoever joins compares its fingerprint with the token's."""
+    return PlainTextResponse(await asked.membership.ca_pem())
 
-    @contextlib.contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Count what is refused as a failed attempt of the address; refuse one that has failed too often."""
-        self.check_attempts()
+
+async def joined(asked: Ask, body: dict[str, Any]) -> Response:
+    """Take a host in. The token in the request is the credential, and guessing it is slowed down."""
+    with asked.guarded():
+        return Json(await asked.membership.enrol(body, asked.peer_address))
+
+
+async def join_checked(asked: Ask, body: dict[str, Any]) -> Response:
+    """Tell what a host that joins would find. The token is not used up."""
+    with asked.guarded():
+        return Json(await asked.membership.join_check(body, asked.peer_address))
+
+
+# Agents. Who they are is said by their certificate, and by nothing in the request.
+
+
+async def heartbeat(asked: Ask, body: dict[str, Any]) -> Response:
+    """Take a host's report; send epoch, commands, peers and the revocation list."""
+    return Json(await asked.membership.heartbeat(asked.host, body))
+
+
+async def me(asked: Ask) -> Response:
+    """Show the host that asks."""
+    return Json(await asked.membership.me(asked.host))
+
+
+async def renewed(asked: Ask, body: dict[str, Any]) -> Response:
+    """Send a new certificate."""
+    return Json(await asked.membership.renew(asked.host, body))
+
+
+async def left(asked: Ask) -> Response:
+    """Let the host go."""
+    await asked.membership.leave(asked.host)
+    return Json({})
+
+
+# Operators
+
+
+async def nodes(asked: Ask) -> Response:
+    """List the hosts."""
+    return Json(await asked.membership.nodes())
+
+
+async def node_changed(asked: Ask, host: str, action: str, body: dict[str, Any]) -> Response:
+    """Cordon, uncordon, drain or remove a host."""
+    return Json(await asked.membership.node_action(host, cast("NodeAction", action), body))
+
+
+async def doctor(asked: Ask, request: Request) -> Response:
+    """Examine the cluster. Each argument's value is JSON."""
+    return Json(await asked.membership.doctor(_arguments(request.query_params)))
+
+
+def _arguments(query: QueryParams) -> dict[str, Any]:
+    found = {}
+    for name, text in query.items():
         try:
-            yield
-        except DgpunetError:
-            self.note_failure()
-            raise
+            found[name] = json_of(text)
+        except ValueError:
+            raise BadValue(what=name[:80], value=text[:80], why="its value must be JSON") from None
+    return found
 
 
-class Join(TokenHandler):
-    """``POST /v1/join``."""
-
-    async def post(self) -> None:
-        """Take a host in."""
-        with self.guarded():
-            self.answer(await self.membership.enrol(self.body_json(), self.peer_address))
+async def tokens(asked: Ask) -> Response:
+    """List the join tokens, without their secrets."""
+    return Json(await asked.membership.tokens())
 
 
-class JoinCheck(TokenHandler):
-    """``POST /v1/join/check``."""
-
-    async def post(self) -> None:
-        """Send what a host that joins would find. The token is not used up."""
-        with self.guarded():
-            self.answer(await self.membership.join_check(self.body_json(), self.peer_address))
+async def token_made(asked: Ask, body: dict[str, Any]) -> Response:
+    """Make a join token. Its text is told this once."""
+    return Json(await asked.membership.token_create(body), 201)
 
 
-class AgentHandler(Handler):
-    """What agents send. Who they are is said by their certificate, and by nothing in the request."""
-
-    @property
-    def host(self) -> str:
-        """The name in the certificate."""
-        assert isinstance(self.asker, Peer)
-        return self.asker.host
+async def token_revoked(asked: Ask, token_id: str) -> Response:
+    """Make a join token worthless."""
+    return Json(await asked.membership.token_revoke(token_id))
 
 
-class Heartbeat(AgentHandler):
-    """``POST /v1/agents/heartbeat``."""
-
-    async def post(self) -> None:
-        """Take a host's report; send epoch, commands, peers and the revocation list."""
-        self.answer(await self.membership.heartbeat(self.host, self.body_json()))
+async def keys(asked: Ask) -> Response:
+    """List the API keys, without their secrets."""
+    return Json(await asked.membership.keys())
 
 
-class Me(AgentHandler):
-    """``POST /v1/agents/me``."""
-
-    async def post(self) -> None:
-        """Send the host that asks, as `nodes` shows it."""
-        self.body_json()
-        self.answer(await self.membership.me(self.host))
+async def key_made(asked: Ask, body: dict[str, Any]) -> Response:
+    """Make an API key. Its text is told this once."""
+    return Json(await asked.membership.key_create(body), 201)
 
 
-class Renew(AgentHandler):
-    """``POST /v1/agents/renew``."""
-
-    async def post(self) -> None:
-        """Send a new certificate."""
-        self.answer(await self.membership.renew(self.host, self.body_json()))
-
-
-class Leave(AgentHandler):
-    """``POST /v1/agents/leave``."""
-
-    async def post(self) -> None:
-        """Let the host go."""
-        self.body_json()
-        await self.membership.leave(self.host)
-        self.answer({})
-
-
-class Nodes(Handler):
-    """``GET /v1/nodes``."""
-
-    async def get(self) -> None:
-        """Send the hosts."""
-        self.answer(await self.membership.nodes())
-
-
-class NodeAction(Handler):
-    """``POST /v1/nodes/HOST/ACTION``."""
-
-    async def post(self, host: str, action: Any) -> None:
-        """Change what the host may do."""
-        self.answer(await self.membership.node_action(host, action, self.body_json()))
-
-
-class Doctor(Handler):
-    """``GET /v1/doctor?NAME=JSON``: each argument's value is JSON."""
-
-    async def get(self) -> None:
-        """Send the findings."""
-        asked = {name: _json_of(name, values[-1]) for name, values in self.request.query_arguments.items()}
-        self.answer(await self.membership.doctor(asked))
-
-
-def _json_of(name: str, value: bytes) -> Any:
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise BadValue(what=name, value=value.decode(errors="replace")[:80], why="its value must be JSON") from None
-
-
-class Tokens(Handler):
-    """``GET`` and ``POST /v1/tokens``."""
-
-    async def get(self) -> None:
-        """Send the join tokens, without their secrets."""
-        self.answer(await self.membership.tokens())
-
-    async def post(self) -> None:
-        """Make a token and send its text, this once."""
-        made = await self.membership.token_create(self.body_json())
-        self.set_status(201)
-        self.answer(made)
-
-
-class RevokeToken(Handler):
-    """``POST /v1/tokens/ID/revoke``."""
-
-    async def post(self, token_id: str) -> None:
-        """Make the token worthless."""
-        self.body_json()
-        self.answer(await self.membership.token_revoke(token_id))
-
-
-class ApiKeys(Handler):
-    """``GET`` and ``POST /v1/keys``."""
-
-    async def get(self) -> None:
-        """Send the keys, without their secrets."""
-        self.answer(await self.membership.keys())
-
-    async def post(self) -> None:
-        """Make a key and send its text, this once."""
-        made = await self.membership.key_create(self.body_json())
-        self.set_status(201)
-        self.answer(made)
-
-
-class RevokeKey(Handler):
-    """``POST /v1/keys/ID/revoke``."""
-
-    async def post(self, key_id: str) -> None:
-        """Make the key worthless."""
-        self.body_json()
-        self.answer(await self.membership.key_revoke(key_id))
+async def key_revoked(asked: Ask, key_id: str) -> Response:
+    """Make an API key worthless."""
+    return Json(await asked.membership.key_revoke(key_id))

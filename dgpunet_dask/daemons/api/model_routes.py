@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
-from dgpunet_dask.daemons.api.handler import Handler
+from starlette.responses import Response
+
+from dgpunet_dask.daemons.api.answers import Json
+from dgpunet_dask.daemons.api.asked import Ask
 from dgpunet_dask.daemons.api.index_routes import shared_of
 from dgpunet_dask.jobs.threads import in_thread
 
 
-class Models(Handler):
-    """``GET /v1/models``."""
-
-    async def get(self) -> None:
-        """Send the models that the caller's jobs may use."""
-        found = await in_thread(self.ctx.models.list, self.caller.rights)
-        self.answer([asdict(info) for info in found])
+async def listed(asked: Ask) -> Response:
+    """List the models that the caller's jobs may use."""
+    found = await in_thread(asked.ctx.models.list, asked.caller.rights)
+    return Json([asdict(info) for info in found])
 
 
-class ShareModel(Handler):
-    """``POST /v1/models/ID/share``."""
-
-    async def post(self, model_id: str) -> None:
-        """Let all jobs use the model, or its owner's alone; its owner's and the operators' to do."""
-        shared, by = shared_of(self.body_json()), self.caller.rights
-        self.answer(asdict(await in_thread(lambda: self.ctx.models.share(model_id, by, shared=shared))))
+async def shared(asked: Ask, model_id: str, body: dict[str, Any]) -> Response:
+    """Let all jobs use a model, or its owner's alone; its owner's and the operators' to do."""
+    wanted, by = shared_of(body), asked.caller.rights
+    return Json(asdict(await in_thread(lambda: asked.ctx.models.share(model_id, by, shared=wanted))))

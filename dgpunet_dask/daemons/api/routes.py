@@ -2,87 +2,115 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Final, Literal, Protocol
 
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
-from tornado.web import Application, RequestHandler
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from dgpunet_dask.daemons.api import cluster_routes as cluster
-from dgpunet_dask.daemons.api import dashboard
+from dgpunet_dask.daemons.api import dashboard, document
+from dgpunet_dask.daemons.api import forms as form
 from dgpunet_dask.daemons.api import index_routes as indexes
 from dgpunet_dask.daemons.api import job_routes as jobs
 from dgpunet_dask.daemons.api import machine_routes as machines
 from dgpunet_dask.daemons.api import model_routes as models
-from dgpunet_dask.daemons.api.callers import Need
-from dgpunet_dask.daemons.api.context import JSON_BYTES_MAX, ApiContext
-from dgpunet_dask.daemons.api.handler import Handler, Missing
+from dgpunet_dask.daemons.api.answers import Refused, error_answer
+from dgpunet_dask.daemons.api.context import ApiContext
+from dgpunet_dask.daemons.api.gate import DIGEST, ID, NAME, Does, Gate, Route
+from dgpunet_dask.daemons.api.server import ApiServer
+from dgpunet_dask.daemons.api.tls import TellingContext
+from dgpunet_dask.errors import DgpunetError
 
-log = logging.getLogger(__name__)
+__all__ = ["DIGEST", "ID", "NAME", "ROUTES", "ServerIdentity", "listen", "listen_tls", "make_application", "sites"]
 
-DIGEST: Final = r"[0-9a-f]{64}"
-#: The id of a job, a token, a key or a model, or a host's name.
-ID: Final = r"[A-Za-z0-9._-]{1,100}"
-#: The name of an index.
-NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
-IDLE_S: Final = 120.0
+_viewed: Final = partial(Does, "viewer")
+_operated: Final = partial(Does, "operator")
 
 
-class Route(NamedTuple):
-    """One path, what answers there, and what each method asks for. A method that is not listed is refused."""
+def _sent(need: Any, endpoint: Callable[..., Any], gives: Any, takes: Any = form.Nothing, **more: Any) -> Does:
+    """Return what takes a JSON object."""
+    return Does(need, endpoint, gives, takes, json=True, **more)
 
-    path: str
-    handler: type[Handler]
-    needs: Mapping[str, Need]
+
+def _hidden(need: Any, endpoint: Callable[..., Any]) -> Does:
+    """Return what machines send each other, which no document tells of."""
+    return Does(need, endpoint, told=False, json=True)
 
 
 ROUTES: Final = (
-    Route("/v1/status", cluster.Status, {"GET": "viewer"}),
-    Route("/v1/placements", cluster.Placements, {"GET": "operator"}),
-    Route("/v1/fleet", cluster.Fleet, {"GET": "viewer"}),
-    Route("/v1/policy", cluster.Policy, {"GET": "viewer"}),
-    Route("/v1/policy/reload", cluster.Policy, {"POST": "operator"}),
-    Route("/v1/lease", cluster.Lease, {"GET": "operator"}),
-    Route(r"/v1/lease/(\d{1,20})/release", cluster.ReleaseLease, {"POST": "operator"}),
-    Route("/v1/keep", cluster.Keep, {"POST": "operator"}),
-    Route("/v1/shutdown", cluster.Shutdown, {"POST": "operator"}),
-    Route("/v1/jobs", jobs.Jobs, {"GET": "viewer", "POST": "submitter"}),
-    Route("/v1/plan", jobs.Plan, {"POST": "submitter"}),
-    Route("/v1/explain", jobs.Explain, {"POST": "viewer"}),
-    Route(f"/v1/jobs/({ID})", jobs.Job, {"GET": "viewer"}),
-    Route(f"/v1/jobs/({ID})/events", jobs.Events, {"GET": "viewer"}),
-    Route(f"/v1/jobs/({ID})/explain", jobs.ExplainJob, {"GET": "viewer"}),
-    Route(f"/v1/jobs/({ID})/cancel", jobs.Cancel, {"POST": "submitter"}),
-    Route(f"/v1/workloads/({DIGEST})", jobs.Workloads, {"HEAD": "submitter", "PUT": "submitter"}),
-    Route("/v1/indexes", indexes.Indexes, {"GET": "viewer"}),
-    Route(f"/v1/indexes/({NAME})", indexes.Index, {"GET": "viewer", "DELETE": "submitter"}),
-    Route(f"/v1/indexes/({NAME})/search", indexes.Search, {"POST": "viewer"}),
-    Route(f"/v1/indexes/({NAME})/share", indexes.Share, {"POST": "submitter"}),
-    Route("/v1/models", models.Models, {"GET": "viewer"}),
-    Route(f"/v1/models/({ID})/share", models.ShareModel, {"POST": "submitter"}),
-    Route("/v1/ca", machines.Authority, {"GET": "public"}),
-    Route("/v1/join", machines.Join, {"POST": "public"}),
-    Route("/v1/join/check", machines.JoinCheck, {"POST": "public"}),
-    Route("/v1/agents/heartbeat", machines.Heartbeat, {"POST": "agent"}),
-    Route("/v1/agents/me", machines.Me, {"POST": "agent"}),
-    Route("/v1/agents/renew", machines.Renew, {"POST": "agent"}),
-    Route("/v1/agents/leave", machines.Leave, {"POST": "agent"}),
-    Route("/v1/nodes", machines.Nodes, {"GET": "viewer"}),
-    Route(f"/v1/nodes/({ID})/(cordon|uncordon|drain|remove)", machines.NodeAction, {"POST": "operator"}),
-    Route("/v1/doctor", machines.Doctor, {"GET": "operator"}),
-    Route("/v1/tokens", machines.Tokens, {"GET": "operator", "POST": "operator"}),
-    Route(f"/v1/tokens/({ID})/revoke", machines.RevokeToken, {"POST": "operator"}),
-    Route("/v1/keys", machines.ApiKeys, {"GET": "operator", "POST": "operator"}),
-    Route(f"/v1/keys/({ID})/revoke", machines.RevokeKey, {"POST": "operator"}),
-    Route("/login", dashboard.Login, {"GET": "public", "POST": "public"}),
-    Route("/logout", dashboard.Logout, {"POST": "public"}),
-    Route("/dashboard(?:/.*)?/ws", dashboard.DashboardSocket, {"GET": "viewer"}),
-    Route("/dashboard(?:/.*)?", dashboard.Dashboard, {"GET": "viewer", "HEAD": "viewer"}),
-)
+    Route("/openapi.json", {"GET": _viewed(document.shown, told=False)}),
+    Route("/v1/status", {"GET": _viewed(cluster.status, form.Object)}),
+    Route("/v1/placements", {"GET": _operated(cluster.placements, list[form.Placement])}),
+    Route("/v1/fleet", {"GET": _viewed(cluster.fleet, form.Object)}),
+    Route("/v1/policy", {"GET": _viewed(cluster.policy, form.Policy)}),
+    Route("/v1/policy/reload", {"POST": _sent("operator", cluster.policy_reloaded, form.Policy)}),
+    Route("/v1/lease", {"GET": Does("operator", cluster.leased, told=False)}),
+    Route("/v1/lease/{number}/release", {"POST": _hidden("operator", cluster.lease_released)}),
+    Route("/v1/keep", {"POST": _hidden("operator", cluster.kept)}),
+    Route("/v1/shutdown", {"POST": _sent("operator", cluster.shut_down, form.Nothing)}),
+    Route("/v1/jobs", {
+        "GET": _viewed(jobs.listed, list[form.Job], fails=(404,)),
+        "POST": _sent("submitter", jobs.submitted, form.Job | form.JobArray, None, status=201, again=200, fails=(404, 409)),
+    }),
+    Route("/v1/plan", {"POST": _sent("submitter", jobs.planned, form.Object, None, fails=(404, 409))}),
+    Route("/v1/explain", {"POST": _sent("viewer", jobs.demand_explained, form.Object, form.DemandRequest, fails=(409,))}),
+    Route("/v1/jobs/{job_id}", {"GET": _viewed(jobs.shown, form.Job)}),
+    Route("/v1/jobs/{job_id}/events", {"GET": _viewed(jobs.events, list[form.Event])}),
+    Route("/v1/jobs/{job_id}/explain", {"GET": _viewed(jobs.explained, form.JobExplanation)}),
+    Route("/v1/jobs/{job_id}/progress", {"GET": _viewed(jobs.progress, form.Progress)}),
+    Route("/v1/jobs/{job_id}/attempts", {"GET": _viewed(jobs.attempts, list[form.Attempt])}),
+    Route("/v1/jobs/{job_id}/cancel", {"POST": _sent("submitter", jobs.cancelled, form.Job)}),
+    Route("/v1/jobs/{job_id}/retry", {"POST": _sent("submitter", jobs.retried, form.Job, fails=(409,))}),
+    Route("/v1/workloads/{digest}", {
+        "HEAD": Does("submitter", jobs.workload_looked_for),
+        "PUT": Does("operator", jobs.workload_taken, form.WorkloadTaken, bytes, status=201, fails=(408, 413)),
+    }),
+    Route("/v1/indexes", {"GET": _viewed(indexes.listed, list[form.IndexInfo])}),
+    Route("/v1/indexes/{name}", {
+        "GET": _viewed(indexes.shown, form.IndexInfo), "DELETE": Does("submitter", indexes.removed, form.IndexRemoved, fails=(409,)),
+    }),
+    Route("/v1/indexes/{name}/search", {"POST": _sent("viewer", indexes.searched, form.SearchAnswers, form.SearchRequest)}),
+    Route("/v1/indexes/{name}/share", {"POST": _sent("submitter", indexes.shared, form.IndexInfo, form.Share)}),
+    Route("/v1/models", {"GET": _viewed(models.listed, list[form.Model])}),
+    Route("/v1/models/{model_id}/share", {"POST": _sent("submitter", models.shared, form.Model, form.Share)}),
+    Route("/v1/ca", {"GET": Does("public", machines.authority, told=False)}),
+    Route("/v1/join", {"POST": _hidden("public", machines.joined)}),
+    Route("/v1/join/check", {"POST": _hidden("public", machines.join_checked)}),
+    Route("/v1/agents/heartbeat", {"POST": _hidden("agent", machines.heartbeat)}),
+    Route("/v1/agents/me", {"POST": _hidden("agent", machines.me)}),
+    Route("/v1/agents/renew", {"POST": _hidden("agent", machines.renewed)}),
+    Route("/v1/agents/leave", {"POST": _hidden("agent", machines.left)}),
+    Route("/v1/nodes", {"GET": _viewed(machines.nodes, list[form.Node], fails=(409,))}),
+    Route("/v1/nodes/{host}/{action}", {"POST": _sent("operator", machines.node_changed, form.Object, form.NodeRequest, fails=(409,))}),
+    Route("/v1/doctor", {"GET": _operated(machines.doctor, form.Object, fails=(409,))}),
+    Route("/v1/tokens", {
+        "GET": _operated(machines.tokens, list[form.Object], fails=(409,)),
+        "POST": _sent("operator", machines.token_made, form.Object, form.TokenRequest, status=201, fails=(409,)),
+    }),
+    Route("/v1/tokens/{token_id}/revoke", {"POST": _sent("operator", machines.token_revoked, form.Object, fails=(409,))}),
+    Route("/v1/keys", {
+        "GET": _operated(machines.keys, list[form.Object], fails=(409,)),
+        "POST": _sent("operator", machines.key_made, form.Object, form.KeyRequest, status=201, fails=(409,)),
+    }),
+    Route("/v1/keys/{key_id}/revoke", {"POST": _sent("operator", machines.key_revoked, form.Object, fails=(409,))}),
+    Route("/login", {method: Does("public", dashboard.login, told=False) for method in ("GET", "POST")}, page=dashboard.login),
+    Route("/logout", {"POST": Does("public", dashboard.logout, told=False)}, page=dashboard.logout),
+    Route(
+        "/dashboard{page}/ws", {"GET": _viewed(dashboard.socket, told=False)},
+        page=dashboard.no_page, socket=dashboard.socket, cookie=dashboard.COOKIE,
+    ),
+    Route(
+        "/dashboard{page}", {method: _viewed(dashboard.page, told=False) for method in ("GET", "HEAD")},
+        page=dashboard.page, cookie=dashboard.COOKIE,
+    ),
+)  # fmt: skip
 
 
 class ServerIdentity(Protocol):
@@ -96,33 +124,40 @@ class ServerIdentity(Protocol):
         """Return a context whose certificate follows renewals."""
 
 
-def make_application(ctx: ApiContext) -> Application:
-    """Return the routes over `ctx`."""
-    return Application(
-        [(route.path, route.handler, {"ctx": ctx, "needs": route.needs}) for route in ROUTES],
-        default_handler_class=Missing,
-        default_handler_args={"ctx": ctx, "needs": {}},
-        log_function=_log_request,
-    )
+def make_application(ctx: ApiContext) -> ASGIApp:
+    """Return the routes over `ctx`, with the gate in front."""
+    app = FastAPI(title="DGPUNET-Dask", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    for route in ROUTES:
+        if route.page is None:
+            for method, does in route.does.items():
+                app.add_api_route(route.template, does.endpoint, methods=[method], **document.of(route, method, does))
+    for kind in (DgpunetError, Refused, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _told)
+    app.openapi = partial(document.written, app, ROUTES)  # type: ignore[method-assign]  # FastAPI's own way
+    return Gate(ctx, ROUTES, app)
 
 
-def _log_request(handler: RequestHandler) -> None:
-    log.debug("%d %s %s", handler.get_status(), handler.request.method, handler.request.path)
+async def _told(_: Request, error: Exception) -> Response:
+    return error_answer(error)
 
 
-def listen(ctx: ApiContext, port: int = 0) -> HTTPServer:
-    """Serve `ctx` in the clear on 127.0.0.1, on a free port unless one is named; `ctx.port` tells which."""
-    sockets = bind_sockets(port, "127.0.0.1")
-    ctx.port = sockets[0].getsockname()[1]
+def listen(ctx: ApiContext, port: int = 0) -> ApiServer:
+    """Serve `ctx` in the clear on 127.0.0.1, on a free port unless one is named; `ctx.port` tells which.
+
+    Raises
+    ------
+    OSError
+        If the port is taken.
+    """
+    bound = _bound("127.0.0.1", port)
+    ctx.port = bound.getsockname()[1]
     ctx.sites["http"] = sites(("127.0.0.1", "localhost"), ctx.port, 80)
-    server = HTTPServer(make_application(ctx), max_body_size=JSON_BYTES_MAX, idle_connection_timeout=IDLE_S)
-    server.add_sockets(sockets)
-    return server
+    return ApiServer(make_application(ctx), [bound])
 
 
 def listen_tls(
     ctx: ApiContext, identity: ServerIdentity, addresses: Sequence[str], port: int = 0, names: Iterable[str] = ()
-) -> HTTPServer:
+) -> ApiServer:
     """Serve `ctx` under TLS; `ctx.tls_port` tells on which port.
 
     Users show a key, agents a certificate: one is asked for and verified, and may be missing.
@@ -146,17 +181,30 @@ def listen_tls(
     bound: list[socket.socket] = []
     try:
         for address in addresses:
-            bound += bind_sockets(bound[0].getsockname()[1] if bound else port, address)
-        context = identity.server_context("optional")
+            bound.append(_bound(address, bound[0].getsockname()[1] if bound else port))
+        context = TellingContext.over(identity.server_context("optional"))
     except BaseException:
         for half in bound:
             half.close()
         raise
     ctx.tls_port = bound[0].getsockname()[1]
     ctx.sites["https"] = sites((*addresses, identity.host, *names), ctx.tls_port, 443)
-    server = HTTPServer(make_application(ctx), ssl_options=context, max_body_size=JSON_BYTES_MAX, idle_connection_timeout=IDLE_S)
-    server.add_sockets(bound)
-    return server
+    return ApiServer(make_application(ctx), bound, context)
+
+
+def _bound(address: str, port: int) -> socket.socket:
+    """Return a socket at an IP address and port."""
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port whose last connections are still ending is free
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind((address, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def sites(hosts: Iterable[str], port: int, default: int) -> frozenset[str]:
