@@ -56,7 +56,7 @@ BUSY_S: Final = 5.0
 COPY_TRIES: Final = 20
 _IN_THREAD: Final = frozenset({"long", "outside"})
 _PRAGMAS: Final = (
-    "locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "cache_size = -65536", "temp_store = MEMORY",
+    "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "cache_size = -65536", "temp_store = MEMORY",
     "wal_autocheckpoint = 4000", f"journal_size_limit = {64 << 20}",
 )  # fmt: skip
 
@@ -165,10 +165,13 @@ class Ledger(LedgerCalls):
         try:
             connection = self._good_connection()
         except (sqlite3.DatabaseError, DamagedFile) as error:
-            if _primary(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            primary = _primary(error)
+            if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise StartFailed(why=f"another process holds {self.path}", logs=self.path.parent / "run" / "logs") from error
-            if _primary(error) == sqlite3.SQLITE_FULL:
+            if primary == sqlite3.SQLITE_FULL:
                 raise DiskFull(path=self.path) from error
+            if primary not in (None, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise  # the file may be good: a disk that gives errors, or a mistake of ours
             self.set_aside, self.fresh = _put_aside(self.path), True
             log.error("the ledger %s is damaged (%s) and was set aside as %s", self.path, error, self.set_aside)
             connection = self._good_connection()
@@ -178,9 +181,10 @@ class Ledger(LedgerCalls):
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=256)
         try:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            _check(connection, self.path)  # before anything is changed: it may be somebody else's
             for pragma in _PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}")
-            _check(connection, self.path)
             _migrate(connection, self.path)
             self._begin_boot(connection)
             sync_folder(self.path.parent)

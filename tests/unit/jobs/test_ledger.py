@@ -44,7 +44,7 @@ def test_a_key_is_its_owner_s(one: Held) -> None:
 
 def test_a_key_with_other_content_is_refused(one: Held) -> None:
     one.submit([new_job("a", key="k")])
-    with pytest.raises(KeyReused, match="'k'.*\\(a\\)"):
+    with pytest.raises(KeyReused, match=r"'k'.*\(a\)"):
         one.submit([new_job("b", key="k", params={"n": 2})])
     assert [row.job_id for row in one.jobs()] == ["a"]
 
