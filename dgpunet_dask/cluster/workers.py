@@ -84,7 +84,7 @@ class WorkerSite:
     """What the workers of one agent share: the scheduler's file, their folders, the agent's socket and the machine's cores.
 
     `probed`: the fleet is what this machine reported, and not simulated: its workers watch it. `meeting`: without one, all of it is on
-    127.0.0.1.
+    127.0.0.1. `spill_bytes`: the most that the worker of one device may write of results that do not fit into memory; ``None``: Dask's default.
     """
 
     scheduler_file: Path
@@ -95,6 +95,7 @@ class WorkerSite:
     cores: int
     probed: bool = False
     meeting: Meeting | None = None
+    spill_bytes: int | None = None
 
 
 def plan_workers(fleet: Fleet, site: WorkerSite) -> tuple[WorkerPlan, ...]:
@@ -165,6 +166,7 @@ def _env(device: Device, site: WorkerSite, facts_file: Path, threads: int) -> di
         **WORKER_CONFIG,
         **nanny,
         **({} if site.meeting is None else comm_env(site.meeting.compression)),
+        **({} if site.spill_bytes is None else spill_env(site.spill_bytes)),
         "CUDA_VISIBLE_DEVICES": device.uuid or "",
         "DGPUNET_WORKER_FACTS": str(facts_file),
         "DGPUNET_AGENT_SOCKET": str(site.agent_socket),
@@ -178,6 +180,11 @@ def _env(device: Device, site: WorkerSite, facts_file: Path, threads: int) -> di
 def comm_env(compression: str | None) -> dict[str, str]:
     """Return the variables that set Dask's compression: between two processes it works only where both have the same."""
     return {"DASK_DISTRIBUTED__COMM__COMPRESSION": compression or "False"}
+
+
+def spill_env(most: int) -> dict[str, str]:
+    """Return the variables that bound what a worker writes of results that do not fit into memory; Dask's own default is no bound."""
+    return {"DASK_DISTRIBUTED__WORKER__MEMORY__MAX_SPILL": str(most)}
 
 
 def file_name(name: str) -> str:

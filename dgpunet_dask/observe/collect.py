@@ -93,11 +93,12 @@ def questions(wanted: Wanted) -> dict[str, Probe]:
         "software": lambda: probes.software(wanted.arches),
         "network": lambda: probes.network(wanted.head),
         "clock": lambda: probes.clock(wanted.offset_s),
-        "disk": lambda: probes.disk((wanted.home, probes.temp_folder())),
+        "disk": lambda: probes.disk(wanted.home, probes.temp_folder()),
         "memory": probes.memory,
         "limits": probes.limits,
         "power": probes.power,
         "home": lambda: probes.home(wanted.home),
+        "settings": lambda: probes.settings(wanted.home),
         "temp": probes.temp,
         "ports": lambda: probes.ports(wanted.ports, wanted.ours),
     }

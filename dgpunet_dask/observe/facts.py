@@ -15,7 +15,8 @@ What `collect.collect_local` gathers::
     software  {python, dgpunet_dask, torch, torch_cuda, torch_arches, …}
     network   {interfaces: [{name, kind, addresses, mtu, speed_mbit_s, duplex, up}], chosen: {interface, address, why}}
     clock     {synchronised, error_s, offset_s}   how far ahead of the head's, where one was asked
-    disk      [{path, total, free}]         bytes
+    disk      [{path, total, free, floor}]  bytes; floor: what is to stay free on the home's
+    settings  {path, exists, mistakes: [text]}    of the home's config.yaml
     memory    {total_mib, available_mib, swap_total_mib, swap_used_mib}
     limits    {nofile, nofile_max}
     power     {source, battery}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from dgpunet_dask.observe.checks import cards, cuda, network, system, workload
+from dgpunet_dask.observe.checks import cards, cuda, disk, network, system, workload
 from dgpunet_dask.observe.facts import VERSION, Facts
 from dgpunet_dask.observe.finding import Check, Finding
 
@@ -13,7 +13,7 @@ HostCheck = Callable[[Facts], Iterable[Finding]]
 
 OF_A_HOST: Final[tuple[HostCheck, ...]] = (
     cards.driver, cards.xids, cards.canary, cuda.torch_build, cuda.driver_age, cuda.arches, network.interface, network.path_mtu, network.ports,
-    system.clock, system.disk, system.memory, system.open_files, system.power, system.home, system.sqlite, system.certificate, system.probes,
+    system.clock, disk.room, disk.settings, system.memory, system.open_files, system.power, system.home, system.sqlite, system.certificate, system.probes,
 )  # fmt: skip
 OF_A_CARD: Final[tuple[HostCheck, ...]] = (
     cards.lost, cards.throttle, cards.pcie, cards.power_limit, cards.ecc, cards.display, workload.foreign_memory,

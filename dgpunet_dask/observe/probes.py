@@ -13,6 +13,9 @@ from typing import Any, Final
 
 import psutil
 
+from dgpunet_dask.config.settings import Settings
+from dgpunet_dask.config.settings_file import DEFAULTS, read_settings, settings_path
+from dgpunet_dask.errors import DgpunetError, MalformedFile
 from dgpunet_dask.hardware.canary import run_canary
 from dgpunet_dask.hardware.card_facts import CardFacts, card_facts
 from dgpunet_dask.hardware.network import choose_interface, interfaces, path_mtu, route_to
@@ -138,13 +141,36 @@ def power() -> dict[str, Any]:
     return {"source": now.source, "battery": now.battery}
 
 
-def disk(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return total and free bytes of each disk that one of the folders is on, or would be made on."""
+def disk(home: Path, *others: Path) -> list[dict[str, Any]]:
+    """Return total and free bytes of each disk that one of the folders is on, or would be made on; of the home's also what is to stay free."""
     found: dict[int, dict[str, Any]] = {}
-    for folder in folders:
+    for folder in (home, *others):
         total, free = disk_facts(folder)
-        found.setdefault(_existing(folder).stat().st_dev, {"path": str(folder), "total": total, "free": free})
+        floor = {"floor": settings_of(home).disk.floor.of(total)} if folder == home else {}
+        found.setdefault(_existing(folder).stat().st_dev, {"path": str(folder), "total": total, "free": free, **floor})
     return list(found.values())
+
+
+def settings_of(home: Path) -> Settings:
+    """Return the settings of a home; where its file is wrong, the defaults."""
+    try:
+        return read_settings(settings_path(home))
+    except DgpunetError:
+        return DEFAULTS
+
+
+def settings(home: Path) -> dict[str, Any]:
+    """Return whether the home has a file of settings, and every mistake in it."""
+    file = settings_path(home)
+    try:
+        read_settings(file)
+    except MalformedFile as error:
+        mistakes = [str(problem) for problem in error.problems]
+    except DgpunetError as error:
+        mistakes = [error.message]
+    else:
+        mistakes = []
+    return {"path": str(file), "exists": file.is_file(), "mistakes": mistakes}
 
 
 def home(folder: Path) -> dict[str, Any]:

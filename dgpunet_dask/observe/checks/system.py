@@ -1,19 +1,16 @@
-"""One machine apart from cards and network: clock, disk, memory, limits, power, home, certificate. Pure."""
+"""One machine apart from cards, network and disk: clock, memory, limits, power, home, certificate. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from dgpunet_dask.observe.facts import Facts, dotted, gib
+from dgpunet_dask.observe.facts import Facts, dotted
 from dgpunet_dask.observe.finding import Check, Finding
 
 CLOCK_WARN_S: Final = 1.0
 #: Certificates are made some minutes back, but heartbeats, leases and logs of hosts this far apart contradict one another.
 CLOCK_FAULT_S: Final = 30.0
-DISK_WARN_SHARE: Final = 0.10
-DISK_WARN_BYTES: Final = 5 << 30
-DISK_FAULT_SHARE: Final = 0.02
 #: A Dask worker holds a connection to each other one, two for each that fetches, and files beside.
 NOFILE: Final = 4096
 RAM_WARN_SHARE: Final = 0.10
@@ -44,23 +41,6 @@ def clock(facts: Facts) -> Iterator[Finding]:
 
 def _side(offset: float) -> str:
     return "ahead of" if offset > 0 else "behind"
-
-
-def disk(facts: Facts) -> Iterator[Finding]:
-    """Whether there is room on the disks in use."""
-    for row in facts.rows("disk"):
-        total, free, path = row.number("total"), row.number("free"), row.text("path") or "?"
-        if not total or free is None:
-            continue
-        check = Check("disk", "system", facts.host)
-        text, told = f"{gib(free)} of {gib(total)} are free on the disk of {path}", {"path": path, "free": free, "total": total}
-        cure = f"free some space, or move $DGPUNET_HOME: `du -sh {path}/*` shows what is large"
-        if free < total * DISK_FAULT_SHARE:
-            yield check.fault(f"only {text}", cure, **told)
-        elif free < total * DISK_WARN_SHARE or free < DISK_WARN_BYTES:
-            yield check.warn(f"only {text}", cure, **told)
-        else:
-            yield check.ok(text, **told)
 
 
 def memory(facts: Facts) -> Iterator[Finding]:

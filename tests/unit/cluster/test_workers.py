@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +85,15 @@ def test_backoff_doubles_to_its_limit_and_starts_anew_after_a_steady_run():
         waits.append(wait_s)
     assert waits == [1, 2, 4, 5, 0, 2]
     assert backoff.next(10_000, 0)[1] == 5
+
+
+def test_what_a_worker_spills_is_bounded_as_the_owner_says():
+    found = plan_workers(Fleet((HOST,), (CPU, REAL)), dataclasses.replace(SITE, spill_bytes=20 << 30))
+    for plan in found:
+        script = "import dask, distributed; print(dask.config.get('distributed.worker.memory.max-spill'))"
+        done = subprocess.run([sys.executable, "-c", script], env=os.environ | plan.env, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{20 << 30}\n"
+    assert not any("SPILL" in name for plan in plans(CPU, REAL).values() for name in plan.env)
 
 
 @pytest.mark.parametrize(("codec", "variable"), [(None, "False"), ("zlib", "zlib")])

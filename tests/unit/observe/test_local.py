@@ -46,6 +46,8 @@ BROKEN = [
     ("clock alone", {"clock": {"synchronised": False}}, "clock", "warn", "system", "not synchronised"),
     ("disk at 9%", {"disk.0.free": (1 << 40) * 9 // 100}, "disk", "warn", "system", "only"),
     ("disk at 4 GiB", {"disk": [{"path": "/d", "total": 10 << 30, "free": 4 << 30}]}, "disk", "warn", "system", "4.0 GiB"),
+    ("disk below its floor", {"disk.0.floor": (1 << 39) + 1}, "disk", "fault", "system", "no unit is started"),
+    ("settings wrong", {"settings": {"path": "/h/config.yaml", "exists": True, "mistakes": ["/h/config.yaml:2:1: unknown key"]}}, "settings", "fault", "system", ":2:1:"),
     ("disk full", {"disk.0.free": (1 << 40) // 100}, "disk", "fault", "system", "only"),
     ("RAM short", {"memory.available_mib": 4000}, "memory", "warn", "system", "4000"),
     ("RAM gone", {"memory.available_mib": 1000}, "memory", "fault", "system", "kill"),
