@@ -20,7 +20,7 @@ from dgpunet_dask.cluster.async_api import AsyncApi
 from dgpunet_dask.cluster.wire import JobArray
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.embedded import attach
-from dgpunet_dask.errors import DgpunetError, NoHead
+from dgpunet_dask.errors import DgpunetError, UsageError
 from dgpunet_dask.model.job import JobStatus
 
 T = TypeVar("T")
@@ -183,5 +183,5 @@ class AsyncClient(Reach):
 
     def _connected(self) -> ApiClient:
         if self._api is None:
-            raise NoHead(where="nowhere: open the client first, with `async with`")
+            raise UsageError(detail="The client is not open. Use it inside `async with`.")
         return self._api
