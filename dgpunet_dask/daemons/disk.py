@@ -106,7 +106,7 @@ class Disk:
         self.home, self.watch, self.ports, self.tidies = home, watch, ports or DiskPorts(), tidies
         self.clock = clock or SystemClock()
         self.caches = Caches(home, self.clock.wall)
-        self._room: Room | None = None
+        self._room = Room(total_bytes=0, free_bytes=0, floor_bytes=0, low=False)
         self._looked_s = self._tidied_s = float("-inf")
         self._since: float | None = None
         self._risen = asyncio.Event()
@@ -121,15 +121,22 @@ class Disk:
         return self.watch.settings.disk
 
     def room(self) -> Room:
-        """Return the room of the disk as it is now."""
+        """Return the room of the disk as it is now; as it was last known where the system does not say, which stops no work by itself."""
         now_s = self.clock.monotonic()
-        if self._room is None or now_s - self._looked_s >= FRESH_S:
-            total, free = self.ports.statvfs(self.home.root)
-            was_low = self._room is not None and self._room.low
-            self._room, self._looked_s = room_of(total, free, self.limits.floor.of(total), was_low=was_low), now_s
-            if self._room.low != was_low:
-                self._turned(self._room)
+        if now_s - self._looked_s >= FRESH_S:
+            self._looked_s = now_s
+            try:
+                total, free = self.ports.statvfs(self.home.root)
+            except OSError as error:
+                log.warning("the room on the disk of %s is not known: %s", self.home.root, error)
+            else:
+                self._look(total, free)
         return self._room
+
+    def _look(self, total: int, free: int) -> None:
+        before, self._room = self._room, room_of(total, free, self.limits.floor.of(total), was_low=self._room.low)
+        if self._room.low != before.low:
+            self._turned(self._room)
 
     async def room_ok(self) -> None:
         """Return once there is room for work: at once, as a rule."""

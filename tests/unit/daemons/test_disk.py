@@ -336,18 +336,35 @@ async def test_one_part_that_fails_keeps_no_other_from_being_tidied(world: World
     assert world.models == set()
 
 
-async def test_the_loop_survives_a_disk_that_does_not_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_module, "LOOK_S", 0.001)
-    disk, asked, often = world.disk(), [], asyncio.Event()
+def test_a_disk_that_does_not_answer_stops_no_work_and_changes_nothing(world: World) -> None:
+    disk = world.disk()
+    answers = disk.ports.statvfs
 
     def failing(_: object) -> tuple[int, int]:
-        asked.append(1)
-        world.now += 1
-        if len(asked) == 3:
-            often.set()
         raise OSError("stale file handle")
 
     object.__setattr__(disk.ports, "statvfs", failing)
+    assert not disk.room().low
+    for free, low in ((0, True), (500 * MIB, False)):
+        world.free = free
+        for statvfs in (answers, failing):
+            world.now += 1
+            object.__setattr__(disk.ports, "statvfs", statvfs)
+            assert disk.room().low is low
+    assert world.told == ["disk_low", "disk_ok"]
+
+
+async def test_the_loop_survives_whatever_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_module, "LOOK_S", 0.001)
+    disk, asked, often = world.disk(), [], asyncio.Event()
+
+    async def failing() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            often.set()
+        raise ValueError("something unforeseen")
+
+    disk.step = failing  # type: ignore[method-assign]  # only the loop is looked at
     task = asyncio.create_task(disk.run())
     await asyncio.wait_for(often.wait(), 5)
     task.cancel()
