@@ -49,6 +49,16 @@ class Home:
         return self.root / "jobs"
 
     @property
+    def ledger(self) -> Path:
+        """The head's ledger of jobs, units and attempts."""
+        return self.root / "ledger.db"
+
+    @property
+    def config(self) -> Path:
+        """What the owner sets: roots, quotas, limits of the disk."""
+        return self.root / "config.yaml"
+
+    @property
     def policy(self) -> Path:
         """``generated/*.yaml`` and ``human/*.yaml``."""
         return self.root / "policy"
@@ -156,7 +166,8 @@ class Home:
         known = {"run", "indexes", "workloads", "envs", "jobs", "policy", "cache", "locks", "clusters", "decisions"}
         known |= {path.name for path in (self.pki, self.models, self.cluster_file, self.nodes_file, self.links_file)}
         known |= {name for path in (self.learned, self.learned_tasks) for name in (path.name, f"{path.name}.damaged")}
-        known |= {self.model_owners.name, f".{self.model_owners.name}.lock"}
+        known |= {f"{self.ledger.name}{tail}" for tail in ("", "-wal", "-shm", "-journal", ".boot", ".damaged", ".backup")}
+        known |= {self.config.name, self.model_owners.name, f".{self.model_owners.name}.lock"}
         return {entry.name for entry in self.root.iterdir()} <= known
 
 

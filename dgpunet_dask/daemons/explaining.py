@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from dgpunet_dask.cluster.fleets import fleet_to_json
 from dgpunet_dask.errors import BadValue
-from dgpunet_dask.jobs.runner import job_of_key
+from dgpunet_dask.jobs.flights import job_of_key
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.job import JobStatus

@@ -16,7 +16,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,9 +31,11 @@ from dgpunet_dask.cluster.headfile import HeadFile, write_head_file
 from dgpunet_dask.cluster.policy_watch import Places
 from dgpunet_dask.cluster.wire import error_to_wire
 from dgpunet_dask.config.home import Home
+from dgpunet_dask.config.settings_file import SettingsWatch
 from dgpunet_dask.daemons import children, resuming
 from dgpunet_dask.daemons.api import ApiContext, listen
 from dgpunet_dask.daemons.deriving import Deriving
+from dgpunet_dask.daemons.disk import Disk, DiskPorts
 from dgpunet_dask.daemons.expected import Expected
 from dgpunet_dask.daemons.explaining import Explaining, at_time
 from dgpunet_dask.daemons.indexes import Indexes
@@ -119,6 +121,8 @@ class Head:
         )
         self.before: HeadFile | None = None
         self.settling = Settling(self.live, lambda: self.policies.told)
+        self.settings = SettingsWatch(self.home.config)
+        self.disk = Disk(self.home, self.settings, DiskPorts(in_use=self._folders_in_use, ended=self._ended_jobs))
 
     def stop(self, why: str) -> None:
         """Begin to stop; the first reason counts."""
@@ -181,7 +185,7 @@ class Head:
     async def _following(self) -> AsyncIterator[None]:
         """Keep the generated policies equal to what the machines report, the scheduler to the policies, and the decision log."""
         deriving = self.deriving.run(self._fleet)
-        followers = (deriving, self.policies.run(), self.recording.run(), self._task_learning().run())
+        followers = (deriving, self.policies.run(), self.recording.run(), self._task_learning().run(), self.disk.run())
         tasks = [asyncio.create_task(follower) for follower in followers]
         try:
             yield
@@ -251,11 +255,13 @@ class Head:
     @contextlib.asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
         """Serve the jobs over HTTP, and let others find this head."""
-        self.service = self._make_service()
+        self.service = service = self._make_service()
+        await service.begin()
+        self.deriving.learned = lambda: service.learned.estimates
         self.indexes = Indexes(self.home)
-        self.ctx = ctx = self._make_context(self.service)
+        self.ctx = ctx = self._make_context(service)
         servers = self._listen(ctx)
-        ctx.keep = lambda: self._write_head_file(ctx)
+        ctx.keep = functools.partial(self._keep, ctx)
         self._write_head_file(ctx)
         try:
             yield
@@ -269,6 +275,12 @@ class Head:
             for server in servers:
                 server.stop()
                 await server.close_all_connections()
+
+    def _keep(self, ctx: ApiContext) -> None:
+        """Stay after the last command: with all jobs, also those that another head has left."""
+        self._write_head_file(ctx)
+        if self.service is not None:
+            self._adopting = asyncio.ensure_future(self.service.adopt())
 
     def _make_context(self, jobs: Jobs) -> ApiContext:
         return ApiContext(
@@ -298,12 +310,16 @@ class Head:
         host = HeadHost(device=self.head_device, threads=usable_cpus(), home=self.home.root)
         agent = functools.partial(AgentClient, self.home.agent_socket)
         ports = ServicePorts(
-            self._dask, agent, self.settling.fleet, host, self._on_oom, lambda: self.policies.policy, find_model=self.find_model
-        )
-        jobs = JobService(self.home, ports)
-        jobs.begin()
-        self.deriving.learned = lambda: jobs.learned.estimates
-        return jobs
+            self._dask, agent, self.settling.fleet, host, self._on_oom, lambda: self.policies.policy, find_model=self.find_model,
+            room=self.disk.room_ok, settings=lambda: self.settings.settings,
+        )  # fmt: skip
+        return JobService(self.home, ports, embedded=lambda: self.ctx.embedded if hasattr(self, "ctx") else self.options.embedded)
+
+    def _ended_jobs(self) -> Mapping[str, float]:
+        return {} if self.service is None else self.service.ended()
+
+    def _folders_in_use(self) -> Collection[tuple[str, str]]:
+        return () if self.service is None else self.service.in_use()
 
     @property
     def head_device(self) -> str:
@@ -406,6 +422,7 @@ class Head:
             "dashboard": self.children.dashboard,
             "workers": worker_rows(self.options.fleet, states, charged),
             "policy": self.policies.status(),
+            "disk": self.disk.status(),
         }
 
 

@@ -18,7 +18,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     ├── JobFailed (100)
     │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull, DamagedFile
     │   ├── StageOutOfMemory, ForeignMemory, FolderMissing
-    │   ├── UnitsFailed, Quarantined, DependencyFailed
+    │   ├── UnitsFailed, Quarantined, DependencyFailed, WorkerKilled
     ├── PeerFailed (1)
     │   ├── PeerBusy
     ├── StillRunning (101), StillDraining (101)
@@ -84,6 +84,7 @@ from dgpunet_dask.errors.jobs import (
     StillRunning,
     UnitsFailed,
     Unplaceable,
+    WorkerKilled,
 )
 from dgpunet_dask.errors.usage import (
     BadName,
@@ -170,6 +171,7 @@ __all__ = [
     "Unplaceable",
     "UnreadablePath",
     "UsageError",
+    "WorkerKilled",
     "did_you_mean",
     "rebuild_error",
 ]

@@ -71,7 +71,7 @@ class PathNotAllowed(NotAllowed):
 
 
 class CodeNotAllowed(NotAllowed):
-    """The workload {workload} brings its own code, which this key may not run. Use a shipped workload, or ask an operator to submit it once
+    """The workload {workload} brings its own code, which this key may not run. Use a shipped workload, or ask an operator to submit it
     or to make a key that may (`dgpunet-dask key create`).
     """
 

@@ -26,6 +26,12 @@ class StageHostLost(JobFailed):
     code = "stage_host_lost"
 
 
+class WorkerKilled(JobFailed):
+    """{deaths} Dask workers in a row ended while they ran stage {stage}. Their last words are in the workers' logs under `run/logs`."""
+
+    code = "worker_killed"
+
+
 class StageHung(JobFailed):
     """Stage {stage} on {device} reported no progress for {deadline_s:g} s and was killed. Raise `deadline:` in job.yaml if it needs longer."""
 

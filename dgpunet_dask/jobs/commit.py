@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -13,8 +13,15 @@ from dgpunet_dask.errors import DiskFull
 from dgpunet_dask.security.files import sync_folder
 from dgpunet_dask.stagehost.frames import Buffer, write_frames
 
+#: Called between the steps, by their names.
+Step = Callable[[str], None]
 
-def commit_frames(path: Path, frames: Sequence[Buffer]) -> str:
+
+def _on(_: str) -> None:
+    """Go on."""
+
+
+def commit_frames(path: Path, frames: Sequence[Buffer], hit: Step = _on) -> str:
     """Make `frames` durable as `path` and return their digest (hex). The file appears whole or not at all.
 
     Raises
@@ -22,27 +29,32 @@ def commit_frames(path: Path, frames: Sequence[Buffer]) -> str:
     DiskFull
         If there is no room; nothing is left behind.
     """
-    with _replacing(path) as file:
+    with _replacing(path, hit) as file:
         return write_frames(file, frames)
 
 
 def commit_text(path: Path, text: str) -> None:
     """Make `text` durable as `path`, as `commit_frames` does."""
-    with _replacing(path) as file:
+    with _replacing(path, _on) as file:
         file.write(text.encode())
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def _replacing(path: Path, hit: Step) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes `path`, durably, once the body has ended well; else it goes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
+            hit("publish.opened")
             yield file
             file.flush()
+            hit("publish.written")
             os.fsync(file.fileno())
+        hit("publish.synced")
         os.replace(temporary, path)
+        hit("publish.renamed")
         sync_folder(path.parent)
+        hit("publish.folder_synced")
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _named(error, path) from error

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from dgpunet_dask.errors import DgpunetError, DiskFull, FolderMissing, JobFailed, StageHostLost, StageHung
+from dgpunet_dask.errors import DgpunetError, DiskFull, FolderMissing, StageHostLost, StageHung, WorkerKilled
 
 #: How often a unit is tried again for a cause that is not its own, and how long before each time (twice as long each, up to the last).
 SYSTEM_TRIES: Final = 8
@@ -22,12 +22,6 @@ SYSTEM_WAIT_MOST_S: Final = 30.0
 HOSTS_MAX: Final = 2
 
 Next = Literal["again", "quarantined", "failed"]
-
-
-class WorkerKilled(JobFailed):
-    """A Dask worker ended {deaths} time(s) while it ran stage {stage}. Its last words are in the worker's log under `run/logs`."""
-
-    code = "worker_killed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +67,8 @@ def judge(failures: Sequence[Failure], retries: int) -> Verdict:
         How often the stage allows a unit to be started again after its process died (job.yaml).
     """
     last = failures[-1]
+    if isinstance(last.error, WorkerKilled) and last.alone:
+        return Verdict("quarantined")  # Dask has tried it on several workers in a row
     if last.killed:
         return _after_death([f for f in failures if f.killed and f.alone], retries)
     if isinstance(last.error, DiskFull | FolderMissing):

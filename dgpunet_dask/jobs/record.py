@@ -7,7 +7,8 @@ import contextlib
 import copy
 import json
 import logging
-from collections import Counter, deque
+import os
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +16,23 @@ from typing import Any, Final
 
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.errors import DgpunetError
+from dgpunet_dask.jobs.progress import Pace, Tally, eta_s, expected_units
+from dgpunet_dask.jobs.rows import JobRow
 from dgpunet_dask.model.job import FINAL_STATES, JOB_TRANSITIONS, JobState, JobStatus, UnitCounts
 from dgpunet_dask.model.stage import merge_counts
 
 log = logging.getLogger(__name__)
 
-#: Events kept in memory for `jobs logs`; all of them are in the job's events.jsonl.
-EVENTS_KEPT: Final = 10_000
+#: Events kept in memory for those who follow; all of them are in the job's events.jsonl.
+EVENTS_KEPT: Final = 2_000
+#: Longer texts of stages are not kept in memory: a job may print a lot.
+TEXT_KEPT: Final = 4_096
+#: Events of one answer.
+ANSWER_MOST: Final = 5_000
+#: Progress is told at most this often.
+PROGRESS_S: Final = 0.2
+#: The last event of a job is looked for in so many bytes at the end of its file.
+_TAIL_BYTES: Final = 1 << 20
 
 
 @dataclass(eq=False)
@@ -34,18 +45,28 @@ class JobRecord:
         Replaced, never changed in place.
     folder
         ``H/jobs/ID``.
+    job
+        What was asked for.
+    leaves
+        The stages whose results are committed, once it is planned.
+    seq
+        The number of the last event.
     """
 
     status: JobStatus
     folder: Path
     clock: Clock
-    accepted_at_s: float
+    job: JobRow
     counts: dict[str, Any] = field(default_factory=dict)
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    leaves: tuple[str, ...] = ()
     seq: int = 0
     unwritten: int = 0
-    starts: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
+    pace: Pace = field(default_factory=Pace)
+    expected_units: int | None = None
+    _told_s: float = float("-inf")
 
     @property
     def final(self) -> bool:
@@ -54,14 +75,19 @@ class JobRecord:
 
     def now(self) -> JobStatus:
         """Return the status with the seconds run so far."""
-        return self.status if self.final else replace(self.status, seconds=self.clock.monotonic() - self.accepted_at_s)
+        return self.status if self.final else replace(self.status, seconds=max(0.0, self.clock.wall() - self.status.submitted_at))
+
+    @property
+    def allow_failed(self) -> int:
+        """How many of its units may fail."""
+        return self.job.allow_failed
 
     def emit(self, kind: str, **facts: Any) -> None:
         """Append an event to memory and to events.jsonl, and wake those who wait."""
         self.seq += 1
         event = {"seq": self.seq, "time": round(self.clock.wall(), 3), "kind": kind, **facts}
-        self.events.append(event)
         self._write(event)
+        self.events.append(event)
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -92,12 +118,29 @@ class JobRecord:
         public = {name: value for name, value in self.counts.items() if name != "expected_items"}
         self.status = replace(self.status, metrics=copy.deepcopy(public))  # groups are counted on in place
 
-    def placed(self, row: Mapping[str, Any]) -> None:
-        """Note a placement; the second of one key is another attempt, since its worker was lost."""
-        self.starts[str(row["key"])] += 1
-        if self.starts[str(row["key"])] > 1:
-            self.units(attempts=self.counted.attempts + 1)
-        self.emit("placement", **row)
+    def restart(self) -> None:
+        """Count anew: the source runs again from its beginning."""
+        self.counts = {}
+        self.status = replace(self.status, metrics={})
+        self.pace = Pace()
+
+    def log(self, stage: str, text: str, **facts: Any) -> None:
+        """Note what a stage has printed."""
+        self.emit("log", stage=stage, text=text, **facts)
+
+    def progress(self, given: int, items: int, expected_items: int | None, *, last: bool = False) -> None:
+        """Note how far the job is: units and items that its source has given, and items that it says it will have."""
+        now, units = self.clock.monotonic(), self.counted
+        self.pace.note(units.done, now)
+        if not last and now - self._told_s < PROGRESS_S:
+            return
+        self._told_s = now
+        self.expected_units = expected_units(given, items, expected_items)
+        rate = self.pace.rate_per_s()
+        self.emit(
+            "progress", done=units.done, total=units.total, failed=units.failed, metrics=dict(self.status.metrics),
+            expected_items=expected_items, rate_per_s=rate, eta_s=eta_s(units.done, units.total, self.expected_units, rate),
+        )  # fmt: skip
 
     def units(self, **changes: int | None) -> None:
         """Replace some of the unit counts."""
@@ -116,18 +159,46 @@ class JobRecord:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), left)
 
+    def since(self, seq: int) -> list[dict[str, Any]] | None:
+        """Return the events after number `seq`, ``None`` where not all of them are in memory."""
+        if seq >= self.seq:
+            return []
+        if not self.events or self.events[0]["seq"] > seq + 1 or any(len(e.get("text", "")) > TEXT_KEPT for e in self.events):
+            return None
+        return [event for event in self.events if event["seq"] > seq]
+
     def let_go(self) -> None:
         """Forget what only a running job needs: its events are on disk, unless that was full."""
-        self.starts.clear()
         if not self.unwritten:
             self.events.clear()
 
 
-def events_on_disk(folder: Path) -> deque[dict[str, Any]]:
-    """Return the last events of the job in `folder`; a line that a killed head left half written is passed over."""
-    found: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
+def events_on_disk(folder: Path, since: int = 0, most: int = ANSWER_MOST) -> list[dict[str, Any]]:
+    """Return the first `most` events after number `since`; a line that a killed head left half written is passed over."""
+    found: list[dict[str, Any]] = []
     with contextlib.suppress(FileNotFoundError), open(folder / "events.jsonl", encoding="utf-8", errors="replace") as file:
         for line in file:
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                event = json.loads(line)
+                if event["seq"] > since:
+                    found.append(event)
+            if len(found) >= most:
+                break
     return found
+
+
+def last_seq(folder: Path) -> int:
+    """Return the number of the last event on disk, 0 where there is none. A line that is half written ends with a new line from now on."""
+    try:
+        with open(folder / "events.jsonl", "rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            tail = file.read()
+            if tail and not tail.endswith(b"\n"):
+                file.write(b"\n")
+    except OSError:
+        return 0
+    for line in reversed(tail.splitlines()):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return int(json.loads(line)["seq"])
+    return 0

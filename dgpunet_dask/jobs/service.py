@@ -1,187 +1,203 @@
-"""All jobs of one head: accepted, driven, kept for those who ask. The HTTP API calls nothing else."""
+"""All jobs of one head: accepted, driven, kept for those who ask. The HTTP API calls nothing else.
+
+A job belongs to the ledger, not to this process: a head that starts goes on with what earlier ones have left unfinished.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import logging
 import secrets
-import shutil
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, Final
 
-from distributed import Client
-
+from dgpunet_dask import failpoints
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import (
-    BadValue,
-    BadWorkload,
-    DgpunetError,
-    DiskFull,
-    JobCancelled,
-    JobFailed,
-    JobLost,
-    NoSuchJob,
-    Unplaceable,
-)
-from dgpunet_dask.jobs.commit import commit_text
+from dgpunet_dask.errors import DependencyFailed, DgpunetError, JobCancelled, JobLost, NoSuchJob, NotAllowed
+from dgpunet_dask.jobs import past
+from dgpunet_dask.jobs.accepting import Asked, asked, ids, shipped_digests, user_of
+from dgpunet_dask.jobs.admission import Candidate, hopeless, startable
+from dgpunet_dask.jobs.driving import Driver, ServicePorts
+from dgpunet_dask.jobs.evidence import told
+from dgpunet_dask.jobs.flights import job_of_key
 from dgpunet_dask.jobs.learning import Learning
+from dgpunet_dask.jobs.ledger import Ledger
 from dgpunet_dask.jobs.model_owners import ModelOwners
-from dgpunet_dask.jobs.models import FindModel, brought, local_model, model_digests, model_folders, with_digests
-from dgpunet_dask.jobs.params import complete_params
-from dgpunet_dask.jobs.plan import HeadHost, JobPlan, facts_from_wire, of_user, plan_job
+from dgpunet_dask.jobs.plan import of_user
+from dgpunet_dask.jobs.progress import eta_s
+from dgpunet_dask.jobs.quotas import Submissions, check
+from dgpunet_dask.jobs.rebuild import rebuild
 from dgpunet_dask.jobs.record import JobRecord, events_on_disk
-from dgpunet_dask.jobs.runner import JobRunner, Ports, job_of_key
-from dgpunet_dask.jobs.store import add_workload, checked_digest, read_workload
+from dgpunet_dask.jobs.rows import JobRow
+from dgpunet_dask.jobs.store import add_workload, checked_digest
 from dgpunet_dask.jobs.threads import in_thread
 from dgpunet_dask.model.demand import Demand
-from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.model.job import JobStatus, UnitCounts
-from dgpunet_dask.model.owner import User
-from dgpunet_dask.model.pipeline import Workload
-from dgpunet_dask.model.policy import DEFAULT_ON_OOM, NO_POLICY, OnOom, Policy
+from dgpunet_dask.model.submitted import Submitted
 from dgpunet_dask.placement.explanation import explanation
-from dgpunet_dask.placement.fixes import nearest
-from dgpunet_dask.placement.place import place
-from dgpunet_dask.stagehost.client import AgentClient
-from dgpunet_dask.stagehost.reports import full_disk
 
 log = logging.getLogger(__name__)
 
 #: How often placements of running jobs are copied into their events.
 PLACEMENTS_EVERY_S: Final = 0.5
-RECORD_VERSION: Final = 1
 #: How long the scheduler's plugin may take to hear what was learned.
 TELL_S: Final = 10.0
-
-#: Whether a fleet, which may still grow, will do.
-Enough = Callable[[Fleet], bool]
-
-
-@dataclass(frozen=True)
-class ServicePorts:
-    """What the service reaches the world through.
-
-    Parameters
-    ----------
-    dask
-        Gives the client of the present scheduler, which changes when the scheduler is restarted.
-    agent
-        Makes a client of the agent on the head's host; each job has one of its own.
-    fleet
-        Gives the fleet as the scheduler plugin sees it, once it is enough for the caller, or nothing more is expected to come.
-    host
-        Where sources and gather stages run.
-    on_oom
-        Says how far a demand may grow that ran out of memory: the policy's clause for it.
-    policy
-        Gives the policy in force.
-    find_model
-        Returns the folder of a model's name on this host; ``None``: there are no other hosts that could want it.
-    """
-
-    dask: Callable[[], Client]
-    agent: Callable[[], AgentClient]
-    fleet: Callable[[Enough], Awaitable[Fleet]]
-    host: HeadHost
-    on_oom: Callable[[Demand], OnOom] = lambda _: DEFAULT_ON_OOM
-    policy: Callable[[], Policy] = lambda: NO_POLICY
-    find_model: FindModel | None = None
+ATTEMPTS_MOST: Final = 1000
 
 
 class JobService:
-    """Keeps the jobs. Errors are DgpunetErrors."""
+    """Keeps the jobs. Errors are DgpunetErrors.
 
-    def __init__(self, home: Home, ports: ServicePorts, *, clock: Clock | None = None, token: Callable[[], str] | None = None) -> None:
-        self.home = home
-        self.ports = ports
+    Parameters
+    ----------
+    embedded
+        Whether the head ends with the commands that use it: then jobs do too, and what another head has left is not gone on with.
+    """
+
+    def __init__(
+        self, home: Home, ports: ServicePorts, *, clock: Clock | None = None, token: Callable[[], str] | None = None,
+        embedded: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        self.home, self.ports, self.embedded = home, ports, embedded
         self.clock = clock or SystemClock()
+        self.ledger = Ledger(home.ledger, self.clock, failpoint=failpoints.hit)
+        self.models = ModelOwners(home.model_owners)
+        self.learned = Learning(home.learned, self._tell_learned)
+        self.driver = Driver(home, ports, self.ledger, self.learned, self.models, self.clock, self._copy_placements)
         self._token = token or (lambda: secrets.token_hex(3))
         self._records: dict[str, JobRecord] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._runners: dict[str, JobRunner] = {}
-        self._causes: dict[str, DgpunetError | None] = {}  # of jobs that are ending
-        self._watch: asyncio.Task[None] | None = None
-        self.models = ModelOwners(home.model_owners)
-        self.learned = Learning(home.learned, self._tell_learned)
-        self._learning: asyncio.Task[None] | None = None
+        self._followers: list[asyncio.Task[None]] = []
+        self._submissions = Submissions()
         self._copying = asyncio.Lock()
         self._placements_seen = 0
+        self._closing = False
 
-    def begin(self) -> None:
-        """Go on where earlier heads ended: read their jobs and what they learned, and begin to learn.
+    # Begin and end
+
+    async def begin(self) -> None:
+        """Open the ledger and go on where earlier heads ended: with their jobs, and with what they learned.
 
         Raises
         ------
         NewerFormat
-            If a newer release has kept what it learned here.
+            If a newer release has kept its jobs, or what it learned, here.
         """
-        self.load_past()
+        await self.ledger.open()
+        if self.ledger.fresh:
+            await rebuild(self.ledger, self.home.jobs)
+        for row in await self.ledger.jobs():
+            counts = await self.ledger.counts(row.job_id)
+            self._records[row.job_id] = past.record_of(row, counts, self.home.jobs / row.job_id, self.clock)
         self.learned.load()
-        self._learning = asyncio.create_task(self.learned.run(), name="learning")
+        self._followers = [asyncio.create_task(self.learned.run(), name="learning"), asyncio.create_task(self._watch_placements())]
+        await self._take_over()
 
-    def load_past(self) -> None:
-        """Read the jobs of earlier heads; what had not ended then is lost, and its working files go."""
-        for file in sorted(self.home.jobs.glob("*/job.json")):
-            try:
-                status = _status_from(json.loads(file.read_text(encoding="utf-8")))
-            except (ValueError, KeyError, TypeError, OSError) as error:
-                log.warning("%s cannot be read and is left alone: %s", file, error)
-                continue
-            record = JobRecord(status, file.parent, self.clock, self.clock.monotonic() - status.seconds)
-            self._records[status.job_id] = record
-            if not record.final:
-                lost = JobLost(job_id=status.job_id)
-                record.status = _status_from({**asdict(status), "state": "lost", "error": lost.to_json(), "exit_code": lost.exit_code})
-                _remove_working_files(record, done=False)
-                self._save(record)
+    async def _take_over(self) -> None:
+        """End what ended with an earlier command, and go on with the rest."""
+        for record in self._unfinished():
+            if past.is_bound(record.folder):
+                await self._conclude(record, "lost", JobLost(job_id=record.status.job_id))
+            elif record.status.state == "running" and not self.embedded():
+                record.emit("resumed", done=record.counted.done, attempts=record.counted.attempts)
+        await self._admit()
 
-    async def submit(self, request: Mapping[str, Any]) -> JobStatus:
-        """Accept a job: ``{"workload": digest, "params": {...}, "user": name, "operates": bool, "shared": bool}``; it is the user's.
+    async def adopt(self) -> None:
+        """Go on with all jobs: this head, which would have ended with its last command, stays."""
+        for record in self._unfinished():
+            await in_thread(past.unbind, record.folder)
+        await self._admit()
+
+    def _unfinished(self) -> list[JobRecord]:
+        return [record for record in self._records.values() if not record.final]
+
+    async def close(self) -> None:
+        """Stop what runs. Jobs of an embedded head are cancelled; others stay as they are, and the next head goes on with them."""
+        self._closing = True
+        if self.embedded():
+            await asyncio.gather(*(self._end(job_id) for job_id in list(self._tasks)))
+        for task in self._tasks.values():
+            task.cancel()
+        for follower in self._followers:
+            follower.cancel()
+        await asyncio.gather(*self._tasks.values(), *self._followers, return_exceptions=True)
+        await self.ledger.close()
+
+    async def scheduler_lost(self, why: str) -> None:
+        """Take in that the scheduler is gone, and with it every task it knew: units in flight are given to the next one."""
+        log.warning("jobs wait for the next scheduler: %s", why)
+        self._placements_seen = 0  # the next one counts from the beginning
+        self.learned.again()
+
+    # Accepting
+
+    async def submit(self, request: Mapping[str, Any]) -> Submitted:
+        """Accept a job, or an array of them (`accepting.asked`); they are the user's. The answer means that they are on the disk.
 
         Raises
         ------
         UsageError
-            For an unknown workload or a bad parameter.
+            For an unknown workload, a bad parameter, a key that stands for something else, or more than the user's quota.
         """
-        workload, params = await in_thread(self._accepted, request)
-        job_id = f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(self.clock.wall()))}-{self._token()}"
-        status = JobStatus(
-            job_id=job_id, workload=workload.name, state="queued", params=params, submitted_at=self.clock.wall(), metrics={},
-            owner=_user_of(request).name, shared=request.get("shared") is True,
-        )  # fmt: skip
-        folder = self.home.jobs / job_id
-        (folder / "scratch").mkdir(mode=0o700, parents=True)
-        record = self._records[job_id] = JobRecord(status, folder, self.clock, self.clock.monotonic())
-        self._save(record)
-        self._tasks[job_id] = asyncio.create_task(self._drive(record, workload, _user_of(request)), name=job_id)
-        if self._watch is None or self._watch.done():
-            self._watch = asyncio.create_task(self._watch_placements())
-        return record.now()
+        checked = await in_thread(asked, self.home, request, self.ports.settings().roots)
+        await self._check_after(checked)
+        self._check_quota(checked)
+        failpoints.hit("submit.before")
+        made = ids(self._new_id, len(checked.params))
+        rows = await self.ledger.submit(checked.jobs(made, made[0] if checked.array else None, self.clock.wall()))
+        failpoints.hit("submit.committed")
+        if rows[0].job_id in self._records:
+            return Submitted(jobs=tuple(self._records[row.job_id].now() for row in rows), created=False, array_id=rows[0].array_id)
+        for row in rows:
+            await self._accept(row)
+        await self._admit()
+        self._submissions.add(checked.user.name, self.clock.monotonic(), len(rows))
+        return Submitted(jobs=tuple(self._records[row.job_id].now() for row in rows), created=True, array_id=rows[0].array_id)
+
+    def _new_id(self) -> str:
+        return f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(self.clock.wall()))}-{self._token()}"
+
+    async def _accept(self, row: JobRow) -> None:
+        folder = self.home.jobs / row.job_id
+        await in_thread(functools.partial(folder.mkdir, mode=0o700, parents=True, exist_ok=True))
+        if self.embedded():
+            await in_thread(past.bind, folder)
+        record = self._records[row.job_id] = JobRecord(past.status_of(row, UnitCounts()), folder, self.clock, row)
+        await in_thread(past.save, record)
+
+    async def _check_after(self, checked: Asked) -> None:
+        for job_id in checked.request.get("after") or ():
+            if not checked.user.sees(self._record(job_id).status):
+                raise NoSuchJob(job_id=job_id)
+
+    def _check_quota(self, checked: Asked) -> None:
+        user = checked.user
+        quota = self.ports.settings().quotas.of(user.name, operates=user.operates)
+        live = sum(record.status.owner == user.name for record in self._unfinished())
+        check(quota, user.name, live, self._submissions, self.clock.monotonic(), jobs=len(checked.params))
 
     async def plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return, for each stage, its demand and where it could go now, without running anything but the workload's import."""
-        workload, params = await in_thread(self._accepted, request)
-        plan = await self._planned(workload, params, "dry-run", self.home.jobs, self.ports.agent())
+        checked = await in_thread(asked, self.home, request, self.ports.settings().roots)
+        workload, params = checked.workload, checked.params[0]
+        plan = await self.driver.planned(workload, params, "dry-run", self.home.jobs, self.ports.agent())
         fleet = await self.ports.fleet(_only_all)
         explained = functools.partial(explanation, fleet, policy=self.ports.policy(), estimates=self.learned.estimates)
-        stages = _stage_rows(of_user(plan, _user_of(request)), explained, self.ports.host.device)
+        stages = stage_rows(of_user(plan, user_of(request)), explained, self.ports.host.device)
         return {"workload": workload.name, "params": params, "policy": self.ports.policy().digest, "stages": stages}
 
-    def _accepted(self, request: Mapping[str, Any]) -> tuple[Workload, dict[str, Any]]:
-        digest, params = request.get("workload"), request.get("params", {})
-        if not isinstance(digest, str) or not isinstance(params, dict):
-            raise BadValue(what="request", value=sorted(request), why='send {"workload": digest, "params": {...}}')
-        folder = self.home.workloads / checked_digest(digest)
-        if not folder.is_dir():
-            raise BadWorkload(workload=digest[:16], why="its files have not arrived; send them first")
-        workload = read_workload(folder)
-        return workload, complete_params(workload, params, cwd=Path("/"))
+    async def has_workload(self, digest: str) -> bool:
+        """Whether the workload's files are here, or come with the product."""
+        return (self.home.workloads / checked_digest(digest)).is_dir() or digest in await in_thread(shipped_digests)
+
+    async def add_workload(self, digest: str, stream: BinaryIO) -> None:
+        """Take a workload as a tar stream."""
+        await in_thread(lambda: add_workload(self.home.workloads, digest, stream.read()))
+
+    # Telling
 
     async def list(self) -> Sequence[JobStatus]:
         """Return all jobs, oldest first."""
@@ -192,162 +208,143 @@ class JobService:
         return self._record(job_id).now()
 
     async def events(self, job_id: str, since: int, wait_s: float) -> Sequence[dict[str, Any]]:
-        """Return the job's events after number `since`, waiting up to `wait_s` seconds for the first."""
+        """Return the first events after number `since`, waiting up to `wait_s` seconds for one."""
         record = self._record(job_id)
         await record.news(since, wait_s)
-        events = record.events or await in_thread(events_on_disk, record.folder)
-        return [event for event in events if event["seq"] > since]
+        found = record.since(since)
+        return await in_thread(events_on_disk, record.folder, since) if found is None else found
+
+    async def progress(self, job_id: str) -> dict[str, Any]:
+        """Return the unit counts, the rate, the seconds that are left, and what each stage and each device does."""
+        record, runner = self._record(job_id), self.driver.runners.get(job_id)
+        units, rate = record.counted, None if record.final else record.pace.rate_per_s()
+        stages, waiting, running = self.driver.at_work(job_id)
+        left = None if record.final or runner is None else eta_s(units.done, units.total, record.expected_units, rate)
+        return {"units": units.to_json(), "rate_per_s": rate, "eta_s": left, **record.tally.rows(stages, waiting, running)}
+
+    async def attempts(self, job_id: str) -> Sequence[dict[str, Any]]:
+        """Return the last starts of the job's units: where, when, how they ended and why."""
+        self._record(job_id)
+        return [
+            {
+                "unit": row.number, "epoch": row.epoch, "device": row.device, "host": row.host, "state": row.state, "cause": row.cause,
+                "evidence": told(row.evidence or {}), "started_s": row.leased_s, "ended_s": row.ended_s,
+            }
+            for row in await self.ledger.attempts(job_id, limit=ATTEMPTS_MOST)
+        ]  # fmt: skip
 
     async def tasks(self, job_id: str) -> Sequence[tuple[str, str, Demand | None]]:
         """Return stage, key and demand of each task of a job that waits for a device or runs."""
         self._record(job_id)
-        runner = self._runners.get(job_id)
-        return [] if runner is None else list(runner.pending())
+        runner = self.driver.runners.get(job_id)
+        return [] if runner is None else [*runner.pending()]
 
-    async def cancel(self, job_id: str) -> JobStatus:
-        """Cancel a job and return once nothing of it runs; a finished one stays as it is."""
-        record = self._record(job_id)
-        await self._end(job_id, JobCancelled(job_id=job_id))
-        return record.now()
+    def in_use(self) -> Collection[tuple[str, str]]:
+        """Return kind and digest of the folders that unfinished jobs need."""
+        return {("workload", record.job.digest) for record in self._unfinished() if record.job.digest}
 
-    async def has_workload(self, digest: str) -> bool:
-        """Whether the workload's files are here."""
-        return (self.home.workloads / checked_digest(digest)).is_dir()
-
-    async def add_workload(self, digest: str, stream: BinaryIO) -> None:
-        """Take a workload as a tar stream."""
-        await in_thread(lambda: add_workload(self.home.workloads, digest, stream.read()))
-
-    async def scheduler_lost(self, why: str) -> None:
-        """Fail what has begun to run: the scheduler is gone, and with it every task it knew. What is only planned waits for the next one."""
-        self._placements_seen = 0  # the next one counts from the beginning
-        self.learned.again()
-        await asyncio.gather(*(self._end(job_id, JobFailed(why=why)) for job_id in list(self._runners)))
-
-    async def close(self) -> None:
-        """Cancel what runs and wait for its end."""
-        await asyncio.gather(*(self._end(job_id, JobCancelled(job_id=job_id)) for job_id in list(self._tasks)))
-        if self._watch is not None:
-            self._watch.cancel()
-        if self._learning is not None:
-            self._learning.cancel()
-            await asyncio.wait([self._learning])
+    def ended(self) -> Mapping[str, float]:
+        """Return when each job ended that has, in seconds since 1970."""
+        return {i: r.status.submitted_at + r.status.seconds for i, r in self._records.items() if r.final}
 
     def _record(self, job_id: str) -> JobRecord:
         if job_id not in self._records:
             raise NoSuchJob(job_id=job_id)
         return self._records[job_id]
 
-    async def _end(self, job_id: str, cause: DgpunetError) -> None:
-        """End a job for `cause`, unless it is ending already, and wait until nothing of it runs."""
-        task, record = self._tasks.get(job_id), self._records[job_id]
-        if task is None:
-            return
-        if job_id not in self._causes:
-            self._causes[job_id] = cause
-            task.cancel()  # once: a second one would interrupt its clearing up
-        await asyncio.wait([task])
-        if not record.final and self._causes.get(job_id) is cause:  # it was cancelled before its first step
-            await self._concluded(record, cause)
+    # Changing
 
-    async def _drive(self, record: JobRecord, workload: Workload, user: User) -> None:
-        error: DgpunetError | None = None
-        try:
-            record.move("running")
-            await self._run(record, workload, user)
-        except asyncio.CancelledError:
-            error = JobCancelled(job_id=record.status.job_id)
-        except DgpunetError as failure:
-            error = failure
-            await self._copy_placements()
-        except Exception as failure:  # whatever broke, the job must end and say so
-            log.exception("job %s broke", record.status.job_id)
-            error = full_disk(failure) or DgpunetError(detail=f"{type(failure).__name__}: {failure}")
-        await self._concluded(record, error)
+    async def cancel(self, job_id: str) -> JobStatus:
+        """Cancel a job and return once nothing of it runs; a finished one stays as it is."""
+        record = self._record(job_id)
+        await self._end(job_id)
+        return record.now()
 
-    async def _run(self, record: JobRecord, workload: Workload, user: User) -> None:
-        agent, params = self.ports.agent(), record.status.params
-        digests = await in_thread(self._models, workload, params, user)  # first: no stage sees a model that is not theirs
-        plan = await self._planned(workload, params, record.status.job_id, record.folder / "scratch", agent)
-        plan = with_digests(of_user(plan, user, shared=record.status.shared), digests)
-        await self._check_placeable(plan)
-        await self.learned.now()  # the scheduler may be a new one
-        ports = Ports(self.ports.dask(), agent, self._in_flight, learned=self.learned, on_oom=self.ports.on_oom)
-        runner = self._runners[record.status.job_id] = JobRunner(record, plan, ports)
-        await runner.run()
-        await self._copy_placements()
-        _add_rate(record)
+    async def retry(self, job_id: str) -> JobStatus:
+        """Run a job again that failed, was cancelled or is lost: what it has committed is kept. One that has not ended stays as it is.
 
-    def _models(self, workload: Workload, params: Mapping[str, Any], user: User) -> Mapping[str, str]:
-        """Note whose the job's models are; return their digests where there are other hosts, which copy them from one another."""
-        folders = model_folders(workload, params, self.ports.find_model or local_model)
-        self.models.use(brought(params, folders, {}), user, self.clock.wall())  # before any of its weights are read
-        if self.ports.find_model is None:
-            return {}
-        digests = model_digests(self.home, folders)
-        self.models.use(brought(params, folders, digests), user, self.clock.wall())
-        return digests
-
-    async def _concluded(self, record: JobRecord, error: DgpunetError | None) -> None:
-        """Clear up after a job and give it its last state, on disk before anybody can hear of it."""
-        job_id = record.status.job_id
-        error = self._causes.setdefault(job_id, error)
-        try:
-            if error is not None:
-                await in_thread(self._end_hosts, job_id)
-            await in_thread(_remove_working_files, record, error is None)
-        finally:
-            if error is not None and "traceback" in error.fields:
-                record.emit("log", text=str(error.fields["traceback"]))
-            record.move("done" if error is None else "cancelled" if isinstance(error, JobCancelled) else "failed", error)
-            self._save(record)
-            record.let_go()
-            self._runners.pop(job_id, None)
-            del self._causes[job_id], self._tasks[job_id]
-
-    def _end_hosts(self, job_id: str) -> None:
-        """End the job's own stage hosts: its source's and its gather stage's."""
-        try:
-            self.ports.agent().end_job(job_id)
-        except DgpunetError as error:
-            log.warning("the stage hosts of job %s were not ended: %s", job_id, error)
-
-    async def _planned(
-        self, workload: Workload, params: Mapping[str, Any], job_id: str, scratch: Path, agent: AgentClient
-    ) -> JobPlan:
-        wanted = {stage.name: (stage.run, stage.env) for stage in workload.stages}
-        raw = await in_thread(agent.inspect, workload.digest, wanted, params, stop=agent.close)
-        facts = {name: facts_from_wire(found) for name, found in raw.items()}
-        return plan_job(workload, params, facts, job_id=job_id, host=self.ports.host, scratch=scratch)
-
-    async def _check_placeable(self, plan: JobPlan) -> None:
-        """Refuse at once what no device can ever hold, before any input is read.
-
-        While devices are on their way, nothing is refused that one of them might hold, and only that waits for them.
+        Raises
+        ------
+        NotAllowed
+            For a job that is done, and for one of a release that kept too little of it.
         """
-        policy, estimates = self.ports.policy(), self.learned.estimates
-        demands = {stage.spec.name: stage.demand for stage in plan.units if stage.demand is not None}
-        fleet = await self.ports.fleet(lambda fleet: not any(place(fleet, d, policy, estimates).final for d in demands.values()))
-        for name, demand in demands.items():
-            decision = place(fleet, demand, policy, estimates)
-            if decision.final:
-                verdicts = [v.to_json() for v in decision.first_verdicts]
-                fix = nearest(fleet, demand, policy, estimates)
-                what = f"stage {name}"
-                raise Unplaceable(what=what, summary=decision.summary(), verdicts=verdicts, fix=None if fix is None else str(fix))
+        record = self._record(job_id)
+        if not record.final:
+            return record.now()
+        if record.status.state == "done" or not record.job.digest:
+            why = "it is done" if record.status.state == "done" else "an older release ran it; submit it again"
+            raise NotAllowed(what=f"running job {job_id} again", why=why)
+        await self._move(record, "queued")
+        await self._admit()
+        return record.now()
 
-    async def _in_flight(self) -> int:
-        """Two units a device keep each busy while the next is on its way; the rest of the input waits on disk."""
-        return 2 + 2 * len((await self.ports.fleet(_any)).devices)
+    async def _end(self, job_id: str) -> None:
+        """Cancel a job that has not ended, and wait until nothing of it runs."""
+        record, task = self._records[job_id], self._tasks.get(job_id)
+        if task is not None:
+            self.driver.cancelled.add(job_id)
+            if not task.cancelling():
+                task.cancel()  # once: a second one would interrupt its clearing up
+            await asyncio.wait([task])
+        if not record.final:  # it had not begun
+            await self._conclude(record, "cancelled", JobCancelled(job_id=job_id))
+
+    async def _conclude(self, record: JobRecord, state: Any, error: DgpunetError) -> None:
+        await self._move(record, state, error)
+        await in_thread(past.clear_up, record)
+        await self._admit()
+
+    async def _move(self, record: JobRecord, state: Any, error: DgpunetError | None = None) -> None:
+        await self.driver.move(record, state, error)
+
+    # Driving
+
+    async def _admit(self) -> None:
+        """Begin the jobs whose turn it is, and end those that wait for one that will never be done."""
+        if self._closing:
+            return
+        states = {job_id: record.status.state for job_id, record in self._records.items()}
+        waiting = [record for record in self._unfinished() if record.status.job_id not in self._tasks and self._ours(record)]
+        candidates = [Candidate(job_id=r.status.job_id, owner=r.status.owner, after=r.job.after) for r in _in_order(waiting)]
+        for job_id, (after, state) in hopeless(candidates, states).items():
+            await self._fail_waiting(self._records[job_id], DependencyFailed(job_id=job_id, after=after, state=state))
+        for job_id in startable(candidates, [self._records[name].status.owner for name in self._tasks], states):
+            if job_id not in self._tasks and not self._records[job_id].final:
+                self._tasks[job_id] = asyncio.create_task(self._drive(self._records[job_id]), name=job_id)
+
+    async def _fail_waiting(self, record: JobRecord, error: DgpunetError) -> None:
+        if record.final:
+            return
+        await self._move(record, "failed", error)
+        await self._admit()  # others may wait for this one
+
+    def _ours(self, record: JobRecord) -> bool:
+        """Whether this head drives the job: one that will end with its commands leaves others' jobs to a head that stays."""
+        return not self.embedded() or past.is_bound(record.folder)
+
+    async def _drive(self, record: JobRecord) -> None:
+        job_id = record.status.job_id
+        try:
+            await self.driver.drive(record)
+        except asyncio.CancelledError:
+            log.info("job %s waits for the next head", job_id)
+        finally:
+            self.driver.cancelled.discard(job_id)
+            del self._tasks[job_id]
+        await self._admit()
 
     async def _tell_learned(self, estimates: Mapping[str, Any]) -> None:
         await asyncio.wait_for(self.ports.dask().scheduler.dgpunet_estimates(estimates=estimates), TELL_S)
 
     async def _watch_placements(self) -> None:
         """Copy placements into the events of their jobs while any job runs."""
-        while self._tasks:
+        while True:
             await asyncio.sleep(PLACEMENTS_EVERY_S)
-            await self._copy_placements()
+            if self._tasks:
+                try:
+                    await self._copy_placements()
+                except Exception:  # the next round may fare better; without it slow units are not seen
+                    log.exception("placements were not read")
 
     async def _copy_placements(self) -> None:
         async with self._copying:
@@ -358,50 +355,24 @@ class JobService:
                 return
             for row in placed:
                 self._placements_seen = max(self._placements_seen, int(row["seq"]))
-                record = self._records.get(job_of_key(str(row["key"])) or "")
+                job_id = job_of_key(str(row["key"])) or ""
+                record = self._records.get(job_id)
                 if record is not None and not record.final:
-                    record.placed({k: v for k, v in row.items() if k != "seq"})
-
-    def _save(self, record: JobRecord) -> None:
-        try:
-            commit_text(record.folder / "job.json", json.dumps({"version": RECORD_VERSION, **asdict(record.status)}, indent=1))
-        except (OSError, DiskFull) as error:
-            log.warning("the record of job %s cannot be written: %s", record.status.job_id, error)
+                    record.emit("placement", **{k: v for k, v in row.items() if k != "seq"})
+                    await self.driver.placed(job_id, row)
 
 
-def _only_all(_: Fleet) -> bool:
+def _in_order(records: Iterable[JobRecord]) -> list[JobRecord]:
+    """Return records in the order of acceptance; those that had begun under an earlier head come first."""
+    return sorted(records, key=lambda r: (r.status.state == "queued", r.status.submitted_at, r.status.job_id))
+
+
+def _only_all(_: Any) -> bool:
     return False
 
 
-def _any(_: Fleet) -> bool:
-    return True
-
-
-def _status_from(raw: Mapping[str, Any]) -> JobStatus:
-    values = {name: value for name, value in raw.items() if name != "version"}
-    return JobStatus(**{**values, "units": UnitCounts(**values["units"])})
-
-
-def _remove_working_files(record: JobRecord, done: bool) -> None:
-    shutil.rmtree(record.folder / "scratch", ignore_errors=True)
-    if not done:
-        shutil.rmtree(record.folder / "results", ignore_errors=True)
-
-
-def _add_rate(record: JobRecord) -> None:
-    """Give every counter named `tokens` its rate over the job's whole time, start-up included."""
-    tokens, seconds = record.counts.get("tokens"), record.now().seconds
-    if isinstance(tokens, int | float) and seconds > 0:
-        record.count({"=tokens_per_second": round(tokens / seconds, 1)})
-
-
-def _user_of(request: Mapping[str, Any]) -> User:
-    """Return whose work a request is; without a name where it does not say."""
-    user = request.get("user")
-    return User(user if isinstance(user, str) and user else None, operates=request.get("operates") is True)
-
-
-def _stage_rows(plan: JobPlan, explained: Callable[[Demand], Mapping[str, Any]], head: str) -> list[dict[str, Any]]:
+def stage_rows(plan: Any, explained: Callable[[Demand], Mapping[str, Any]], head: str) -> list[dict[str, Any]]:
+    """Return each stage of a plan with where it could go."""
     stages = [plan.source, *plan.units, *([plan.gather] if plan.gather else [])]
     table = []
     for stage in stages:
@@ -414,3 +385,6 @@ def _stage_rows(plan: JobPlan, explained: Callable[[Demand], Mapping[str, Any]],
             row["ranking"] = [scored["device"] for scored in found["ranking"]]
         table.append(row)
     return table
+
+
+__all__ = ["JobService", "ServicePorts", "stage_rows"]

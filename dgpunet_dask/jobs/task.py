@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.config.home import home_from
-from dgpunet_dask.errors import ForeignMemory, StageHostLost, StageHung, StageOutOfMemory
+from dgpunet_dask.errors import DgpunetError, ForeignMemory, StageHostLost, StageHung, StageOutOfMemory
 from dgpunet_dask.hardware.cpu import usable_cpus
 from dgpunet_dask.model.fleet import Device
 from dgpunet_dask.placement.estimate import device_class
-from dgpunet_dask.plugins.worker import current_device, current_vram_mib, device_facts, sharing
+from dgpunet_dask.plugins.worker import current_device, current_host, current_vram_mib, device_facts, sharing
 from dgpunet_dask.stagehost.client import AgentClient
 from dgpunet_dask.stagehost.frames import Buffer
 from dgpunet_dask.stagehost.inline import call_light
@@ -26,6 +26,11 @@ THREADS_VARIABLE: Final = "DGPUNET_STAGE_THREADS"
 TORCH_DEVICE_VARIABLE: Final = "DGPUNET_TORCH_DEVICE"
 #: Where the agent of this host listens; the agent sets it too.
 SOCKET_VARIABLE: Final = "DGPUNET_AGENT_SOCKET"
+#: The fields of an error that tell of its cause, where it has them (`stagehost.evidence`, `stagehost.oom`).
+EVIDENCE: Final = (
+    "kind", "why", "how", "pid", "seconds", "exit_signal", "exit_status", "cgroup_oom_kills", "log_tail", "free_disk_bytes",
+    "deadline_s", "charge_mib", "peak_mib",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,25 @@ class Seen:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What one stage did with one unit: items in and out, what it counted, starts, where, its own seconds; light stages teach nothing."""
+    """What one stage did with one unit.
+
+    Parameters
+    ----------
+    items, counts, seconds
+        What it gave, what it counted, and its own seconds.
+    attempts
+        How often it was started.
+    device, host
+        Where; the device ``None`` for a light stage.
+    seen
+        What it taught; ``None`` for a light stage, and for a call that was adopted: whoever began it may have told of it.
+    log
+        What it printed, as `CallResult.log`.
+    adopted
+        The result of a call that another task had begun.
+    failures
+        Of the attempts that failed before, one mapping each, as `failure_of`.
+    """
 
     items: int
     counts: Mapping[str, Any]
@@ -55,6 +78,10 @@ class StageRecord:
     device: str | None
     seconds: float
     seen: Seen | None = None
+    log: str = ""
+    adopted: bool = False
+    host: str | None = None
+    failures: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,11 +103,18 @@ class Parcel:
 
 @dataclass(frozen=True)
 class StageCall:
-    """What a task needs besides the unit: the stage, without the device it will run on, and how often to start it again."""
+    """What a task needs besides the unit: the stage, without the device it will run on, and how often to start it again.
+
+    `of_unit` makes the call of one unit, which the agent keeps.
+    """
 
     spec: StageCallSpec
     light: bool
     retries: int
+
+    def of_unit(self, unit: str, epoch: int, *, copy: bool = False) -> StageCall:
+        """Return this call for the unit with that id under that lease; `copy`: beside one that is slow."""
+        return replace(self, spec=replace(self.spec, unit=unit, epoch=epoch, copy=copy))
 
 
 def run_stage(call: StageCall, parcel: Parcel) -> Parcel:
@@ -92,21 +126,62 @@ def run_stage(call: StageCall, parcel: Parcel) -> Parcel:
     Raises
     ------
     JobFailed
-        Its subclasses, for the reason that the last attempt had.
+        Its subclasses, for the reason that the last attempt had. ``fields["device"]`` and ``fields["host"]`` tell where that was, and
+        ``fields["failures"]`` of all attempts.
     """
-    if call.light:
-        result = call_light(call.spec, parcel.frames, _workloads_with(call.spec.digest))
-        return _passed(call, parcel, result, attempts=1, device=None)
-    device, share = device_facts(current_device()), sharing()
-    spec = _on_device(call.spec, device, current_vram_mib())
+    host, device = current_host(), None if call.light else device_facts(current_device())
+    failures: list[Mapping[str, Any]] = []
     try:
-        result, attempts = _call_with_retries(spec, call.retries, parcel.frames)
+        if device is None:
+            result, seen = call_light(call.spec, parcel.frames, _workloads_with(call.spec.digest)), None
+        else:
+            result, seen = _on_card_or_cpu(call, parcel, device, failures)
+    except DgpunetError as error:
+        told = failure_of(error, host, device)
+        error.fields |= {"host": told["host"], "device": told["device"], "failures": [*failures, told]}
+        raise
+    record = StageRecord(
+        result.items,
+        result.counts,
+        len(failures) + 1,
+        None if device is None else result.device or device.name,
+        result.seconds,
+        seen,
+        result.log,
+        result.adopted,
+        host,
+        tuple(failures),
+    )
+    return Parcel(result.frames, result.items, {**parcel.records, call.spec.stage: record})
+
+
+def _on_card_or_cpu(
+    call: StageCall, parcel: Parcel, device: Device, failures: list[Mapping[str, Any]]
+) -> tuple[CallResult, Seen | None]:
+    """Return what the stage host of `device` gave, and what that taught."""
+    share, spec = sharing(), _on_device(call.spec, device, current_vram_mib())
+    try:
+        result = _call_with_retries(spec, call.retries, parcel.frames, failures)
     except (StageOutOfMemory, ForeignMemory) as error:
         raise _of_card(error, spec, device) from error
-    seen = Seen(
+    if result.adopted:  # under another charge perhaps, and on another device
+        return result, None
+    return result, Seen(
         device_class(device), device.speed, share, result.seconds, result.load_s, result.peak_mib, spec.vram_mib
     )
-    return _passed(call, parcel, result, attempts=attempts, device=device.name, seen=seen)
+
+
+def failure_of(error: DgpunetError, host: str | None, device: Device | None) -> dict[str, Any]:
+    """Return what an attempt that failed leaves behind: the error's code and message, where it was, and its evidence.
+
+    Parameters
+    ----------
+    host, device
+        Where the task ran; the error may know its device better.
+    """
+    known: dict[str, Any] = {name: error.fields[name] for name in EVIDENCE if name in error.fields}
+    where = {"host": host, "device": error.fields.get("device", None if device is None else device.name)}
+    return {"code": error.code, "message": error.message, **known, **where}
 
 
 def _workloads_with(digest: str) -> Path:
@@ -117,15 +192,18 @@ def _workloads_with(digest: str) -> Path:
     return workloads
 
 
-def _call_with_retries(spec: StageCallSpec, retries: int, frames: Sequence[Buffer]) -> tuple[CallResult, int]:
+def _call_with_retries(
+    spec: StageCallSpec, retries: int, frames: Sequence[Buffer], failures: list[Mapping[str, Any]]
+) -> CallResult:
+    """Call the stage, up to `retries` times anew where its process ended; each attempt that failed and is tried again goes to `failures`."""
     agent = AgentClient(os.environ[SOCKET_VARIABLE])
-    for attempt in range(1, retries + 1):
+    for _ in range(retries):
         try:
-            return agent.call(spec, frames), attempt
-        except (StageHostLost, StageHung):
-            continue  # the last attempt, below, tells
+            return agent.call(spec, frames)
+        except (StageHostLost, StageHung) as error:
+            failures.append(failure_of(error, current_host(), device_facts(spec.device)))
     try:
-        return agent.call(spec, frames), retries + 1
+        return agent.call(spec, frames)
     except (StageHostLost, StageHung) as error:
         raise type(error)(**{**error.fields, "attempts": retries + 1}) from error
 
@@ -150,10 +228,3 @@ def _on_device(spec: StageCallSpec, device: Device, charged_mib: int | None) -> 
     vram_mib = charged_mib or spec.vram_mib or device.usable_mib
     torch_device = os.environ.get(TORCH_DEVICE_VARIABLE) or ("cuda:0" if device.uuid else "cpu")
     return replace(spec, device=device.name, torch_device=torch_device, vram_mib=vram_mib, threads=threads)
-
-
-def _passed(
-    call: StageCall, parcel: Parcel, result: CallResult, *, attempts: int, device: str | None, seen: Seen | None = None
-) -> Parcel:
-    record = StageRecord(result.items, result.counts, attempts, device, result.seconds, seen)
-    return Parcel(result.frames, result.items, {**parcel.records, call.spec.stage: record})

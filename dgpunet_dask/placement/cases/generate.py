@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from dgpunet_dask.model.demand import PRIORITIES, Demand
 from dgpunet_dask.model.fleet import Charge, Device, DeviceState, Fleet, Host, features_of
@@ -47,7 +47,7 @@ class Generator:
         self._hosts = _examples(selected["host"])
         self._roles = [*_examples(selected["role"] | required), "batch"]
         self._cards = [*_examples(selected["card"]), "NVIDIA GeForce RTX 3090"]
-        self._subjects = {
+        self._subjects: dict[str, Any] = {
             key: [None, *_examples({g for m in matches if (g := m.globs.get(key))})] for key in ("stage", "model", "user")
         }
 

@@ -1,0 +1,343 @@
+"""From a unit to its commit: attempts under leases, one after the other, or two side by side where one is slow."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from distributed import Future
+
+from dgpunet_dask import failpoints
+from dgpunet_dask.errors import DgpunetError, JobFailed, Quarantined, WorkerKilled
+from dgpunet_dask.jobs.causes import attribute
+from dgpunet_dask.jobs.evidence import evidence_of, others_of
+from dgpunet_dask.jobs.flights import Attempt, Flights, SchedulerGone, Unit, records_of
+from dgpunet_dask.jobs.judging import Failure, Verdict, judge
+from dgpunet_dask.jobs.ledger import Ledger
+from dgpunet_dask.jobs.plan import JobPlan
+from dgpunet_dask.jobs.publishing import publish, take_back
+from dgpunet_dask.jobs.record import JobRecord
+from dgpunet_dask.jobs.rows import UnitRow
+from dgpunet_dask.jobs.shortage import SHORT, Shortage
+from dgpunet_dask.jobs.straggling import Flight, stragglers
+from dgpunet_dask.jobs.task import Parcel
+from dgpunet_dask.jobs.threads import in_thread
+from dgpunet_dask.placement.estimate import device_class
+
+if TYPE_CHECKING:
+    from dgpunet_dask.jobs.runner import Ports
+
+log = logging.getLogger(__name__)
+
+#: How often it is looked for units that are slow.
+WATCH_S: Final = 1.0
+#: Attempts of its job that the cause of a failure is told from.
+OTHERS: Final = 200
+
+
+class Attempting:
+    """Brings the units of one job to their end.
+
+    Attributes
+    ----------
+    failures
+        Why each unit failed for good, by number.
+    ended
+        Set whenever a unit has ended.
+    """
+
+    def __init__(self, record: JobRecord, plan: JobPlan, ledger: Ledger, flights: Flights, ports: Ports) -> None:
+        self.record, self.plan, self.ledger, self.flights, self.ports = record, plan, ledger, flights, ports
+        self.job_id = record.status.job_id
+        self.shortage = Shortage(flights, ports.learned, ports.on_oom, ports.sleep)
+        self.failures: dict[int, str] = {}
+        self.ended = asyncio.Event()
+        self._alone = asyncio.Lock()
+
+    async def one_ended(self) -> None:
+        """Wait until a unit ends."""
+        self.ended.clear()
+        await self.ended.wait()
+
+    def failed_before(self, row: UnitRow) -> None:
+        """Take in a unit that failed under an earlier head, in this try of the job."""
+        self.failures[row.number] = f"unit {row.number} was {row.state} before the head started again."
+        self.record.units(failed=len(self.failures))
+
+    # One unit
+
+    async def finish(self, unit: Unit) -> None:
+        """Try a unit until it is committed or given up.
+
+        Raises
+        ------
+        DgpunetError
+            If it failed and the job cannot do without it.
+        """
+        failures: list[Failure] = []
+        verdict = Verdict("again")
+        try:
+            while verdict.next == "again":
+                await self.ports.sleep(verdict.wait_s)
+                failed = await self._raced(unit, verdict.avoid, alone=self._suspect(failures))
+                if failed is None:
+                    return
+                verdict = await self._judged(unit, failures, *failed)
+        finally:
+            for attempt in list(unit.attempts):
+                await self.flights.let_go(attempt)
+        self._give_up(unit, failures, verdict)
+
+    @staticmethod
+    def _suspect(failures: list[Failure]) -> bool:
+        """Whether the unit may have killed a worker that it shared with others: then it is tried with no other suspect beside it."""
+        return any(isinstance(f.error, WorkerKilled) for f in failures)
+
+    async def _raced(self, unit: Unit, avoid: tuple[str, ...], *, alone: bool) -> tuple[Attempt, DgpunetError] | None:
+        """Run a unit's attempts until one commits; return the last that failed, with its error, if none does."""
+        if alone:
+            async with self._alone:
+                return await self._race(unit, avoid)
+        return await self._race(unit, avoid)
+
+    async def _race(self, unit: Unit, avoid: tuple[str, ...]) -> tuple[Attempt, DgpunetError] | None:
+        unit.copied = False
+        unit.copy_asked.clear()
+        running = [asyncio.create_task(self._attempt(unit, avoid))]
+        copying = asyncio.create_task(unit.copy_asked.wait())
+        try:
+            while True:
+                waited: list[asyncio.Task[Any]] = [*running, *([] if copying.done() else [copying])]
+                done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in running if task in done]:
+                    running.remove(task)
+                    failed = task.result()
+                    if failed is None or not running:
+                        return failed
+                    await self._note_failure(*failed, to="ready")
+                if copying in done:
+                    running.append(asyncio.create_task(self._copy(unit)))
+        finally:
+            for waiting in (copying, *running):
+                waiting.cancel()
+            await asyncio.gather(copying, *running, return_exceptions=True)
+
+    async def _attempt(self, unit: Unit, avoid: tuple[str, ...]) -> tuple[Attempt, DgpunetError] | None:
+        """Lease a unit and run it, again on each new scheduler; return what it failed with, ``None`` once it is committed."""
+        while True:
+            await self.ports.room()
+            attempt = await self._leased(unit, avoid=avoid)
+            try:
+                self.flights.submit(attempt, self.flights.stages)
+                failpoints.hit("unit.submitted", job=self.job_id, unit=unit.number)
+                return await self._run(attempt)
+            except SchedulerGone as error:
+                await self._lost(attempt, str(error))
+                await self._scheduler_back()
+
+    async def _copy(self, unit: Unit) -> tuple[Attempt, DgpunetError] | None:
+        """Run a second attempt beside one that is slow, on another device, from the stage that is slow."""
+        slow = unit.attempts[0]
+        avoid = tuple(sorted({device for device, _ in slow.places.values()}))
+        attempt = await self._leased(unit, avoid=avoid, copy=True)
+        finished = {name: Future(future.key, self.ports.dask) for name, future in slow.futures.items() if future.status == "finished"}
+        attempt.futures.update(finished)
+        self.flights.submit(attempt, [name for name in self.flights.stages if name not in finished])
+        self._tell(attempt, "copied", why=f"it is slow on {', '.join(avoid)}")
+        try:
+            return await self._run(attempt)
+        except SchedulerGone as error:
+            return attempt, JobFailed(why=str(error))
+
+    async def _leased(self, unit: Unit, *, avoid: tuple[str, ...] = (), copy: bool = False) -> Attempt:
+        epoch = await self.ledger.lease(self.job_id, unit.unit_id, speculative=copy)
+        failpoints.hit("lease.granted", job=self.job_id, unit=unit.number)
+        self.record.units(attempts=self.record.counted.attempts + 1)
+        attempt = Attempt(unit, epoch, copy=copy, avoid=avoid)
+        unit.attempts.append(attempt)
+        return attempt
+
+    async def _run(self, attempt: Attempt) -> tuple[Attempt, DgpunetError] | None:
+        try:
+            while True:
+                ends = await self._ends(attempt)
+                if await self._commit(attempt, ends):
+                    return None
+                return attempt, JobFailed(why="its lease had ended before its results came")
+        except DgpunetError as error:
+            return attempt, error
+        finally:
+            await self.flights.let_go(attempt)
+
+    async def _ends(self, attempt: Attempt) -> dict[str, Parcel]:
+        """Return what the last stages gave; a stage that ran out of memory is tried again, with all that comes after it."""
+        while True:
+            try:
+                return await self.flights.ends(attempt)
+            except SHORT as error:
+                name = self.shortage.stage_of(attempt, error)
+                if name is None:
+                    raise
+                await self.shortage.settle(attempt, name, error)
+                await self._renew(attempt, error, name)
+
+    async def _renew(self, attempt: Attempt, error: DgpunetError, name: str) -> None:
+        """Start a stage that was short of memory anew, under a lease of its own; what the stages before it gave is kept."""
+        await self._note_failure(attempt, error, to="ready")
+        attempt.epoch = await self.ledger.lease(self.job_id, attempt.unit.unit_id, speculative=attempt.copy)
+        self.record.units(attempts=self.record.counted.attempts + 1)
+        demand = self.flights.stages[name].demand
+        self.record.emit(
+            "retry", stage=name, unit=attempt.number, cause=error.code, device=error.fields.get("device"),
+            demand=None if demand is None else demand.to_mapping(),
+        )  # fmt: skip
+        self.flights.submit(attempt, self.plan.from_stage(name))
+
+    # Its end
+
+    async def _commit(self, attempt: Attempt, ends: Mapping[str, Parcel]) -> bool:
+        async with attempt.lock:  # a lease that is being renewed has its new epoch first
+            attempt.ending = True
+        unit, folder, leaves = attempt.unit, self.record.folder / "results", self.plan.leaves
+        records = records_of(ends)
+        counts = merged({}, *(r.counts for r in records.values()))
+        digests = await publish(folder, unit.unit_id, attempt.epoch, ends, leaves, self.ports.room)
+        failpoints.hit("commit.before", job=self.job_id, unit=unit.number)
+        won = await self.ledger.commit(
+            self.job_id, unit.unit_id, attempt.epoch, digests, counts=counts, device=attempt.device(records),
+            seconds=sum(r.seconds for r in records.values()), adopted=any(getattr(r, "adopted", False) for r in records.values()),
+        )  # fmt: skip
+        failpoints.hit("commit.done", job=self.job_id, unit=unit.number)
+        if not won:
+            await in_thread(take_back, folder, unit.unit_id, attempt.epoch, leaves)
+            return False
+        self._count(unit, records)
+        return True
+
+    def _count(self, unit: Unit, records: Mapping[str, Any]) -> None:
+        for stage, found in records.items():
+            self.record.count(found.counts)
+            self.record.tally.note(stage, found.device, found.seconds)
+            self.ports.learned.unit(self.flights.stages[stage].demand, found)
+            if getattr(found, "log", ""):
+                self.record.log(stage, getattr(found, "log", ""), unit=unit.number, device=found.device)
+        counted = self.record.counted
+        adopted = sum(getattr(found, "adopted", False) for found in records.values())
+        self.record.units(done=counted.done + 1, attempts=counted.attempts - min(1, adopted))
+
+    async def _judged(self, unit: Unit, failures: list[Failure], attempt: Attempt, error: DgpunetError) -> Verdict:
+        """Decide what becomes of a unit that has failed once more, and have the ledger know."""
+        device = error.fields.get("device") or attempt.device(self.flights.stages)
+        facts = self.ports.devices().get(str(device))
+        suspected = not isinstance(error, WorkerKilled) or self._suspect(failures)
+        failures.append(Failure(error=error, host=None if facts is None else facts.host, device=device, alone=suspected))
+        stage = self.flights.stages.get(str(error.fields.get("stage")))
+        verdict = judge(failures, 2 if stage is None else stage.spec.retries)
+        avoid = tuple(name for name in verdict.avoid if self._elsewhere(attempt, verdict.avoid))
+        await self._note_failure(attempt, error, to="ready" if verdict.next == "again" else verdict.next)
+        return Verdict(verdict.next, verdict.wait_s, avoid)
+
+    def _elsewhere(self, attempt: Attempt, avoid: tuple[str, ...]) -> bool:
+        """Whether there is any device but these that the unit could go to."""
+        return any(self.ports.could(plan, avoid) for plan in self.flights.stages.values() if plan.demand is not None)
+
+    async def _note_failure(self, attempt: Attempt, error: DgpunetError, *, to: Any) -> None:
+        device = error.fields.get("device") or attempt.device(self.flights.stages)
+        facts = self.ports.devices().get(str(device))
+        evidence = evidence_of(error, device=device, host=None if facts is None else facts.host, units_done=self.record.counted.done)
+        others = others_of(await self.ledger.attempts(self.job_id, limit=OTHERS), attempt.unit.unit_id)
+        cause = attribute(evidence, elsewhere=others)
+        await self.ledger.fail(
+            self.job_id, attempt.unit.unit_id, attempt.epoch, cause=cause.code, evidence={**evidence, "why": cause.why, "confidence": cause.confidence},
+            device=device, host=evidence.get("host"), to=to,
+        )  # fmt: skip
+        self._tell(attempt, "failed", cause=cause.code, why=cause.why, message=str(error))
+        if evidence.get("log_tail"):
+            self.record.log(str(error.fields.get("stage")), str(evidence["log_tail"]), unit=attempt.number, device=device)
+
+    def _tell(self, attempt: Attempt, state: str, **facts: Any) -> None:
+        self.record.emit("attempt", unit=attempt.number, epoch=attempt.epoch, state=state, device=attempt.device(self.flights.stages), **facts)
+
+    def _give_up(self, unit: Unit, failures: list[Failure], verdict: Verdict) -> None:
+        """Note that a unit has failed for good; raise where the job cannot do without it.
+
+        A poison unit never stops the others; code that raises stops the job once more units failed than it may lose.
+        """
+        error = failures[-1].error
+        hosts = ", ".join(sorted({str(f.device or f.host) for f in failures if f.device or f.host})) or "this cluster"
+        poison = verdict.next == "quarantined"
+        told = Quarantined(number=unit.number, attempts=len(failures), hosts=hosts) if poison else error
+        self.failures[unit.number] = f"{told} {error}" if poison else str(error)
+        self.record.units(failed=len(self.failures))
+        if not poison and len(self.failures) > self.record.allow_failed:
+            raise error
+
+    # Loss
+
+    async def _lost(self, attempt: Attempt, why: str) -> None:
+        await self.ledger.lost(self.job_id, attempt.unit.unit_id, attempt.epoch, cause="system", evidence={"why": why})
+        self._tell(attempt, "lost", cause="system", why=why)
+
+    async def _scheduler_back(self) -> None:
+        while True:
+            try:
+                await self.ports.in_flight()
+            except DgpunetError as error:
+                log.info("job %s waits for the scheduler: %s", self.job_id, error)
+                await self.ports.sleep(WATCH_S)
+            else:
+                await self.ports.learned.now()
+                return
+
+    async def placed(self, row: Mapping[str, Any]) -> None:
+        """Take in where a task was placed; the second time it is another attempt, since its worker was lost."""
+        found = self.flights.placed(str(row["stage"]), str(row["key"]), str(row["device"]), self.ports.clock.monotonic())
+        if found is None:
+            return
+        attempt, again = found
+        async with attempt.lock:
+            if attempt.ending:
+                return
+            if again:
+                await self._lost(attempt, "its worker is gone")
+                attempt.epoch = await self.ledger.lease(self.job_id, attempt.unit.unit_id, speculative=attempt.copy)
+                self.record.units(attempts=self.record.counted.attempts + 1)
+            await self.ledger.placed(self.job_id, attempt.unit.unit_id, attempt.epoch, str(row["device"]))
+
+    # Slow units
+
+    async def watch(self) -> None:
+        """Start a second copy of units that are much slower than they should be, until cancelled."""
+        while True:
+            await self.ports.sleep(WATCH_S)
+            waiting = {name for attempt, name, _ in self.flights.pending() if name not in attempt.places}
+            for flight in stragglers(self._flying(), self.ports.clock.monotonic(), waiting):
+                unit = self.flights.units[flight.number]
+                avoid = tuple({device for attempt in unit.attempts for device, _ in attempt.places.values()})
+                if self.ports.could(self.flights.stages[flight.stage], avoid):
+                    unit.copied = True
+                    unit.copy_asked.set()
+
+    def _flying(self) -> list[Flight]:
+        devices, estimates = self.ports.devices(), self.ports.learned.estimates
+        found = []
+        for attempt, name, _ in self.flights.pending():
+            demand = attempt.asked[name]
+            if demand is None or name not in attempt.places or attempt.places[name][0] not in devices:
+                continue
+            device, since_s = attempt.places[name]
+            estimate = estimates.run_s(demand.stage, demand.model, device_class(devices[device]))
+            copied = attempt.unit.copied or attempt.copy or len(attempt.unit.attempts) > 1
+            found.append(Flight(number=attempt.number, stage=name, device=device, since_s=since_s, estimate_s=estimate, copied=copied))
+        return found
+
+
+def merged(into: dict[str, Any], *counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return counts of several stages in one mapping that `merge_counts` reads: numbers of one name added up, notes replaced."""
+    for group in counts:
+        for name, value in group.items():
+            note = name.startswith("=") or not isinstance(value, int | float)
+            into[name] = value if note else into.get(name, 0) + value
+    return into

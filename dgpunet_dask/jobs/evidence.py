@@ -1,0 +1,55 @@
+"""What is known of a failed attempt, as the ledger keeps it and `causes` judges it. Pure."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from dgpunet_dask.errors import DgpunetError, DiskFull
+from dgpunet_dask.jobs.causes import Other
+from dgpunet_dask.jobs.rows import AttemptRow
+
+#: Fields of errors that are evidence as they stand.
+_KEPT: Final = (
+    "exit_signal", "exit_status", "cgroup_oom_kills", "log_tail", "free_disk_bytes", "xid", "thermal", "pid", "seconds", "peak_mib", "kind",
+    "how", "why", "card_mib", "stage",
+)  # fmt: skip
+_TEXT_LETTERS: Final = 4_096
+
+
+def evidence_of(error: DgpunetError, *, device: str | None, host: str | None, units_done: int) -> dict[str, Any]:
+    """Return the evidence of an attempt that ended with `error`.
+
+    Parameters
+    ----------
+    device, host
+        Where it ran, as far as that is known.
+    units_done
+        How many other units of its job have passed the same code.
+    """
+    fields = {name: _short(error.fields[name]) for name in _KEPT if error.fields.get(name) is not None}
+    found: dict[str, Any] = {"error_code": error.code, "message": _short(str(error)), **fields, "device": device, "host": host}
+    if isinstance(error, DiskFull):
+        found["errno"] = errno.ENOSPC
+    return {name: value for name, value in {**found, "units_done": units_done}.items() if value is not None}
+
+
+def others_of(rows: Iterable[AttemptRow], unit_id: str) -> list[Other]:
+    """Return the attempts of a job that have ended, as others to the next that fails of unit `unit_id`."""
+    return [
+        Other(
+            same_unit=row.unit_id == unit_id, host=row.host, device=row.device,
+            error_code=None if row.state == "committed" else str((row.evidence or {}).get("error_code") or "unknown"),
+        )
+        for row in rows if row.state in ("committed", "failed")
+    ]  # fmt: skip
+
+
+def _short(value: Any) -> Any:
+    return value[-_TEXT_LETTERS:] if isinstance(value, str) else value
+
+
+def told(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Return evidence for those who may read the job: without what its stages printed, which its log has."""
+    return {name: value for name, value in evidence.items() if name != "log_tail"}
