@@ -158,6 +158,15 @@ def current_device() -> str:
     raise NotFound(what=f"The device of task {key}")
 
 
+def current_host() -> str | None:
+    """Return the name of the host that the running task's worker is on; ``None`` outside one, and where it speaks for no device."""
+    try:
+        plugin = get_worker().plugins.get(NAME)
+    except ValueError:
+        return None
+    return None if plugin is None else str(plugin.host.name)
+
+
 def current_vram_mib() -> int | None:
     """Return the VRAM that the running task was charged for, in MiB on each card; ``None`` where it was not placed."""
     worker = get_worker()

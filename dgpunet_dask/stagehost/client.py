@@ -6,6 +6,8 @@
 >>> result = agent.gather(spec, files)
 >>> facts = agent.inspect(digest, {"embed": ("stages:Embed", "embed.lock")})
 >>> agent.evict("4090l", "embed")
+>>> agent.held()
+[Held(unit='6f…', stage='embed', device='4090l', state='running')]
 >>> folder = agent.ensure("workload", digest)
 >>> with agent.subscribe(["4090l"], show): work()
 """
@@ -19,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from dgpunet_dask.errors import StageHostLost
 from dgpunet_dask.stagehost.frames import Buffer
@@ -30,6 +32,15 @@ from dgpunet_dask.stagehost.wire import Packet, Wire
 
 #: Units that a source may be ahead of its reader: one is read while the next is made.
 READ_AHEAD: Final = 2
+
+
+class Held(NamedTuple):
+    """A call of a unit on a device: ``waiting`` for its turn, ``running``, or ``done`` with its result kept."""
+
+    unit: str
+    stage: str
+    device: str
+    state: str
 
 
 class AgentClient:
@@ -50,6 +61,8 @@ class AgentClient:
 
     def call(self, spec: StageCallSpec, frames: Sequence[Buffer]) -> CallResult:
         """Pass one unit's items (packed) through a stage.
+
+        A call that tells its `spec.unit` joins one of that unit that runs on this host, or gets what that gave (``adopted``).
 
         Raises
         ------
@@ -72,7 +85,7 @@ class AgentClient:
         """Yield what a source stage yields, in units of at most `unit_items` items and `unit_bytes` packed bytes.
 
         The source is at most `read_ahead` units (and the one it makes) ahead. Closing the iterator ends it. The last result may have no
-        items: it carries what was counted after the last one. Raises as `call` does, after the units that were made before.
+        items: it carries what was counted, or printed, after the last one. Raises as `call` does, after the units that were made before.
         """
         with self._connected(spec.stage, spec.device) as wire:
             request = {"spec": spec.to_json(), "unit_items": unit_items, "unit_bytes": unit_bytes, "credits": read_ahead}
@@ -81,8 +94,8 @@ class AgentClient:
                 yield _result(packet)
                 with suppress(BrokenPipeError):  # it has ended meanwhile, and its last message waits to be read
                     wire.send("credit", {"n": 1})
-            if packet.fields["counts"]:
-                yield CallResult([], 0, packet.fields["counts"], packet.fields["seconds"])
+            if packet.fields["counts"] or packet.fields["log"]:
+                yield CallResult([], 0, packet.fields["counts"], packet.fields["seconds"], log=packet.fields["log"])
 
     def gather(self, spec: StageCallSpec, files: Iterable[Path | str]) -> CallResult:
         """Call a gather stage once with an iterator over the items of the frame `files`, in their order. Raises as `call` does."""
@@ -121,12 +134,25 @@ class AgentClient:
             return not _answer(wire).fields["busy"]
 
     def end_job(self, job_id: str) -> int:
-        """Kill the source and gather processes of a cancelled job, in the middle of a call too; return how many there were.
+        """Kill the processes that serve a cancelled job alone, in the middle of a call too; return how many there were.
 
-        Their callers get `StageHostLost`. Processes that other jobs may share are left alone.
+        These are its source and gather processes, whose callers get `StageHostLost`, and those that compute a unit of it for nobody, since
+        the worker that called has ended. Processes that other jobs may share, and calls that somebody waits for, are left alone.
         """
         with self._connected("source and gather", "this host") as wire:
             wire.send("end_job", {"job_id": job_id})
+            return int(_answer(wire).fields["n"])
+
+    def held(self) -> list[Held]:
+        """Return the calls of units that run on this host, or whose result it keeps, in the order they began."""
+        with self._connected("every stage", "this host") as wire:
+            wire.send("held")
+            return [Held(*call) for call in _answer(wire).fields["calls"]]
+
+    def forget(self, units: Iterable[str]) -> int:
+        """Let the results of `units` go, which are committed; return how many were kept. Those not told go by themselves, in time."""
+        with self._connected("every stage", "this host") as wire:
+            wire.send("forget", {"units": list(units)})
             return int(_answer(wire).fields["n"])
 
     def ensure(self, kind: str, digest: str) -> Path:
@@ -223,5 +249,14 @@ def _answer(wire: Wire) -> Packet:
 
 def _result(packet: Packet) -> CallResult:
     fields = packet.fields
-    frames = packet.frames(keep=True)
-    return CallResult(frames, fields["items"], fields["counts"], fields["seconds"], fields.get("load_s"), fields.get("peak_mib"))
+    return CallResult(
+        packet.frames(keep=True),
+        fields["items"],
+        fields["counts"],
+        fields["seconds"],
+        load_s=fields.get("load_s"),
+        peak_mib=fields.get("peak_mib"),
+        log=fields.get("log", ""),
+        adopted=fields.get("adopted", False),
+        device=fields.get("device"),
+    )

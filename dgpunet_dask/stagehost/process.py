@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dgpunet_dask.errors import DgpunetError, DiskFull, StageHostLost, StageHung
+from dgpunet_dask.errors import DgpunetError, StageHostLost, StageHung
 from dgpunet_dask.stagehost.asyncwire import AsyncWire
+from dgpunet_dask.stagehost.evidence import Evidence, exit_of, oom_counter, oom_kills, with_evidence
+from dgpunet_dask.stagehost.logs import LogFile
+from dgpunet_dask.stagehost.reports import disk_full
 from dgpunet_dask.stagehost.spec import StageCallSpec
 from dgpunet_dask.stagehost.wire import Packet
 
 #: A disk with less room than this is full: a stage host that ended on it ended of that.
 FULL_BYTES: Final = 64 << 10
-#: Lines of the log that an error carries.
-TAIL_LINES: Final = 20
-_TAIL_BYTES: Final = 16 * 1024
+#: The messages that tell what was printed meanwhile.
+_WITH_LOG: Final = frozenset({"loaded", "result", "end"})
 #: The messages that end an exchange; the others are on the way.
 _LAST: Final = frozenset({"loaded", "facts", "error", "end"})
 #: How long a process whose connection is gone may take to be gone itself.
@@ -50,12 +52,21 @@ class Grace:
     term_s: float = 3.0
 
 
+@dataclass(frozen=True)
+class _Began:
+    """How things stood when an exchange began: by the loop's clock, in the log, in the count of what the kernel killed."""
+
+    at_s: float
+    place: int
+    kills: int | None
+
+
 class StageProcess:
     """A child process and the connection to it. `start` makes one."""
 
     def __init__(self, spec: StageCallSpec, process: asyncio.subprocess.Process, wire: AsyncWire, log: Path) -> None:
         self.spec = spec
-        self.log = log
+        self.log = LogFile(log)
         self._process = process
         self._wire = wire
         self._moved = 0.0
@@ -63,6 +74,8 @@ class StageProcess:
         self._credits: int | None = None
         self._killer: asyncio.TimerHandle | None = None
         self._deadline_s = spec.deadline_s
+        self._oom_counter = oom_counter(process.pid)
+        self._began = self._now()
 
     @classmethod
     async def start(cls, spec: StageCallSpec, launch: Launch) -> StageProcess:
@@ -101,6 +114,8 @@ class StageProcess:
     async def exchange(self, request: Packet, deliver: Deliver, allowed: int | None = None) -> Packet:
         """Send `request`, hand each answer on the way to `deliver` and return the last one.
 
+        Each result, and the end, has in its field ``log`` what the process has printed since the one before; an error has its `Evidence`.
+
         Parameters
         ----------
         allowed
@@ -118,11 +133,13 @@ class StageProcess:
 
     async def _exchange(self, request: Packet, deliver: Deliver, allowed: int | None) -> Packet:
         self._credits, self._deadline_s = allowed, _deadline_of(request, self.spec)
-        self._moved = asyncio.get_running_loop().time()
+        self._began, told = self._now(), self.log.place()
+        self._moved = self._began.at_s
         try:
             await self._wire.send(request)
             while True:
                 answer = await self._answer()
+                told = self._annotate(answer, told)
                 if answer.kind in _LAST or (answer.kind == "result" and allowed is None):
                     return answer
                 if answer.kind == "result" and self._credits is not None:
@@ -134,6 +151,31 @@ class StageProcess:
         finally:
             if self._killer is not None:
                 self._killer.cancel()
+
+    def _annotate(self, answer: Packet, told: int) -> int:
+        """Add to `answer` what was printed since the place `told`, or the evidence; return up to where that is told now."""
+        if answer.kind == "error":
+            answer.fields["error"] = with_evidence(answer.fields["error"], self._evidence())
+        elif answer.kind in _WITH_LOG:
+            told, since = self.log.place(), told
+            answer.fields["log"] = self.log.text(since, told)
+        return told
+
+    def _now(self) -> _Began:
+        return _Began(asyncio.get_running_loop().time(), self.log.place(), oom_kills(self._oom_counter))
+
+    def _evidence(self, returncode: int | None = None) -> Evidence:
+        began, now = self._began, self._now()
+        exit_signal, exit_status = exit_of(returncode)
+        return Evidence(
+            pid=self.pid,
+            device=self.spec.device,
+            seconds=now.at_s - began.at_s,
+            exit_signal=exit_signal,
+            exit_status=exit_status,
+            cgroup_oom_kills=None if now.kills is None or began.kills is None else now.kills - began.kills,
+            log_tail=self.log.tail(began.place),
+        )
 
     async def _answer(self) -> Packet:
         """Return the next message; a missing one ends the process after the deadline."""
@@ -206,28 +248,18 @@ class StageProcess:
 
     async def _hung(self) -> DgpunetError:
         await self.kill()
-        return StageHung(
-            stage=self.spec.stage, device=self.spec.device, deadline_s=self._deadline_s, log=str(self.log), tail=self.tail()
-        )
+        return self._ended(StageHung, self._evidence(), deadline_s=self._deadline_s)
 
     async def _lost(self) -> DgpunetError:
         left = await self._gone_within(_EXIT_S)
         await self.kill()
         how = how_ended(self._process.returncode) if left else "it closed its connection and was killed"
-        if shutil.disk_usage(self.log.parent).free < FULL_BYTES:
-            return DiskFull(path=self.log.parent)  # another start would end like this one
-        return StageHostLost(
-            stage=self.spec.stage, device=self.spec.device, how=how, attempts=1, log=str(self.log), tail=self.tail()
-        )
+        if shutil.disk_usage(self.log.path.parent).free < FULL_BYTES:
+            return disk_full(self.log.path.parent)  # another start would end like this one
+        return self._ended(StageHostLost, self._evidence(self._process.returncode if left else None), how=how, attempts=1)
 
-    def tail(self) -> str:
-        """Return the last lines of the log."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
-                return "\n".join(file.read().decode(errors="replace").splitlines()[-TAIL_LINES:])
-        except OSError as error:
-            return f"(the log cannot be read: {error})"
+    def _ended(self, kind: type[DgpunetError], evidence: Evidence, **more: object) -> DgpunetError:
+        return kind(stage=self.spec.stage, log=str(self.log.path), **evidence.fields(), **more)
 
 
 def _deadline_of(request: Packet, spec: StageCallSpec) -> float:
@@ -236,11 +268,7 @@ def _deadline_of(request: Packet, spec: StageCallSpec) -> float:
 
 def how_ended(returncode: int | None) -> str:
     """Return ``SIGKILL`` or ``exit status 3``."""
-    if returncode is None:
-        return "it is not known how"
-    if returncode >= 0:
-        return f"exit status {returncode}"
-    try:
-        return signal.Signals(-returncode).name
-    except ValueError:
-        return f"signal {-returncode}"
+    name, status = exit_of(returncode)
+    if name is not None:
+        return name
+    return "it is not known how" if status is None else f"exit status {status}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask import errors
@@ -22,13 +24,13 @@ _MESSAGE_LETTERS: Final = 2_000
 def failure_of(error: BaseException, stage: str, card: StageCallSpec | None = None, measured: Shortage | None = None) -> DgpunetError:
     """Return the product's error for what a stage's code raised.
 
-    An error of our own tree stays what it is, a full disk becomes `DiskFull`, out of memory on a `card` that the stage was called on
+    An error of our own tree stays what it is, a full disk becomes `DiskFull` (``fields["free_disk_bytes"]``), out of memory on a `card` that the stage was called on
     `StageOutOfMemory` or `ForeignMemory`, anything else `StageFailed`; ``fields["traceback"]`` says where it was raised.
     """
     if isinstance(error, DgpunetError) and _known(type(error).__name__) is type(error):
         return error
     if isinstance(error, OSError) and error.errno in _FULL:
-        return DiskFull(path=error.filename or "the job's folder")
+        return disk_full(error.filename or "the job's folder")
     text = "".join(traceback.format_exception(error))[-_TRACEBACK_LETTERS:]
     oom = None if card is None else oom_in(error)
     if card is not None and oom is not None:
@@ -81,5 +83,15 @@ def _plain(value: Any) -> Any:
 def full_disk(error: BaseException) -> DiskFull | None:
     """Return the error to tell where the system has no room left, whoever met it first; ``None`` for anything else."""
     if isinstance(error, OSError) and error.errno in _FULL:
-        return DiskFull(path=error.filename or "$DGPUNET_HOME")
+        return disk_full(error.filename or "$DGPUNET_HOME")
     return None
+
+
+def disk_full(path: Path | str) -> DiskFull:
+    """Return the error that the disk of `path` is full, with the bytes that are free there (``None`` where that is not told)."""
+    try:
+        found = os.statvfs(path)
+        free = found.f_bavail * found.f_frsize
+    except OSError:
+        free = None
+    return DiskFull(path=path, free_disk_bytes=free)

@@ -16,7 +16,9 @@ from dgpunet_dask.model.stage import StageContext
 from dgpunet_dask.stagehost.frames import Buffer
 
 #: May differ from call to call of one stage host.
-_PER_CALL: Final = ("deadline_s", "batch_items", "batch_tokens", "job_id", "vram_mib")
+_PER_CALL: Final = ("deadline_s", "batch_items", "batch_tokens", "job_id", "vram_mib", "unit", "epoch", "copy")
+#: What the result of a call with a unit depends on.
+_DECIDES: Final = ("unit", "stage", "run", "digest", "env", "load", "models", "job_id", "batch_items", "batch_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,12 @@ class StageCallSpec:
         There too: whose job it is, whether that user may do all, and whether every user may read what comes of it.
     batch_items, batch_tokens
         The most items, or padded tokens, of one call of the stage.
+    unit
+        The id (hex) of the unit that is passed through the stage. A call that tells it is kept by the agent (`kept`); empty: it is not.
+    epoch
+        The lease of the unit that the call is made under. Only told: a successor's call gets what its predecessor's has computed.
+    copy
+        The call is a second one of a unit that another call is slow with: it runs by itself beside that one.
     """
 
     stage: str
@@ -81,6 +89,9 @@ class StageCallSpec:
     shared: bool = False
     batch_items: int | None = None
     batch_tokens: int | None = None
+    unit: str = ""
+    epoch: int = 0
+    copy: bool = False
 
     @property
     def of_one_job(self) -> bool:
@@ -100,6 +111,16 @@ class StageCallSpec:
             if name != "job_id" or not self.of_one_job:
                 del facts[name]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def call_key(self) -> str:
+        """The digest (hex) of all that decides the result of a call with a `unit`: not where it runs, nor under which lease.
+
+        The job is part of it, so that no job is given what another one printed or was told.
+        """
+        facts = self.to_json()
+        decides = {name: facts[name] for name in _DECIDES}
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def context(self) -> StageContext:
         """Return what the stage is told of where it runs."""
@@ -143,6 +164,12 @@ class CallResult:
         How long loading it took, where this call had to; else ``None``.
     peak_mib
         What its process took of the card at most; ``None`` where that was not measured (a CPU, a simulated card, no torch).
+    log
+        What the stage has printed meanwhile, its beginning and its end where that is much (`logs.LogFile.text`).
+    adopted
+        The call was made by another caller before: this one joined it, or got the result that was kept.
+    device
+        Where it ran: an adopted call perhaps elsewhere on this host than it was asked for. ``None`` in the calling process.
     """
 
     frames: Sequence[Buffer]
@@ -151,3 +178,6 @@ class CallResult:
     seconds: float
     load_s: float | None = None
     peak_mib: int | None = None
+    log: str = ""
+    adopted: bool = False
+    device: str | None = None

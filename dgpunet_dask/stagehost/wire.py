@@ -98,6 +98,16 @@ class Packet:
             offset += aligned(size)
         return found
 
+    def taken(self) -> Packet:
+        """Return this message as another that owns the payload; this one gives it up."""
+        taken, self.fd = Packet(self.kind, self.fields, self.sizes, self.inline, self.fd), None
+        return taken
+
+    def copy(self, **fields: Any) -> Packet:
+        """Return this message with the same payload, not copied, and `fields` changed; each of the two is closed by itself."""
+        fd = None if self.fd is None else os.dup(self.fd)
+        return Packet(self.kind, {**self.fields, **fields}, self.sizes, self.inline, fd)
+
     def close(self) -> None:
         """Close the payload's descriptor, if it has one. Mapped frames stay valid."""
         if self.fd is not None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.stagehost.client import AgentClient
-from dgpunet_dask.stagehost.manager import Limits, StageHosts
+from dgpunet_dask.stagehost.hosts import Limits
+from dgpunet_dask.stagehost.manager import StageHosts
 from dgpunet_dask.stagehost.process import Grace
 from dgpunet_dask.stagehost.spec import StageCallSpec
 

@@ -11,8 +11,8 @@ import pytest
 
 from dgpunet_dask.errors import BadWorkload, ModelUnavailable, StageFailed
 from dgpunet_dask.stagehost.frames import pack, unpack, write_frames
+from dgpunet_dask.stagehost.hosts import Limits
 from dgpunet_dask.stagehost.inline import call_light
-from dgpunet_dask.stagehost.manager import Limits
 from tests.integration.stagehost.helpers import DIGEST, Agent, exists, in_thread, spec, until
 
 STAGES = """
@@ -127,7 +127,7 @@ def test_large_arrays_cross_in_shared_memory_and_nothing_is_left(agent):
 
 def test_what_user_code_prints_is_in_the_log_and_not_in_the_protocol(agent):
     assert call(agent, spec("Noisy", load={"model": "m"}), 1, 2) == [1, 2]
-    (log,) = agent.hosts.log_folder.glob("noisy-*.log")
+    (log,) = agent.hosts.book.log_folder.glob("noisy-*.log")
     for line in ("to stdout", "raw", "to stderr", "from a child"):
         assert line in log.read_text().splitlines()
 

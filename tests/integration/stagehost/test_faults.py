@@ -111,7 +111,7 @@ def test_a_killed_process_is_told_and_the_next_call_gets_a_fresh_one(agent, tmp_
     thread.join(timeout=30)
     assert isinstance(found[0], StageHostLost)
     assert found[0].fields["how"] == "SIGKILL"
-    assert "last words" in found[0].fields["tail"]
+    assert "last words" in found[0].fields["log_tail"]
     assert Path(found[0].fields["log"]).is_file()
     path.touch()
     (fresh,) = call(agent, spec("Waits"), str(path))
@@ -162,10 +162,10 @@ def test_a_stage_that_cannot_load_says_so_each_time_and_leaves_no_process(agent)
 def test_a_crash_and_a_hang_in_load(agent):
     with pytest.raises(StageHostLost, match="SIGSEGV") as caught:
         call(agent, spec("DiesInLoad"), 1)
-    assert "dying in load" in caught.value.fields["tail"]
+    assert "dying in load" in caught.value.fields["log_tail"]
     with pytest.raises(StageHung):
         call(agent, spec("HangsInLoad", deadline_s=0.5), 1)
-    assert agent.now(lambda: agent.hosts._hosts) == []
+    assert agent.now(lambda: agent.hosts.book.hosts) == []
 
 
 def test_a_process_that_does_not_end_by_itself_is_ended(agent):
@@ -328,8 +328,8 @@ def test_stopping_ends_busy_processes_at_once(agent, tmp_path):
 
 
 def test_logs_of_ended_processes_are_pruned(agent, monkeypatch):
-    monkeypatch.setattr("dgpunet_dask.stagehost.manager.LOGS_KEPT", 3)
+    monkeypatch.setattr("dgpunet_dask.stagehost.logs.LOGS_KEPT", 3)
     for _ in range(6):
         with pytest.raises(StageHostLost):
             call(agent, spec("Exits"), 1)
-    assert len(list(agent.hosts.log_folder.glob("*.log"))) <= 5
+    assert len(list(agent.hosts.book.log_folder.glob("*.log"))) <= 5
