@@ -78,10 +78,10 @@ def _shown(status: JobStatus, progress: Mapping[str, Any], attempts: Sequence[Ma
 @click.argument("job_id")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
 @click.option("--stage", metavar="NAME", help="Only what this stage printed, and its attempts and placements.")
-@click.option("--unit", metavar="ID", help="Only what concerns this unit; the first characters of its id will do.")
+@click.option("--unit", type=int, metavar="N", help="Only what concerns this unit, by its number.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @pass_context
-def logs(context: CliContext, job_id: str, follow: bool, stage: str | None, unit: str | None, as_json: bool) -> None:
+def logs(context: CliContext, job_id: str, follow: bool, stage: str | None, unit: int | None, as_json: bool) -> None:
     """Print what happened in a job: states, progress, placements, failed attempts, what its stages printed.
 
     The head keeps it, so that it is there after a worker, a host or the head itself has died.
@@ -94,8 +94,8 @@ def logs(context: CliContext, job_id: str, follow: bool, stage: str | None, unit
                 emit_json(event, indent=None) if as_json else click.echo(printable(event_line(event), keep="\t\n"))
 
 
-def _wanted(event: Mapping[str, Any], stage: str | None, unit: str | None) -> bool:
-    return (stage is None or event.get("stage") == stage) and (unit is None or str(event.get("unit") or "").startswith(unit))
+def _wanted(event: Mapping[str, Any], stage: str | None, unit: int | None) -> bool:
+    return (stage is None or event.get("stage") == stage) and (unit is None or event.get("unit") == unit)
 
 
 @jobs.command()

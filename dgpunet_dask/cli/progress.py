@@ -11,8 +11,7 @@ import click
 from tqdm import tqdm
 
 from dgpunet_dask.cli.context import printable
-from dgpunet_dask.cli.wording import attempt_line, placement_line, rate_and_rest
-from dgpunet_dask.jobs.progress import Pace, eta_s
+from dgpunet_dask.cli.wording import attempt_line, placement_line, progress_counts
 
 #: Plain lines at most this often, so that a log of a long job stays short.
 LINE_EVERY_S: Final = 5.0
@@ -36,7 +35,6 @@ class Progress:
         self._quiet = quiet
         self._verbose = verbose
         self._now = now
-        self._pace = Pace()
         self._bar: tqdm[Any] | None = None
         self._last_line_s: float | None = None
 
@@ -65,34 +63,24 @@ class Progress:
             click.echo(text, err=True)
 
     def _progress(self, event: dict[str, Any]) -> None:
-        self._pace.note(event["done"], event["time"])  # of the head's clock: also right where the past is told at once
         if sys.stderr.isatty():
             self._draw(event)
         elif self._last_line_s is None or self._now() - self._last_line_s >= LINE_EVERY_S or event["done"] == event["total"]:
             self._last_line_s = self._now()
-            self._say(f"{self._label}: {self._line(event)}")
-
-    def _line(self, event: dict[str, Any]) -> str:
-        rate = self._pace.rate_per_s()
-        total = "?" if event["total"] is None else event["total"]
-        counts = [f"{value} {name}" for name, value in event["metrics"].items() if isinstance(value, int)]
-        return ", ".join([f"{event['done']}/{total} units", *rate_and_rest(rate, eta_s(event["done"], event["total"], None, rate)), *counts])
+            total = "?" if event["total"] is None else event["total"]
+            counts = [f"{event['done']}/{total} units", *progress_counts(event)]
+            self._say(f"{self._label}: {', '.join(counts)}")
 
     def _draw(self, event: dict[str, Any]) -> None:
         if self._bar is None:
-            self._bar = tqdm(
-                desc=self._label, unit=" units", file=sys.stderr, dynamic_ncols=True, initial=event["done"], bar_format=_BAR, total=event["total"]
-            )
-        rate = self._pace.rate_per_s()
+            self._bar = tqdm(desc=self._label, file=sys.stderr, dynamic_ncols=True, bar_format=_BAR, total=event["total"])
         self._bar.total = event["total"]
         self._bar.n = event["done"]
-        counts = [f"{value} {name}" for name, value in event["metrics"].items() if isinstance(value, int)]
-        told = [*rate_and_rest(rate, eta_s(event["done"], event["total"], None, rate)), *counts]
-        self._bar.set_postfix_str(", ".join(told), refresh=False)
+        self._bar.set_postfix_str(", ".join(progress_counts(event)), refresh=False)
         self._bar.refresh()
 
 
-#: tqdm's own rate counts from when the bar was drawn, and the job may have begun long before.
+#: The rate is the head's: tqdm's own counts from when the bar was drawn, and the job may have begun long before.
 _BAR: Final = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} units [{elapsed}{postfix}]"
 _TOLD: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "placement": placement_line,

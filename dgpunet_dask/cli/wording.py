@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 #: Causes of failed attempts, as people read them.
@@ -21,7 +21,7 @@ CAUSES: Final[Mapping[str, str]] = {
 }
 #: Failed attempts that `jobs show` tells of.
 SHOWN: Final = 10
-_FAILED: Final = frozenset({"failed", "lost"})
+_FAILED: Final = frozenset({"failed", "lost", "damaged"})
 
 
 def spoken(seconds: float) -> str:
@@ -40,6 +40,13 @@ def rate_and_rest(rate_per_s: float | None, eta_s: float | None) -> list[str]:
     return [*rate, f"about {spoken(eta_s)} left"] if eta_s else rate
 
 
+def progress_counts(event: Mapping[str, Any]) -> list[str]:
+    """Return what a `progress` event tells beside the units that are done: rate, time left, failed units, the whole numbers of its metrics."""
+    failed = [f"{event['failed']} failed"] if event.get("failed") else []
+    counts = [f"{value} {name}" for name, value in event["metrics"].items() if isinstance(value, int)]
+    return [*rate_and_rest(event.get("rate_per_s"), event.get("eta_s")), *failed, *counts]
+
+
 def cause_of(code: str | None) -> str:
     """Return a cause in words, with its code."""
     return "cause not known" if code is None else f"{CAUSES[code]} ({code})" if code in CAUSES else code
@@ -55,32 +62,52 @@ def placement_line(event: Mapping[str, Any]) -> str:
 def attempt_line(event: Mapping[str, Any]) -> str:
     """Return what became of one attempt at a unit in one line."""
     where = f" on {event['device']}" if event.get("device") else ""
-    cause = f": {cause_of(event['cause'])}" if event.get("cause") else ""
-    why = f": {event['why']}" if event.get("why") else ""
-    return f"attempt at unit {str(event.get('unit'))[:12]}{where} {event['state']}{cause}{why}"
+    told = [cause_of(event["cause"])] if event.get("cause") else []
+    told += [str(event[name]) for name in ("why", "message") if event.get(name)]
+    return ": ".join([f"attempt at unit {event['unit']}{where} {event['state']}", *told])
 
 
 def event_line(event: Mapping[str, Any]) -> str:
     """Return one event as a line for people."""
-    return f"{time.strftime('%H:%M:%S', time.localtime(event['time']))} {_event(event)}"
-
-
-def _event(event: Mapping[str, Any]) -> str:
-    rest = {k: v for k, v in event.items() if k not in {"seq", "time", "kind"} and v is not None}
-    if event["kind"] == "placement":
-        return placement_line(event)
-    if event["kind"] == "attempt":
-        return attempt_line(event)
-    if event["kind"] == "log":
-        return _log(event)
-    return f"{event['kind']}: " + ", ".join(f"{k} {v}" for k, v in rest.items())
+    told = _TOLD.get(event["kind"], _other)(event)
+    return f"{time.strftime('%H:%M:%S', time.localtime(event['time']))} {told}"
 
 
 def _log(event: Mapping[str, Any]) -> str:
     """Return what a stage printed, after where it was printed."""
-    named = [str(event[name])[:12] if name == "unit" else str(event[name]) for name in ("stage", "device", "unit") if event.get(name)]
+    named = [f"unit {event[name]}" if name == "unit" else str(event[name]) for name in ("stage", "device", "unit") if event.get(name) is not None]
     text = str(event["text"]).rstrip("\n")
     return f"[{' '.join(named)}] {text}" if named else text
+
+
+def _state(event: Mapping[str, Any]) -> str:
+    error = event.get("error")
+    return f"state: {event['state']}" + (f": {error['message']}" if error else "")
+
+
+def _progress(event: Mapping[str, Any]) -> str:
+    total = "?" if event["total"] is None else event["total"]
+    return ", ".join([f"progress: {event['done']}/{total} units", *progress_counts(event)])
+
+
+def _again(event: Mapping[str, Any]) -> str:
+    return f"the job is started again after try {event['tries']}: {event['error']['message']}"
+
+
+def _other(event: Mapping[str, Any]) -> str:
+    rest = {k: v for k, v in event.items() if k not in {"seq", "time", "kind"} and v is not None}
+    return f"{event['kind']}: " + ", ".join(f"{k} {v}" for k, v in rest.items())
+
+
+_TOLD: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+    "placement": placement_line,
+    "attempt": attempt_line,
+    "log": _log,
+    "state": _state,
+    "progress": _progress,
+    "again": _again,
+    "resumed": lambda event: f"a head that started again went on with it: {event['done']} units were done",
+}
 
 
 def progress_lines(progress: Mapping[str, Any]) -> Iterator[str]:
@@ -105,4 +132,4 @@ def failed_lines(attempts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         evidence = attempt.get("evidence") or {}
         where = " ".join(str(attempt[name]) for name in ("device", "host") if attempt.get(name)) or "no device"
         why = f": {evidence['why']}" if evidence.get("why") else ""
-        yield f"    unit {str(attempt['unit'])[:12]} on {where}: {cause_of(attempt.get('cause'))}{why}"
+        yield f"    unit {attempt['unit']} on {where}: {cause_of(attempt.get('cause'))}{why}"
