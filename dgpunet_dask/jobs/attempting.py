@@ -55,6 +55,8 @@ class Attempting:
         self.failures: dict[int, str] = {}
         self.ended = asyncio.Event()
         self._alone = asyncio.Lock()
+        first = [stage for stage in plan.units if stage.spec.after == plan.source.spec.name]
+        self._light_first = any(stage.demand is None for stage in first)  # of these nobody tells when they begin
 
     async def one_ended(self) -> None:
         """Wait until a unit ends."""
@@ -131,6 +133,8 @@ class Attempting:
             attempt = await self._leased(unit, avoid=avoid)
             try:
                 self.flights.submit(attempt, self.flights.stages)
+                if self._light_first:
+                    await self._started(attempt, None)
                 failpoints.hit("unit.submitted", job=self.job_id, unit=unit.number)
                 return await self._run(attempt)
             except SchedulerGone as error:
@@ -154,7 +158,6 @@ class Attempting:
     async def _leased(self, unit: Unit, *, avoid: tuple[str, ...] = (), copy: bool = False) -> Attempt:
         epoch = await self.ledger.lease(self.job_id, unit.unit_id, speculative=copy)
         failpoints.hit("lease.granted", job=self.job_id, unit=unit.number)
-        self.record.units(attempts=self.record.counted.attempts + 1)
         attempt = Attempt(unit, epoch, copy=copy, avoid=avoid)
         unit.attempts.append(attempt)
         return attempt
@@ -186,14 +189,26 @@ class Attempting:
     async def _renew(self, attempt: Attempt, error: DgpunetError, name: str) -> None:
         """Start a stage that was short of memory anew, under a lease of its own; what the stages before it gave is kept."""
         await self._note_failure(attempt, error, to="ready")
-        attempt.epoch = await self.ledger.lease(self.job_id, attempt.unit.unit_id, speculative=attempt.copy)
-        self.record.units(attempts=self.record.counted.attempts + 1)
+        await self._lease_again(attempt)
         demand = self.flights.stages[name].demand
         self.record.emit(
             "retry", stage=name, unit=attempt.number, cause=error.code, device=error.fields.get("device"),
             demand=None if demand is None else demand.to_mapping(),
         )  # fmt: skip
         self.flights.submit(attempt, self.plan.from_stage(name))
+
+    async def _lease_again(self, attempt: Attempt) -> None:
+        attempt.epoch = await self.ledger.lease(self.job_id, attempt.unit.unit_id, speculative=attempt.copy)
+        attempt.started = False
+
+    async def _started(self, attempt: Attempt, device: str | None) -> None:
+        """Take in that something runs under an attempt's lease: it is a start from now on."""
+        self._count_start(attempt)
+        await self.ledger.placed(self.job_id, attempt.unit.unit_id, attempt.epoch, device)
+
+    def _count_start(self, attempt: Attempt) -> None:
+        self.record.units(attempts=self.record.counted.attempts + (not attempt.started))
+        attempt.started = True
 
     # Its end
 
@@ -213,6 +228,7 @@ class Attempting:
         if not won:
             await in_thread(take_back, folder, unit.unit_id, attempt.epoch, leaves)
             return False
+        self._count_start(attempt)
         self._count(unit, records)
         return True
 
@@ -249,6 +265,7 @@ class Attempting:
         evidence = evidence_of(error, device=device, host=None if facts is None else facts.host, units_done=self.record.counted.done)
         others = others_of(await self.ledger.attempts(self.job_id, limit=OTHERS), attempt.unit.unit_id)
         cause = attribute(evidence, elsewhere=others)
+        self._count_start(attempt)
         await self.ledger.fail(
             self.job_id, attempt.unit.unit_id, attempt.epoch, cause=cause.code, evidence={**evidence, "why": cause.why, "confidence": cause.confidence},
             device=device, host=evidence.get("host"), to=to,
@@ -302,9 +319,8 @@ class Attempting:
                 return
             if again:
                 await self._lost(attempt, "its worker is gone")
-                attempt.epoch = await self.ledger.lease(self.job_id, attempt.unit.unit_id, speculative=attempt.copy)
-                self.record.units(attempts=self.record.counted.attempts + 1)
-            await self.ledger.placed(self.job_id, attempt.unit.unit_id, attempt.epoch, str(row["device"]))
+                await self._lease_again(attempt)
+            await self._started(attempt, str(row["device"]))
 
     # Slow units
 

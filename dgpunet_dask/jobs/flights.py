@@ -48,6 +48,8 @@ class Attempt:
         A second attempt beside one that is slow.
     avoid
         Devices that will not do for it.
+    started
+        Something runs, or has run, under its lease, as far as is known.
     ending
         Its results are being published: nothing changes its lease any more.
     lock
@@ -61,6 +63,7 @@ class Attempt:
     futures: dict[str, Future] = field(default_factory=dict)
     asked: dict[str, Demand | None] = field(default_factory=dict)
     places: dict[str, tuple[str, float]] = field(default_factory=dict)
+    started: bool = False
     ending: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

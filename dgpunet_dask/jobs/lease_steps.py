@@ -40,9 +40,9 @@ def lease(db: Db, job_id: str, unit_id: str, epoch: int, now: float, *, speculat
     return epoch
 
 
-def placed(db: Db, job_id: str, unit_id: str, epoch: int, device: str, host: str | None) -> None:
-    """Note where an attempt runs."""
-    db.execute(f"UPDATE attempts SET device = ?, host = coalesce(?, host) WHERE unit = {_OF_UNIT} AND epoch = ?", (device, host, job_id, unit_id, epoch))
+def placed(db: Db, job_id: str, unit_id: str, epoch: int, device: str | None, host: str | None) -> None:
+    """Note that an attempt runs, and where; it counts as a start from now on."""
+    db.execute(f"UPDATE attempts SET started = 1, device = coalesce(?, device), host = coalesce(?, host) WHERE unit = {_OF_UNIT} AND epoch = ?", (device, host, job_id, unit_id, epoch))
 
 
 def commit(
@@ -52,7 +52,7 @@ def commit(
     """Make the results of an attempt the unit's, if its lease lives; else refuse them and say so in the events."""
     unit = _key(db, job_id, unit_id)
     done = db.execute(
-        "UPDATE attempts SET state = 'committed', device = coalesce(?, device), host = coalesce(?, host), seconds = ?, adopted = ?, ended_s = ?"
+        "UPDATE attempts SET state = 'committed', started = 1, device = coalesce(?, device), host = coalesce(?, host), seconds = ?, adopted = ?, ended_s = ?"
         " WHERE unit = ? AND epoch = ? AND state = 'leased'",
         (device, host, seconds, adopted, now, unit, epoch),
     )
@@ -103,7 +103,7 @@ def fail(
     """End an attempt with an error; the unit goes `to` that state unless another attempt has a live lease. False: it had ended already."""
     unit = _key(db, job_id, unit_id)
     done = db.execute(
-        "UPDATE attempts SET state = 'failed', ended_s = ?, cause = ?, evidence = ?, device = coalesce(?, device), host = coalesce(?, host)"
+        "UPDATE attempts SET state = 'failed', started = 1, ended_s = ?, cause = ?, evidence = ?, device = coalesce(?, device), host = coalesce(?, host)"
         " WHERE unit = ? AND epoch = ? AND state = 'leased' RETURNING try_no",
         (now, cause, dumped(evidence), device, host, unit, epoch),
     ).fetchall()

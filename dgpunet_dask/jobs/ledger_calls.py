@@ -95,7 +95,7 @@ class LedgerCalls(ABC):
         return await self._do(lambda db: ledger_steps.committed(db, job_id, after, limit), "outside" if limit < 0 else "read")
 
     async def counts(self, job_id: str) -> UnitCounts:
-        """Return how many units of the job are where. `attempts` counts every start, one whose call a later start took over with that."""
+        """Return how many units of the job are where. `attempts` counts every start, one whose call a later start took over with that; not leases under which nothing ran."""
         return await self._do(lambda db: ledger_steps.counts(db, job_id), "read")
 
     # Leases
@@ -107,8 +107,8 @@ class LedgerCalls(ABC):
             lambda db: lease_steps.lease(db, job_id, unit_id, epoch, self._clock.wall(), speculative=speculative), "lazy"
         )
 
-    async def placed(self, job_id: str, unit_id: str, epoch: int, device: str, host: str | None = None) -> None:
-        """Note where an attempt runs."""
+    async def placed(self, job_id: str, unit_id: str, epoch: int, device: str | None, host: str | None = None) -> None:
+        """Note that an attempt runs, and where. From now on it counts as a start; a lease that ends before it does costs nothing."""
         await self._do(lambda db: lease_steps.placed(db, job_id, unit_id, epoch, device, host), "lazy")
 
     async def commit(

@@ -55,7 +55,7 @@ _JSON: Final = frozenset({"params", "after", "error", "metrics"})
 _FLAGS: Final = frozenset({"operates", "shared"})
 #: The unit of a job's id and a unit's id.
 _UNIT: Final = "(SELECT id FROM units WHERE job = (SELECT seq FROM jobs WHERE job_id = ?) AND unit_id = ?)"
-_ATTEMPTS_OF: Final = "(SELECT count(*) FROM attempts a WHERE a.unit = units.id)"
+_ATTEMPTS_OF: Final = "(SELECT count(*) FROM attempts a WHERE a.unit = units.id AND a.started)"
 _UNIT_COLUMNS: Final = f"unit_id, number, state, epoch, results, counts, {_ATTEMPTS_OF}"
 
 

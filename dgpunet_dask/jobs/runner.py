@@ -201,7 +201,7 @@ class JobRunner:
             await self.ledger.damaged(self.job_id, row.unit_id, row.epoch, evidence={"missing": names})
             return False
         self.record.count(row.counts)
-        self.record.tally.stages.update(self.flights.stages)
+        self.record.tally.stages.update(list(self.flights.stages))
         done = self.record.counted
         self.record.units(done=done.done + 1, reused=done.reused + 1)
         self._progress()

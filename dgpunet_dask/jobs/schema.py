@@ -119,12 +119,14 @@ CREATE TABLE attempts (
   leased_s REAL NOT NULL,
   ended_s REAL,
   seconds REAL,
+  started INTEGER NOT NULL DEFAULT 0 CHECK (started IN (0, 1)),  -- something ran under it, as far as is known
   adopted INTEGER NOT NULL DEFAULT 0 CHECK (adopted IN (0, 1)),
   cause TEXT CHECK (cause IN {words(CAUSES)}),
   evidence TEXT CHECK (evidence IS NULL OR json_valid(evidence)),
   UNIQUE (unit, epoch),
   CHECK ((state IN {words(OPEN)}) = (ended_s IS NULL)),
-  CHECK (state NOT IN ('failed', 'damaged') OR cause IS NOT NULL)
+  CHECK (state NOT IN ('failed', 'damaged') OR cause IS NOT NULL),
+  CHECK (state NOT IN ('failed', 'committed', 'damaged') OR started)
 ) STRICT;
 
 CREATE UNIQUE INDEX attempts_live ON attempts (unit, slot) WHERE state = 'leased';
@@ -191,10 +193,12 @@ _TRIGGERS: Final = "\n".join([
         failed = failed + (NEW.state IN ('failed', 'quarantined')) - (OLD.state IN ('failed', 'quarantined'))
       WHERE job = NEW.job AND (NEW.state IN ('committed', 'failed', 'quarantined') OR OLD.state IN ('committed', 'failed', 'quarantined'));
     END;""",
-    """CREATE TRIGGER attempts_counted AFTER INSERT ON attempts BEGIN
+    """CREATE TRIGGER attempts_counted AFTER UPDATE OF started ON attempts WHEN NEW.started > OLD.started BEGIN
       UPDATE tallies SET attempts = attempts + 1 WHERE job = (SELECT job FROM units WHERE id = NEW.unit);
     END;""",
-    """CREATE TRIGGER attempts_adopted AFTER UPDATE OF state ON attempts WHEN NEW.state = 'adopted' BEGIN
+    refuse("attempts_unstart", "UPDATE OF started ON attempts", "NEW.started < OLD.started", "what has started has"),
+    refuse("attempts_start", "INSERT ON attempts", "NEW.started", "a new attempt has not started"),
+    """CREATE TRIGGER attempts_adopted AFTER UPDATE OF state ON attempts WHEN NEW.state = 'adopted' AND NEW.started BEGIN
       UPDATE tallies SET attempts = attempts - 1 WHERE job = (SELECT job FROM units WHERE id = NEW.unit);
     END;""",
 ])  # fmt: skip
@@ -228,5 +232,5 @@ FAULTS: Final[Mapping[str, str]] = {
         SELECT j.job_id, '' FROM jobs j LEFT JOIN tallies t ON t.job = j.seq
         WHERE t.done IS NOT (SELECT count(*) FROM units u WHERE u.job = j.seq AND u.state = 'committed')
           OR t.failed IS NOT (SELECT count(*) FROM units u WHERE u.job = j.seq AND u.state IN ('failed', 'quarantined'))
-          OR t.attempts IS NOT (SELECT count(*) FROM attempts a JOIN units u ON u.id = a.unit WHERE u.job = j.seq AND a.state != 'adopted')""",
+          OR t.attempts IS NOT (SELECT count(*) FROM attempts a JOIN units u ON u.id = a.unit WHERE u.job = j.seq AND a.started AND a.state != 'adopted')""",
 }

@@ -278,9 +278,11 @@ def test_a_lost_attempt_gives_its_unit_back(one: Held) -> None:
 def test_an_attempt_whose_call_was_taken_over_counts_with_the_one_that_did(one: Held) -> None:
     running(one)
     first = leased(one)
+    one.placed("j", "u", first, "g")
     one.lost("j", "u", first, evidence={})
     assert one.counts("j").attempts == 1
     second = one.lease("j", "u")
+    one.placed("j", "u", second, "g")
     assert one.counts("j").attempts == 2
     commits(one, "u", second, adopted=True)
     assert one.counts("j").attempts == 1
@@ -315,8 +317,11 @@ def test_counts(one: Held) -> None:
     pass_ = running(one)
     commits(one, "u", leased(one, "u", 0))
     one.fail("j", "v", leased(one, "v", 1), cause="data", evidence={}, to="failed")
-    leased(one, "w", 2)
+    waits = leased(one, "w", 2)
     one.end_pass("j", pass_, 3)
-    assert one.counts("j").to_json() == {"total": 3, "done": 1, "reused": 0, "failed": 1, "attempts": 3}
+    assert one.counts("j").to_json() == {"total": 3, "done": 1, "reused": 0, "failed": 1, "attempts": 2}
+    one.placed("j", "w", waits, None)
+    one.placed("j", "w", waits, "g")
+    assert one.counts("j").attempts == 3
     with pytest.raises(NoSuchJob):
         one.counts("missing")
