@@ -49,7 +49,7 @@ class Point:
     disk: bool = False
 
 
-#: Every place, in the order in which a unit passes them. A test holds this table and the code to each other.
+#: Every place, in about the order in which a unit passes them. A test holds this table and the code to each other.
 POINTS: Final[Mapping[str, Point]] = {
     "submit.sent": Point("client", "the request for a job has been written, its answer not read"),
     "submit.before": Point("head", "a request for a job has been read and checked, nothing of it is on disk", disk=True),
@@ -75,6 +75,8 @@ POINTS: Final[Mapping[str, Point]] = {
     "publish.folder_synced": Point("head", "the result and its name are on the disk"),
     "commit.before": Point("head", "the ledger is about to be told of the result", disk=True),
     "commit.done": Point("head", "the ledger has the commit on the disk"),
+    "ledger.commit": Point("head", "operations of the ledger have run, their transaction is open", disk=True),
+    "ledger.committed": Point("head", "a transaction is on the disk, nobody who waits for it knows"),
     "gather.before": Point("head", "all units are committed, the gather stage is about to be called"),
     "gather.done": Point("head", "the gather stage has given its result, nothing of it is on disk", disk=True),
     "job.final": Point("head", "all results are on disk, the job has not its last state", disk=True),

@@ -19,7 +19,7 @@ from dgpunet_dask.cluster.headfile import read_head_file
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import DgpunetError, JobLost, NoHead, StillRunning
 from dgpunet_dask.jobs.params import complete_params
-from dgpunet_dask.jobs.store import pack_workload, read_workload
+from dgpunet_dask.jobs.store import find_workload, pack_workload, read_workload
 from dgpunet_dask.model.job import FINAL_STATES, JobStatus
 from dgpunet_dask.testing.processes import processes_of
 
@@ -37,7 +37,7 @@ MODULES: Final = {
 _LOOK_S: Final = 0.05
 
 
-def wait_for(what: str, look: Callable[[], T], timeout_s: float) -> T:
+def wait_for(what: str, look: Callable[[], T | None], timeout_s: float) -> T:
     """Return the first true value of `look`.
 
     Raises
@@ -183,10 +183,17 @@ class LiveCluster:
             time.sleep(_LOOK_S)
 
     def submit(self, folder: Path, params: Mapping[str, Any], **asked: Any) -> JobStatus:
-        """Submit a workload's folder; `asked` are further fields of the request. Asks heads until one has answered."""
+        """Submit a workload's folder; `asked` are further fields of the request. Asks heads until one has answered.
+
+        Give it a ``key``: a request whose answer was lost is sent again.
+        """
         workload = read_workload(folder)
         request = {"workload": workload.digest, "params": complete_params(workload, params, cwd=Path.cwd()), **asked}
         return self.asked(lambda api: _submitted(api, folder, request))
+
+    def submit_named(self, name: str, params: Mapping[str, Any], **asked: Any) -> JobStatus:
+        """Submit a shipped workload, as `submit` does."""
+        return self.submit(find_workload(name, cwd=Path("/")), params, **asked)
 
     def ended(self, job_id: str, timeout_s: float = 60.0) -> JobStatus:
         """Wait for a job's end, over however many heads.
