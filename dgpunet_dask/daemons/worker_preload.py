@@ -29,6 +29,7 @@ LINGER_S: Final = 3.0
 #: The same without running tasks: a nanny's child waits for threads of its own otherwise, while a new scheduler waits for its successor.
 IDLE_LINGER_S: Final = 1.0
 
+_POLL_S: Final = 0.05
 #: How soon an agent that does not answer is asked again what is loaded; each time after twice as long, up to the second.
 SUBSCRIBE_FIRST_S: Final = 0.2
 SUBSCRIBE_MOST_S: Final = 10.0
@@ -55,17 +56,31 @@ async def dask_setup(worker: Any) -> None:
     if os.environ.get(HIDE_PAGES):
         loop.call_later(0, hide_prefix, worker)
     names = [device.name for device in devices]
-    loop.call_later(0, lambda: _background(_subscribe, worker, plugin, agent, names))
+    loop.call_later(0, lambda: _background(_subscribe, worker, worker, plugin, agent, names))
     if os.environ.get(PROBED):
-        loop.call_later(0, lambda: _background(watch, plugin, _ending, SystemClock()))
+        loop.call_later(0, lambda: _background(watch, worker, plugin, _ending, SystemClock()))
 
 
 def _facts(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text()))
 
 
-def _background(function: Any, *args: Any) -> None:
-    threading.Thread(target=function, args=args, name=function.__name__, daemon=True).start()
+def _background(function: Any, worker: Any, *args: Any) -> None:
+    """Run `function` in a thread once `worker` can speak to its scheduler: Dask drops what is told before, without a word."""
+
+    def run() -> None:
+        while not registered(worker):
+            if _ending.wait(_POLL_S):
+                return
+        function(*args)
+
+    threading.Thread(target=run, name=function.__name__, daemon=True).start()
+
+
+def registered(worker: Any) -> bool:
+    """Whether what `worker` tells its scheduler arrives there."""
+    stream = worker.batched_stream
+    return stream is not None and stream.comm is not None
 
 
 async def _evict(agent: AgentClient, device: str, resident: str) -> None:
@@ -73,7 +88,7 @@ async def _evict(agent: AgentClient, device: str, resident: str) -> None:
 
 
 def _subscribe(worker: Any, plugin: DeviceWorker, agent: AgentClient, devices: list[str]) -> None:
-    """Pass on what is loaded, once the worker can speak to its scheduler.
+    """Pass on what is loaded.
 
     An agent that does not answer is asked again: until it does, the scheduler counts on what was loaded before.
     """

@@ -55,6 +55,41 @@ def test_an_agent_that_does_not_answer_is_asked_again(told):
     assert worker_preload._subscriptions == [agent]
 
 
+def noted(event):
+    def note():
+        event.set()
+
+    return note
+
+
+def test_nothing_is_told_before_it_would_arrive(told):
+    """Dask drops what a worker tells before it has registered."""
+    told_at, began = threading.Event(), threading.Event()
+    stream = SimpleNamespace(comm=None)
+
+    class Stream:
+        @property
+        def comm(self):
+            began.set()
+            return stream.comm
+
+    worker_preload._background(noted(told_at), SimpleNamespace(batched_stream=Stream()))
+    assert began.wait(10)
+    assert not told_at.is_set()
+    stream.comm = object()
+    assert told_at.wait(10)
+
+
+def test_a_worker_that_ends_before_it_has_registered_tells_nothing(told):
+    worker_preload._ending.set()
+    asked = threading.Event()
+    worker_preload._background(noted(asked), SimpleNamespace(batched_stream=None))
+    for thread in threading.enumerate():
+        if thread.name == "note":
+            thread.join(10)
+    assert not asked.is_set()
+
+
 def test_a_worker_that_ends_asks_no_more(told):
     class Last(Agent):
         def subscribe(self, devices, callback):
