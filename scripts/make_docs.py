@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dgpunet_dask import errors  # noqa: E402  # of this checkout, installed or not
+from dgpunet_dask.cli import forms  # noqa: E402
 from dgpunet_dask.cli.main import PROGRAM, cli, common_options  # noqa: E402
 from dgpunet_dask.config import settings_file  # noqa: E402
 
@@ -119,11 +121,17 @@ def settings_schema() -> str:
     return json.dumps(settings_file.schema(), indent=1) + "\n"
 
 
+def form_schema(name: str) -> str:
+    """Return docs/reference/schemas/NAME.json: what a command of `submit` or `jobs` prints with ``--json``."""
+    return json.dumps(forms.schema_of(name), indent=2) + "\n"
+
+
 PAGES = {
     "docs/reference/cli.md": cli_page,
     "docs/reference/exit-codes.md": codes_page,
     "docs/reference/settings.md": settings_page,
     "docs/reference/config.schema.json": settings_schema,
+    **{f"docs/reference/schemas/{name}.json": functools.partial(form_schema, name) for name in forms.FORMS},
 }
 
 

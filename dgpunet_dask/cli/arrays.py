@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ _RANGE: Final = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
 def combinations(texts: Iterable[str], *, cwd: Path) -> list[list[tuple[str, str]]]:
     """Return the settings of each job: every combination of the keys' values, the last key's changing first. No `texts`, no jobs.
 
-    ``KEY=V1,V2`` lists values, ``KEY=A..B`` counts whole numbers from A to B, ``KEY=@FILE`` takes each line of a file that is not empty.
+    ``KEY=V1,V2`` lists values, of which ``A..B`` are the whole numbers from A to B; ``KEY=@FILE`` takes each line of a file that is not empty.
 
     Raises
     ------
@@ -28,7 +28,7 @@ def combinations(texts: Iterable[str], *, cwd: Path) -> list[list[tuple[str, str
     MissingPath, UnreadablePath
         From a file of values.
     """
-    keys: dict[str, list[str] | range] = {}
+    keys: dict[str, Sequence[str]] = {}
     for key, equals, text in (text.partition("=") for text in texts):
         if not equals or not key:
             raise BadValue(what="--array", value=key, why="write it as KEY=V1,V2, KEY=A..B or KEY=@FILE")
@@ -37,21 +37,33 @@ def combinations(texts: Iterable[str], *, cwd: Path) -> list[list[tuple[str, str
         keys[key] = _values(key, text, cwd)
     if not keys:
         return []
-    count = math.prod(len(values) for values in keys.values())
-    if count > MOST:
-        raise BadValue(what="--array", value=", ".join(keys), why=f"that makes {count} jobs, and an array may have {MOST}")
-    return [[(key, str(value)) for key, value in zip(keys, row, strict=True)] for row in itertools.product(*keys.values())]
+    _check_count(", ".join(keys), math.prod(len(values) for values in keys.values()))
+    return [list(zip(keys, row, strict=True)) for row in itertools.product(*keys.values())]
 
 
-def _values(key: str, text: str, cwd: Path) -> list[str] | range:
-    found: list[str] | range = text.split(",") if text else []
+def _values(key: str, text: str, cwd: Path) -> Sequence[str]:
     if text.startswith("@"):
         found = [line for line in _read(cwd / Path(text[1:]).expanduser()).splitlines() if line.strip()]
-    elif counted := _RANGE.fullmatch(text):
-        found = range(int(counted[1]), int(counted[2]) + 1)
+    else:
+        found = [value for part in text.split(",") for value in _counted(key, part)] if text else []
     if not found:
         raise BadValue(what="--array", value=f"{key}={text}", why="it holds no value; write KEY=V1,V2, KEY=A..B or KEY=@FILE")
     return found
+
+
+def _counted(key: str, part: str) -> Sequence[str]:
+    """Return the numbers of ``A..B``, else the value itself."""
+    found = _RANGE.fullmatch(part)
+    if found is None:
+        return [part]
+    first, last = int(found[1]), int(found[2])
+    _check_count(key, last - first + 1)
+    return [str(number) for number in range(first, last + 1)]
+
+
+def _check_count(keys: str, count: int) -> None:
+    if count > MOST:
+        raise BadValue(what="--array", value=keys, why=f"that makes {count} jobs, and an array may have {MOST}")
 
 
 def _read(path: Path) -> str:

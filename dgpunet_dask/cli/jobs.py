@@ -66,7 +66,7 @@ def _shown(status: JobStatus, progress: Mapping[str, Any], attempts: Sequence[Ma
     from dgpunet_dask.cli.wording import failed_lines, progress_lines, spoken
 
     since = f"after {status.seconds:.1f} s" if status.state in FINAL_STATES else f"for {spoken(status.seconds)}"
-    yield f"job {status.job_id} ({status.workload}) {status.state} {since}{f', of {status.owner}' if status.owner else ''}"
+    yield f"job {status.job_id} ({status.workload}) {status.state} {since}{f', owner {status.owner}' if status.owner else ''}"
     if status.error is not None:
         yield f"  {status.error['message']}"
     yield from progress_lines(progress)
