@@ -7,7 +7,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def form_schema(name: str) -> str:
     return json.dumps(forms.schema_of(name), indent=2) + "\n"
 
 
-PAGES = {
+PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/cli.md": cli_page,
     "docs/reference/exit-codes.md": codes_page,
     "docs/reference/settings.md": settings_page,

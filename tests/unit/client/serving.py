@@ -193,8 +193,8 @@ class Server:
             return {"units": units, "rate_per_s": 1.5, "eta_s": 150.0, "stages": stages, "devices": devices}
         if what == "attempts":
             about = {"epoch": 4294967297, "device": "5090", "host": "tower", "started_s": 1e9, "ended_s": 1e9 + 1}
-            failed = {"unit": "c0ffee" * 10, "state": "failed", "cause": "gpu-oom", "evidence": {"why": "its peak was 9 GiB"}, **about}
-            return [failed, {"unit": "beef" * 16, "state": "committed", "cause": None, "evidence": {}, **about}]
+            failed = {"unit": 7, "state": "failed", "cause": "gpu-oom", "evidence": {"why": "its peak was 9 GiB"}, **about}
+            return [failed, {"unit": 8, "state": "committed", "cause": None, "evidence": {}, **about}]
         if what == "cancel" and self.ledger.jobs[job_id].state not in FINAL_STATES:
             self.end(job_id, "cancelled", exit_code=103)
         if what == "retry":
