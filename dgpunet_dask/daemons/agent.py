@@ -14,25 +14,31 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.fleets import fleet_from_json
+from dgpunet_dask.cluster.headfile import read_head_file
 from dgpunet_dask.cluster.workers import WorkerSite, plan_workers
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.keeping import WorkerKeeper
 from dgpunet_dask.daemons.lifeline import watch
-from dgpunet_dask.daemons.register import kill_descendants
+from dgpunet_dask.daemons.register import Registered, kill_descendants
+from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.hardware.cpu import usable_cpus
 from dgpunet_dask.model.fleet import Fleet
 from dgpunet_dask.stagehost.manager import StageHosts
 
 #: How long a call may go on whose worker has ended: its result has no taker, but its model may be wanted again.
 ORPHAN_S: Final = 5.0
+#: How long stage hosts are kept without any head (as `node_agent.ORPHAN_S`), and how often it is looked for.
+HEADLESS_S: Final = 900.0
+LOOK_S: Final = 30.0
 _POLL_S: Final = 0.05
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+log = logging.getLogger(__name__)
 
 
 class Agent:
@@ -54,7 +60,7 @@ class Agent:
         self.home = home
         self.site = site
         self.plans = plan_workers(fleet, site)
-        clock = clock or SystemClock()
+        self.clock = clock = clock or SystemClock()
         cards = {plan.device.name: plan.device.uuid for plan in self.plans if plan.device.uuid is not None}
         self.hosts = StageHosts(home, clock, cards)
         self.workers = WorkerKeeper(home, clock, lambda device: self.hosts.drop_calls(device, ORPHAN_S))
@@ -64,11 +70,35 @@ class Agent:
         shutil.rmtree(self.site.scratch, ignore_errors=True)  # what killed workers left; live ones of another agent cannot be here
         await self.hosts.start()
         self.workers.start(self.plans)
+        headless = asyncio.create_task(watch_for_head(lambda: head_runs(self.home), self.hosts.end_all, self.clock))
         try:
             await stop.wait()
         finally:
+            headless.cancel()
+            await asyncio.gather(headless, return_exceptions=True)
             await self.workers.stop()
             await self.hosts.stop()
+
+
+def head_runs(home: Home) -> bool:
+    """Whether the head that serves under `home` runs."""
+    try:
+        head = read_head_file(home.head_file)
+    except (DgpunetError, OSError):
+        return True  # there is one, of another release
+    return head is not None and Registered(head.pid, head.created, "head").process() is not None
+
+
+async def watch_for_head(runs: Callable[[], bool], end: Callable[[], Awaitable[int]], clock: Clock, look_s: float = LOOK_S) -> None:
+    """End what is loaded once no head has run for `HEADLESS_S`: nobody will use it, and it holds memory that others may want."""
+    seen_s: float | None = clock.monotonic()
+    while True:
+        await asyncio.sleep(look_s)
+        if await asyncio.to_thread(runs):
+            seen_s = clock.monotonic()
+        elif seen_s is not None and clock.monotonic() - seen_s >= HEADLESS_S:
+            seen_s, ended = None, await end()
+            log.error("no head has run for %.0f s: %d stage hosts were ended, so that their memory is free", HEADLESS_S, ended)
 
 
 def end_with_children() -> None:
