@@ -34,6 +34,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dgpunet_dask.errors import DgpunetError, StageFailed
+from dgpunet_dask.failpoints import hit
 from dgpunet_dask.model.stage import Stage, is_light
 from dgpunet_dask.stagehost import loader, memory
 from dgpunet_dask.stagehost.calls import run_call, run_gather, source_units
@@ -73,6 +74,8 @@ class StageHost:
             answer = answers.get(packet.kind)
             if answer is not None:  # a credit or a cancel may come late, when its stream has ended
                 self._wire.send_packet(self._guarded(answer, packet))
+                if packet.kind in ("call", "gather"):
+                    hit("stage.replied", stage=packet.fields["spec"]["stage"])
         self._unload()
 
     def _next(self) -> Packet | None:
@@ -108,6 +111,7 @@ class StageHost:
         memory.cap_torch(spec)
         memory.trim(spec)
         self._stage = stage
+        hit("stage.loaded", stage=spec.stage)
         return Packet.of("loaded", {"seconds": time.monotonic() - started, "held_mib": memory.held_mib(spec)})
 
     def _ready(self, packet: Packet) -> tuple[Stage, StageCallSpec]:
@@ -117,6 +121,7 @@ class StageHost:
             raise StageFailed(stage=spec.stage, kind="RuntimeError", why="it was called before it was loaded")
         self._stage.context = spec.context()
         self._stage.take_counts()
+        hit("stage.before", stage=spec.stage)
         return self._stage, spec
 
     def _call(self, packet: Packet) -> Packet:
@@ -127,24 +132,29 @@ class StageHost:
         started = time.monotonic()
         result = _result(stage, run_call(stage, spec, items, self._progress), started)
         result.fields["peak_mib"] = memory.peak_mib(spec)
+        hit("stage.after", stage=spec.stage)
         return result
 
     def _gather(self, packet: Packet) -> Packet:
-        stage, _ = self._ready(packet)
+        stage, spec = self._ready(packet)
         started = time.monotonic()
-        return _result(stage, run_gather(stage, packet.fields["files"], self._progress), started)
+        result = _result(stage, run_gather(stage, packet.fields["files"], self._progress), started)
+        hit("stage.after", stage=spec.stage)
+        return result
 
     def _stream(self, packet: Packet) -> Packet:
-        stage, _ = self._ready(packet)
+        stage, spec = self._ready(packet)
         self._credits = int(packet.fields["credits"])
         started = time.monotonic()
         units = source_units(stage, packet.fields["unit_items"], packet.fields["unit_bytes"], self._progress)
         with contextlib.closing(units):
             for unit in units:
                 result = _result(stage, unit, started)
+                hit("stage.after", stage=spec.stage)
                 if not self._take_credit():
                     break
                 self._wire.send_packet(result)
+                hit("stage.replied", stage=spec.stage)
                 started = time.monotonic()
         return Packet.of("end", {"counts": stage.take_counts(), "seconds": time.monotonic() - started})
 

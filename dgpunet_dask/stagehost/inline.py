@@ -6,14 +6,16 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.model.stage import Stage
 from dgpunet_dask.stagehost import loader
 from dgpunet_dask.stagehost.calls import run_call
 from dgpunet_dask.stagehost.frames import Buffer, pack, unpack
+from dgpunet_dask.stagehost.logs import TAIL_BYTES
+from dgpunet_dask.stagehost.printed import printed
 from dgpunet_dask.stagehost.reports import failure_of
 from dgpunet_dask.stagehost.spec import CallResult, StageCallSpec
 
@@ -42,19 +44,25 @@ def call_light(spec: StageCallSpec, frames: Sequence[Buffer], workloads_dir: Pat
     StageFailed, DgpunetError
         As `AgentClient.call` does.
     """
-    try:
-        stage = _stage(spec, workloads_dir)
-        stage.context = spec.context()
-        stage.take_counts()
-        items = unpack([bytearray(frame) for frame in frames])
-        started = time.monotonic()
-        results = run_call(stage, spec, items, lambda: None)
-        seconds = time.monotonic() - started
-        return CallResult([bytes(frame) for frame in pack(results)], len(results), stage.take_counts(), seconds)
-    except DgpunetError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise failure_of(error, spec.stage) from error
+    with printed() as log:
+        try:
+            result = _called(spec, frames, workloads_dir)
+        except (Exception, SystemExit) as error:
+            told = failure_of(error, spec.stage)
+            told.fields["log_tail"] = log.text[-TAIL_BYTES:]
+            raise told from (None if told is error else error)
+    return replace(result, log=log.text)
+
+
+def _called(spec: StageCallSpec, frames: Sequence[Buffer], workloads_dir: Path | str) -> CallResult:
+    stage = _stage(spec, workloads_dir)
+    stage.context = spec.context()
+    stage.take_counts()
+    items = unpack([bytearray(frame) for frame in frames])
+    started = time.monotonic()
+    results = run_call(stage, spec, items, lambda: None)
+    seconds = time.monotonic() - started
+    return CallResult([bytes(frame) for frame in pack(results)], len(results), stage.take_counts(), seconds)
 
 
 def _stage(spec: StageCallSpec, workloads_dir: Path | str) -> Stage:

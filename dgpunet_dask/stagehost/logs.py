@@ -50,18 +50,19 @@ class LogFile:
         """Return what was printed between two places; of more than `most` bytes the beginning and the end, in whole lines."""
         start = max(since, self._dropped)
         if end - start <= most:
-            return _left_out(start - since) + self._read(start, end)
+            return left_out(start - since) + _text(self._read(start, end))
         head = _to_line_end(self._read(start, start + most // 2))
         tail = _from_line(self._read(end - most // 2, end))
-        return head + _left_out(end - since - len(head.encode()) - len(tail.encode())) + tail
+        newline = "" if head.endswith(b"\n") else "\n"
+        return _text(head) + newline + left_out(end - since - len(head) - len(tail)) + _text(tail)
 
     def tail(self, since: int = 0, most: int = TAIL_BYTES) -> str:
         """Return the last bytes, at most `most` of them, that were printed after the place `since`."""
         end = self.place()
         start = max(since, self._dropped)
-        cut = end - start > most
-        text = self._read(max(start, end - most), end)
-        return _from_line(text) if cut else text
+        if end - start <= most:
+            return _text(self._read(start, end))
+        return _text(_from_line(self._read(end - most, end)))
 
     def shorten(self) -> bool:
         """Empty the file if it is too long, once its end is set aside; return whether it was.
@@ -73,7 +74,7 @@ class LogFile:
         end = self.place()
         aside = self.path.with_name(self.path.name + _ASIDE)
         with contextlib.suppress(OSError):
-            aside.write_bytes(self._bytes(max(self._dropped, end - LOG_BYTES // 2), end))
+            aside.write_read(self._read(max(self._dropped, end - LOG_BYTES // 2), end))
         with contextlib.suppress(OSError):
             os.truncate(self.path, 0)
         return True
@@ -84,10 +85,7 @@ class LogFile:
         except OSError:
             return 0
 
-    def _read(self, start: int, end: int) -> str:
-        return self._bytes(start, end).decode(errors="replace")
-
-    def _bytes(self, start: int, end: int) -> bytes:
+    def _read(self, start: int, end: int) -> bytes:
         try:
             with self.path.open("rb") as file:
                 file.seek(max(0, start - self._dropped))
@@ -96,17 +94,23 @@ class LogFile:
             return b""
 
 
-def _left_out(nbytes: int) -> str:
-    return f"[{nbytes} bytes left out; the stage host's log on its machine may have them]\n" if nbytes > 0 else ""
+def left_out(nbytes: int) -> str:
+    """Return the line that stands for what is missing of an output; empty where nothing is."""
+    return f"[{nbytes} bytes left out; the log on the machine where the stage ran may have them]\n" if nbytes > 0 else ""
 
 
-def _to_line_end(text: str) -> str:
-    return text[: text.rfind("\n") + 1] or text + "\n"
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
 
 
-def _from_line(text: str) -> str:
-    """Return `text` from its first whole line on; all of it where it is one line."""
-    return text[text.find("\n") + 1 :] or text
+def _to_line_end(raw: bytes) -> bytes:
+    """Return `raw` up to the end of its last whole line; all of it where it is one line."""
+    return raw[: raw.rfind(b"\n") + 1] or raw
+
+
+def _from_line(raw: bytes) -> bytes:
+    """Return `raw` from its first whole line on; all of it where it is one line."""
+    return raw[raw.find(b"\n") + 1 :] or raw
 
 
 def prune_logs(folder: Path, live: Iterable[Path]) -> None:

@@ -40,6 +40,7 @@ from typing import Any, Final
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import DgpunetError, JobFailed, StageOutOfMemory
+from dgpunet_dask.failpoints import hit
 from dgpunet_dask.stagehost.asyncwire import AsyncWire
 from dgpunet_dask.stagehost.fetching import Fetch
 from dgpunet_dask.stagehost.hosts import Host, HostBook, Limits, Listed, keep, listed_by_driver, nowhere
@@ -220,6 +221,8 @@ class StageHosts:
                 answer = await self._answered(answers.get(packet.kind), wire, packet)
                 if answer is not None:
                     await wire.send(answer)
+                    if answer.kind == "result":
+                        hit("call.delivered", request=packet.kind)
         except OSError as error:  # the caller went away: there is nobody to tell
             logger.debug("a caller went away: %s", error)
         finally:
@@ -265,7 +268,9 @@ class StageHosts:
                 return None
             if call is not None:
                 call.state = "running"
+            hit("call.began", stage=spec.stage, unit=spec.unit)
             answer = await host.running.exchange(packet, nowhere)
+            hit("call.ended", stage=spec.stage, unit=spec.unit)
             if answer.kind == "result":
                 host.tell_load(answer)
                 answer.fields["device"] = spec.device

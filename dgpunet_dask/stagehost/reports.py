@@ -24,8 +24,9 @@ _MESSAGE_LETTERS: Final = 2_000
 def failure_of(error: BaseException, stage: str, card: StageCallSpec | None = None, measured: Shortage | None = None) -> DgpunetError:
     """Return the product's error for what a stage's code raised.
 
-    An error of our own tree stays what it is, a full disk becomes `DiskFull` (``fields["free_disk_bytes"]``), out of memory on a `card` that the stage was called on
-    `StageOutOfMemory` or `ForeignMemory`, anything else `StageFailed`; ``fields["traceback"]`` says where it was raised.
+    An error of our own tree stays what it is, a full disk becomes `DiskFull` (``fields["free_disk_bytes"]``), out of memory on a `card`
+    that the stage was called on `StageOutOfMemory` or `ForeignMemory`, anything else `StageFailed`; ``fields["traceback"]`` says where it
+    was raised.
     """
     if isinstance(error, DgpunetError) and _known(type(error).__name__) is type(error):
         return error
