@@ -20,6 +20,7 @@ from dgpunet_dask.cluster.wire import JobArray
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.embedded import attach
 from dgpunet_dask.errors import DgpunetError
+from dgpunet_dask.failpoints import hit
 from dgpunet_dask.model.job import JobStatus
 from dgpunet_dask.model.pipeline import Workload
 
@@ -204,7 +205,9 @@ class Client(Reach):
 
     def _done(self, step: talk.Step) -> object:
         if isinstance(step, talk.Ask):
-            return self.api.do(step.call)
+            answer = self.api.do(step.call)
+            _came(step.call)
+            return answer
         if isinstance(step, talk.Find):
             self._api = self.found()
         elif isinstance(step, talk.Pause):
@@ -212,3 +215,11 @@ class Client(Reach):
         elif isinstance(step, talk.Do):
             return step.work()
         return None
+
+
+def _came(call: calls.Call[Any]) -> None:
+    """Come to the points at which a client may fail once it has an answer."""
+    if (call.method, call.path) == ("POST", "/v1/jobs"):
+        hit("submit.answered")
+    elif "/events?" in call.path:
+        hit("wait.polled")

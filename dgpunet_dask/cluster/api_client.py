@@ -18,6 +18,7 @@ from dgpunet_dask.cluster.calls import ANSWER_S, Answer, Call, quoted
 from dgpunet_dask.cluster.tls import NO_TRUST, TlsConnection, Trust
 from dgpunet_dask.cluster.wire import JobArray
 from dgpunet_dask.errors import DgpunetError, JobLost, NoHead
+from dgpunet_dask.failpoints import hit
 from dgpunet_dask.model.job import JobStatus
 
 T = TypeVar("T")
@@ -271,6 +272,8 @@ class ApiClient:
             # a server that refuses a long body may close before it has read all of it: its answer still counts
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, path, payload, self._headers)
+            if (method, path) == ("POST", "/v1/jobs"):
+                hit("submit.sent")
             response = connection.getresponse()
         except _GONE as error:
             connection.close()

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from dgpunet_dask.config.home import home_from
 from dgpunet_dask.errors import DgpunetError, ForeignMemory, StageHostLost, StageHung, StageOutOfMemory
+from dgpunet_dask.failpoints import hit
 from dgpunet_dask.hardware.cpu import usable_cpus
 from dgpunet_dask.model.fleet import Device
 from dgpunet_dask.placement.estimate import device_class
@@ -131,6 +132,7 @@ def run_stage(call: StageCall, parcel: Parcel) -> Parcel:
     """
     host, device = current_host(), None if call.light else device_facts(current_device())
     failures: list[Mapping[str, Any]] = []
+    hit("task.began", stage=call.spec.stage, unit=call.spec.unit)
     try:
         if device is None:
             result, seen = call_light(call.spec, parcel.frames, _workloads_with(call.spec.digest)), None
@@ -160,10 +162,12 @@ def _on_card_or_cpu(
 ) -> tuple[CallResult, Seen | None]:
     """Return what the stage host of `device` gave, and what that taught."""
     share, spec = sharing(), _on_device(call.spec, device, current_vram_mib())
+    hit("task.before_call", stage=spec.stage, unit=spec.unit)
     try:
         result = _call_with_retries(spec, call.retries, parcel.frames, failures)
     except (StageOutOfMemory, ForeignMemory) as error:
         raise _of_card(error, spec, device) from error
+    hit("task.after_call", stage=spec.stage, unit=spec.unit)
     if result.adopted:  # under another charge perhaps, and on another device
         return result, None
     return result, Seen(
