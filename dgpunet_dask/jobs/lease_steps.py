@@ -65,8 +65,9 @@ def commit(
         (now, unit),
     )
     db.execute(
-        "UPDATE units SET state = 'committed', epoch = ?, results = ?, counts = ? WHERE id = ?",
-        (epoch, json.dumps(dict(results)), json.dumps(dict(counts)), unit),
+        "UPDATE units SET state = 'committed', epoch = ?, results = ?, counts = ?, try_no = (SELECT try_no FROM attempts a WHERE a.epoch = ?)"
+        " WHERE id = ?",
+        (epoch, json.dumps(dict(results)), json.dumps(dict(counts)), epoch, unit),
     )
     return True
 

@@ -56,7 +56,7 @@ _FLAGS: Final = frozenset({"operates", "shared"})
 #: The unit of a job's id and a unit's id.
 _UNIT: Final = "(SELECT id FROM units WHERE job = (SELECT seq FROM jobs WHERE job_id = ?) AND unit_id = ?)"
 _ATTEMPTS_OF: Final = "(SELECT count(*) FROM attempts a WHERE a.unit = units.id AND a.started)"
-_UNIT_COLUMNS: Final = f"unit_id, number, state, epoch, results, counts, {_ATTEMPTS_OF}"
+_UNIT_COLUMNS: Final = f"unit_id, number, state, epoch, results, counts, {_ATTEMPTS_OF}, units.try_no"
 
 
 # Jobs
@@ -242,7 +242,7 @@ def offer(db: Db, job_id: str, number: int, unit_id: str, pass_: int) -> UnitRow
         f" RETURNING {_UNIT_COLUMNS}",
         (seq, unit_id, number, pass_, tries),
     ).fetchall()[0]
-    if row[2] == "committed":
+    if row[2] == "committed" and row[7] < tries:
         db.execute("UPDATE tallies SET reused = reused + 1 WHERE job = ?", (seq,))
     return _unit(row)
 
@@ -252,14 +252,14 @@ def _running(db: Db, job_id: str, pass_: int) -> tuple[int, int]:
     row = db.execute("SELECT seq, tries, state, passes FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
     if row is None:
         raise NoSuchJob(job_id=job_id)
-    if row[2] != "running" or row[3] != pass_:
+    if row[2] != "running" or row[3] != pass_ or pass_ < 1:
         raise ValueError(f"job {job_id} is {row[2]} in pass {row[3]}; this is of pass {pass_}")
     return int(row[0]), int(row[1])
 
 
 def _unit(row: Row) -> UnitRow:
-    unit_id, number, state, epoch, results, counts, attempts = row
-    return UnitRow(unit_id, number, state, epoch, loaded(results), loaded(counts) or {}, attempts)
+    unit_id, number, state, epoch, results, counts, attempts, try_no = row
+    return UnitRow(unit_id, number, state, epoch, loaded(results), loaded(counts) or {}, attempts, try_no)
 
 
 def end_pass(db: Db, job_id: str, pass_: int, total: int, now: float) -> None:

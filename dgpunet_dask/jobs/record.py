@@ -51,6 +51,8 @@ class JobRecord:
         The stages whose results are committed, once it is planned.
     seq
         The number of the last event.
+    passed_over
+        Units that were committed before the source gave them, which tell nothing of the pace.
     """
 
     status: JobStatus
@@ -65,6 +67,7 @@ class JobRecord:
     unwritten: int = 0
     tally: Tally = field(default_factory=Tally)
     pace: Pace = field(default_factory=Pace)
+    passed_over: int = 0
     expected_units: int | None = None
     _told_s: float = float("-inf")
 
@@ -122,7 +125,7 @@ class JobRecord:
         """Count anew: the source runs again from its beginning."""
         self.counts = {}
         self.status = replace(self.status, metrics={})
-        self.pace = Pace()
+        self.pace, self.passed_over = Pace(), 0
 
     def log(self, stage: str, text: str, **facts: Any) -> None:
         """Note what a stage has printed."""
@@ -131,7 +134,7 @@ class JobRecord:
     def progress(self, given: int, items: int, expected_items: int | None, *, last: bool = False) -> None:
         """Note how far the job is: units and items that its source has given, and items that it says it will have."""
         now, units = self.clock.monotonic(), self.counted
-        self.pace.note(units.done, now)
+        self.pace.note(units.done - self.passed_over, now)
         if not last and now - self._told_s < PROGRESS_S:
             return
         self._told_s = now

@@ -107,6 +107,8 @@ class UnitRow(NamedTuple):
         What its stages counted.
     attempts
         How often it was started.
+    try_no
+        The try of its job in which it came to this state.
     """
 
     unit_id: str
@@ -116,6 +118,7 @@ class UnitRow(NamedTuple):
     results: Mapping[str, str] | None
     counts: Mapping[str, Any]
     attempts: int
+    try_no: int = 1
 
 
 class AttemptRow(NamedTuple):

@@ -203,7 +203,8 @@ class JobRunner:
         self.record.count(row.counts)
         self.record.tally.stages.update(list(self.flights.stages))
         done = self.record.counted
-        self.record.units(done=done.done + 1, reused=done.reused + 1)
+        self.record.passed_over += 1
+        self.record.units(done=done.done + 1, reused=done.reused + (row.try_no < self.record.job.tries))
         self._progress()
         return True
 
