@@ -67,6 +67,7 @@ def _keep(context: CliContext, head: HeadFile, wanted: Any, policy: tuple[Path, 
         raise OtherPolicyRunning(running=", ".join(head.policy) or "those of its home")
     if head.embedded:
         client_of(head).keep()
+        sayer(context)("a command had started it: it stays from now on, but does not come back if it is killed (`down` and `up` make it one that does)")
     say_up(context, head)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -72,10 +73,16 @@ def test_ctrl_c_while_it_starts(site, phase):
 def test_up_makes_it_stay(site):
     holder = site.hold()
     head_pid = int(holder.stdout.readline())
-    assert site.up()["head_pid"] == head_pid
+    code, _, err = site.run("up")
+    assert code == 0, err
+    assert "does not come back" in err
+    assert site.status()["head_pid"] == head_pid
     end(holder)
     assert site.status()["head_pid"] == head_pid
     assert running_head(site.home) is not None
+    assert site.pids("daemons.supervisor") == []
+    os.kill(head_pid, signal.SIGKILL)
+    site.until(lambda: not site.left(), 5)
 
 
 def test_commands_use_a_running_head_and_leave_it(site):
@@ -88,8 +95,6 @@ def test_commands_use_a_running_head_and_leave_it(site):
 
 def test_stale_head_file_is_replaced(site):
     """Its pid is alive but belongs to somebody else: this test."""
-    import os
-
     site.home.ensure()
     write_head_file(site.home.head_file, HeadFile(pid=os.getpid(), created=1.0, api="http://127.0.0.1:9", key="k", scheduler="tcp://x"))
     assert current_head(site.home) is None
