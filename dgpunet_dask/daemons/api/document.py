@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 import dgpunet_dask
 from dgpunet_dask.daemons.api import forms
@@ -43,12 +43,12 @@ def of(route: Route, method: str, does: Does) -> dict[str, Any]:
     responses = {**answers, **{status: _failure(method, status) for status in _failures(route, does)}}
     more: dict[str, Any] = {"x-scope": does.need}
     if does.takes is bytes:
-        more["requestBody"] = {"required": True, "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}
+        more["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
     elif does.takes is not None:
         more["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"$ref": _REFS.format(model=does.takes.__name__)}}}}
     return {
         "responses": responses, "status_code": does.status, "response_model": does.gives, "openapi_extra": more,
-        "response_class": Response if does.gives is None else Json, "tags": [route.template.split("/")[2]],
+        "response_class": Response if does.gives is None else JSONResponse, "tags": [route.template.split("/")[2]],
         "description": f"Asks for the scope `{does.need}`.",
         "summary": " ".join((does.endpoint.__doc__ or "").split("\n\n")[0].split()), "operation_id": does.endpoint.__name__ + "_" + route.template.split("/")[2],
     }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from dgpunet_dask.model.job import JobState
 from dgpunet_dask.retrieval.request import FILTER_CHARS_MAX, HITS_MAX, QUERIES_MAX, QUERY_CHARS_MAX
@@ -14,7 +14,18 @@ ARRAY_MAX = 1000
 KEY_CHARS_MAX = 200
 #: What fits into a signed integer of 64 bits, as the ledger keeps them.
 COUNT_MAX = 2**63 - 1
+#: Three hundred years.
+SECONDS_MAX = 1e10
 
+
+
+def _whole(value: object) -> object:
+    """Return a number without a fraction as an integer: to JSON, 1.0 is one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX)]
 #: The id of a job.
 JobId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
 #: Of its choice by the client; for a submission that is sent again it is the same.
@@ -25,6 +36,12 @@ class Taken(BaseModel):
     """What is asked. What it does not know is a mistake, and numbers are no texts."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Heard(BaseModel):
+    """What is asked, where what it does not know is passed over."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class Given(BaseModel):
@@ -62,18 +79,16 @@ class JobRequest(Taken):
     shared: bool = Field(False, description="whether every user may read the job and its results")
     user: Annotated[str, Field(max_length=200)] | None = Field(None, description="whose job it is; only operators' word counts")
     after: Annotated[list[JobId], Field(max_length=ARRAY_MAX)] = Field([], description="jobs that have to be done before this one starts")
-    allow_failed: Annotated[int, Field(ge=0, le=COUNT_MAX)] = Field(0, description="how many units may fail without failing the job")
-    retry: Annotated[int, Field(ge=0, le=1000)] = Field(0, description="how often the job is started again after it has failed")
+    allow_failed: Annotated[Whole, Field(ge=0, le=COUNT_MAX)] = Field(0, description="how many units may fail without failing the job")
+    retry: Annotated[Whole, Field(ge=0, le=1000)] = Field(0, description="how often the job is started again after it has failed")
     key: Key | None = Field(None, description="an idempotency key: the same submission with the same key is the same job")
     array: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=ARRAY_MAX)] | None = Field(
         None, description="a job for each of these sets of parameters, each laid over `params`"
     )
 
 
-class PlanRequest(Taken):
-    """A job that is not run. Everything but workload and params is passed over."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
+class PlanRequest(Heard):
+    """A job that is not run."""
 
     workload: Annotated[str, Field(min_length=1, max_length=200)]
     params: dict[str, Any] = {}
@@ -175,7 +190,7 @@ class JobExplanation(Given):
     job_id: str
 
 
-class DemandRequest(Given):
+class DemandRequest(Heard):
     """What a unit of work asks for."""
 
     demand: dict[str, Any]
@@ -194,7 +209,7 @@ class WorkloadTaken(Given):
     digest: str
 
 
-class Share(Given):
+class Share(Heard):
     """Whether every user may read or use it."""
 
     shared: bool
@@ -277,25 +292,25 @@ class Node(Given):
     host: str
 
 
-class NodeRequest(Given):
+class NodeRequest(Heard):
     """How a host is to be changed. `deadline_s` is of draining."""
 
-    deadline_s: Annotated[float, Field(gt=0, le=1e7)] | None = None
+    deadline_s: Seconds | None = None
 
 
-class TokenRequest(Given):
+class TokenRequest(Heard):
     """A token by which a host joins."""
 
-    host: str
-    ttl_s: Annotated[float, Field(gt=0)] | None = None
+    host: Annotated[str, Field(min_length=1)]
+    ttl_s: Seconds | None = None
 
 
-class KeyRequest(Given):
+class KeyRequest(Heard):
     """A key of a user."""
 
-    user: str
+    user: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,199}$")]
     scope: Scope
-    ttl_s: Annotated[float, Field(gt=0)] | None = None
+    ttl_s: Seconds | None = None
 
 
 class Lease(Given):

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from dgpunet_dask.daemons.api.answers import Json, JsonText
 from dgpunet_dask.daemons.api.asked import Ask
-from dgpunet_dask.errors import BadValue
+from dgpunet_dask.daemons.api.forms import Share
 from dgpunet_dask.retrieval.request import asked_for
 
 
@@ -30,23 +30,15 @@ async def removed(asked: Ask, name: str) -> Response:
 
 async def searched(asked: Ask, name: str, body: dict[str, Any]) -> Response:
     """Search an index: the hits of each query."""
-    return JsonText(await asked.ctx.indexes.search(name, asked.caller.rights, asked_for(body)))
+    return JsonText(await asked.ctx.indexes.search(name, asked.caller.rights, asked_for(_whole(body))))
 
 
-async def shared(asked: Ask, name: str, body: dict[str, Any]) -> Response:
+async def shared(asked: Ask, name: str, body: Share) -> Response:
     """Let all read an index, or its owner alone; its owner's and the operators' to do."""
-    return Json(await asked.ctx.indexes.share(name, asked.caller.rights, shared=shared_of(body)))
+    return Json(await asked.ctx.indexes.share(name, asked.caller.rights, shared=body.shared))
 
 
-def shared_of(body: dict[str, Any]) -> bool:
-    """Return what ``{"shared": bool}`` says.
-
-    Raises
-    ------
-    BadValue
-        If it says nothing.
-    """
-    found = body.get("shared")
-    if not isinstance(found, bool):
-        raise BadValue(what="shared", value=str(found)[:80], why="send true or false")
-    return found
+def _whole(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a request whose `k` is an integer if it has no fraction: to JSON, 5.0 is one."""
+    k = body.get("k")
+    return {**body, "k": int(k)} if isinstance(k, float) and k.is_integer() else body

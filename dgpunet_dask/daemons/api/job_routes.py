@@ -14,8 +14,8 @@ from dgpunet_dask.daemons.api.answers import Json, Refused
 from dgpunet_dask.daemons.api.asked import Ask, Asked
 from dgpunet_dask.daemons.api.bodies import check_length, pieces
 from dgpunet_dask.daemons.api.context import WORKLOAD_BYTES_MAX
-from dgpunet_dask.daemons.api.forms import JobId, JobRequest, Key, PlanRequest
-from dgpunet_dask.errors import BadValue, NoSuchJob, NotAllowed
+from dgpunet_dask.daemons.api.forms import DemandRequest, JobId, JobRequest, Key, PlanRequest
+from dgpunet_dask.errors import NoSuchJob, NotAllowed
 from dgpunet_dask.model.job import JobState, JobStatus
 from dgpunet_dask.model.submitted import Submitted
 
@@ -49,8 +49,10 @@ async def submitted(
 ) -> Response:
     """Submit a job, or with `array` many. The same key again answers 200 with what it stands for."""
     request = _of_caller(asked, body.model_dump(exclude_unset=True))
-    if idempotency_key is not None and request.setdefault("key", idempotency_key) != idempotency_key:
-        raise BadValue(what="Idempotency-Key", value=idempotency_key, why="the body has another key")
+    if idempotency_key is not None:
+        if body.key not in {None, idempotency_key}:
+            raise Refused(409, "the body has another key than the header Idempotency-Key")
+        request["key"] = idempotency_key
     made = await asked.ctx.service.submit(request)
     if isinstance(made, JobStatus):
         made = Submitted((made,))
@@ -109,9 +111,9 @@ async def retried(asked: Ask, job_id: str) -> Response:
     return Json(job_to_wire(await asked.ctx.service.retry(job_id)))
 
 
-async def demand_explained(asked: Ask, body: dict[str, Any]) -> Response:
+async def demand_explained(asked: Ask, body: DemandRequest) -> Response:
     """Tell where a demand would go now, and why not elsewhere."""
-    return Json(await asked.ctx.why.demand(body))
+    return Json(await asked.ctx.why.demand(body.model_dump()))
 
 
 async def workload_looked_for(asked: Ask, digest: str) -> Response:
@@ -128,6 +130,8 @@ async def workload_taken(asked: Ask, digest: str, request: Request) -> Response:
     with tempfile.TemporaryFile(dir=asked.ctx.uploads) as upload:  # a file without a name: whatever happens, it is gone
         async for piece in pieces(request.receive, WORKLOAD_BYTES_MAX, _WORKLOAD):
             upload.write(piece)
+        if upload.tell() == 0:
+            raise Refused(400, "send the workload's files as a tar stream")
         upload.seek(0)
         await asked.ctx.service.add_workload(digest, upload)
     return Json({"digest": digest}, 201)

@@ -12,6 +12,7 @@ from dgpunet_dask.daemons.api.answers import Json
 from dgpunet_dask.daemons.api.asked import Ask
 from dgpunet_dask.daemons.api.bodies import json_of
 from dgpunet_dask.daemons.api.context import NodeAction
+from dgpunet_dask.daemons.api.forms import KeyRequest, NodeRequest, TokenRequest
 from dgpunet_dask.errors import BadValue
 
 # Whoever joins
@@ -66,9 +67,9 @@ async def nodes(asked: Ask) -> Response:
     return Json(await asked.membership.nodes())
 
 
-async def node_changed(asked: Ask, host: str, action: str, body: dict[str, Any]) -> Response:
+async def node_changed(asked: Ask, host: str, action: str, body: NodeRequest) -> Response:
     """Cordon, uncordon, drain or remove a host."""
-    return Json(await asked.membership.node_action(host, cast("NodeAction", action), body))
+    return Json(await asked.membership.node_action(host, cast("NodeAction", action), body.model_dump(exclude_unset=True)))
 
 
 async def doctor(asked: Ask, request: Request) -> Response:
@@ -91,9 +92,9 @@ async def tokens(asked: Ask) -> Response:
     return Json(await asked.membership.tokens())
 
 
-async def token_made(asked: Ask, body: dict[str, Any]) -> Response:
+async def token_made(asked: Ask, body: TokenRequest) -> Response:
     """Make a join token. Its text is told this once."""
-    return Json(await asked.membership.token_create(body), 201)
+    return Json(await asked.membership.token_create(body.model_dump(exclude_unset=True)), 201)
 
 
 async def token_revoked(asked: Ask, token_id: str) -> Response:
@@ -106,9 +107,9 @@ async def keys(asked: Ask) -> Response:
     return Json(await asked.membership.keys())
 
 
-async def key_made(asked: Ask, body: dict[str, Any]) -> Response:
+async def key_made(asked: Ask, body: KeyRequest) -> Response:
     """Make an API key. Its text is told this once."""
-    return Json(await asked.membership.key_create(body), 201)
+    return Json(await asked.membership.key_create(body.model_dump(exclude_unset=True)), 201)
 
 
 async def key_revoked(asked: Ask, key_id: str) -> Response:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from starlette.responses import Response
 
 from dgpunet_dask.daemons.api.answers import Json
 from dgpunet_dask.daemons.api.asked import Ask
-from dgpunet_dask.daemons.api.index_routes import shared_of
+from dgpunet_dask.daemons.api.forms import Share
 from dgpunet_dask.jobs.threads import in_thread
 
 
@@ -19,7 +18,7 @@ async def listed(asked: Ask) -> Response:
     return Json([asdict(info) for info in found])
 
 
-async def shared(asked: Ask, model_id: str, body: dict[str, Any]) -> Response:
+async def shared(asked: Ask, model_id: str, body: Share) -> Response:
     """Let all jobs use a model, or its owner's alone; its owner's and the operators' to do."""
-    wanted, by = shared_of(body), asked.caller.rights
-    return Json(asdict(await in_thread(lambda: asked.ctx.models.share(model_id, by, shared=wanted))))
+    by = asked.caller.rights
+    return Json(asdict(await in_thread(lambda: asked.ctx.models.share(model_id, by, shared=body.shared))))

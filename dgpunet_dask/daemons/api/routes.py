@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, Literal, Protocol
 
 from fastapi import FastAPI
@@ -60,7 +60,7 @@ ROUTES: Final = (
         "POST": _sent("submitter", jobs.submitted, form.Job | form.JobArray, None, status=201, again=200, fails=(404, 409)),
     }),
     Route("/v1/plan", {"POST": _sent("submitter", jobs.planned, form.Object, None, fails=(404, 409))}),
-    Route("/v1/explain", {"POST": _sent("viewer", jobs.demand_explained, form.Object, form.DemandRequest, fails=(409,))}),
+    Route("/v1/explain", {"POST": _sent("viewer", jobs.demand_explained, form.Object, None, fails=(409,))}),
     Route("/v1/jobs/{job_id}", {"GET": _viewed(jobs.shown, form.Job)}),
     Route("/v1/jobs/{job_id}/events", {"GET": _viewed(jobs.events, list[form.Event])}),
     Route("/v1/jobs/{job_id}/explain", {"GET": _viewed(jobs.explained, form.JobExplanation)}),
@@ -77,9 +77,9 @@ ROUTES: Final = (
         "GET": _viewed(indexes.shown, form.IndexInfo), "DELETE": Does("submitter", indexes.removed, form.IndexRemoved, fails=(409,)),
     }),
     Route("/v1/indexes/{name}/search", {"POST": _sent("viewer", indexes.searched, form.SearchAnswers, form.SearchRequest)}),
-    Route("/v1/indexes/{name}/share", {"POST": _sent("submitter", indexes.shared, form.IndexInfo, form.Share)}),
+    Route("/v1/indexes/{name}/share", {"POST": _sent("submitter", indexes.shared, form.IndexInfo, None)}),
     Route("/v1/models", {"GET": _viewed(models.listed, list[form.Model])}),
-    Route("/v1/models/{model_id}/share", {"POST": _sent("submitter", models.shared, form.Model, form.Share)}),
+    Route("/v1/models/{model_id}/share", {"POST": _sent("submitter", models.shared, form.Model, None)}),
     Route("/v1/ca", {"GET": Does("public", machines.authority, told=False)}),
     Route("/v1/join", {"POST": _hidden("public", machines.joined)}),
     Route("/v1/join/check", {"POST": _hidden("public", machines.join_checked)}),
@@ -88,16 +88,16 @@ ROUTES: Final = (
     Route("/v1/agents/renew", {"POST": _hidden("agent", machines.renewed)}),
     Route("/v1/agents/leave", {"POST": _hidden("agent", machines.left)}),
     Route("/v1/nodes", {"GET": _viewed(machines.nodes, list[form.Node], fails=(409,))}),
-    Route("/v1/nodes/{host}/{action}", {"POST": _sent("operator", machines.node_changed, form.Object, form.NodeRequest, fails=(409,))}),
+    Route("/v1/nodes/{host}/{action}", {"POST": _sent("operator", machines.node_changed, form.Object, None, fails=(409,))}),
     Route("/v1/doctor", {"GET": _operated(machines.doctor, form.Object, fails=(409,))}),
     Route("/v1/tokens", {
         "GET": _operated(machines.tokens, list[form.Object], fails=(409,)),
-        "POST": _sent("operator", machines.token_made, form.Object, form.TokenRequest, status=201, fails=(409,)),
+        "POST": _sent("operator", machines.token_made, form.Object, None, status=201, fails=(409,)),
     }),
     Route("/v1/tokens/{token_id}/revoke", {"POST": _sent("operator", machines.token_revoked, form.Object, fails=(409,))}),
     Route("/v1/keys", {
         "GET": _operated(machines.keys, list[form.Object], fails=(409,)),
-        "POST": _sent("operator", machines.key_made, form.Object, form.KeyRequest, status=201, fails=(409,)),
+        "POST": _sent("operator", machines.key_made, form.Object, None, status=201, fails=(409,)),
     }),
     Route("/v1/keys/{key_id}/revoke", {"POST": _sent("operator", machines.key_revoked, form.Object, fails=(409,))}),
     Route("/login", {method: Does("public", dashboard.login, told=False) for method in ("GET", "POST")}, page=dashboard.login),
@@ -126,6 +126,12 @@ class ServerIdentity(Protocol):
 
 def make_application(ctx: ApiContext) -> ASGIApp:
     """Return the routes over `ctx`, with the gate in front."""
+    return Gate(ctx, ROUTES, application())
+
+
+@cache
+def application() -> FastAPI:
+    """Return FastAPI's part, which takes a while to make and is the same for all listeners: the gate hands the context on."""
     app = FastAPI(title="DGPUNET-Dask", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     for route in ROUTES:
         if route.page is None:
@@ -134,7 +140,7 @@ def make_application(ctx: ApiContext) -> ASGIApp:
     for kind in (DgpunetError, Refused, RequestValidationError, Exception):
         app.add_exception_handler(kind, _told)
     app.openapi = partial(document.written, app, ROUTES)  # type: ignore[method-assign]  # FastAPI's own way
-    return Gate(ctx, ROUTES, app)
+    return app
 
 
 async def _told(_: Request, error: Exception) -> Response:

@@ -193,7 +193,7 @@ async def test_operators_act_on_the_cluster(served):
 async def test_without_other_machines_their_routes_name_the_cure(served):
     served.ctx.membership = None
     for method, path in (("GET", "/v1/nodes"), ("POST", "/v1/tokens"), ("GET", "/v1/keys"), ("GET", "/v1/ca"), ("POST", "/v1/join")):
-        status, answer = await served.ask(method, path, b"{}")
+        status, answer = await served.ask(method, path, b'{"host": "node-a"}')
         assert status == 409
         assert "dgpunet-dask head" in answer["error"]["message"]
     with pytest.raises(LoopbackOnly) as told:
