@@ -222,7 +222,7 @@ class Attempting:
         failpoints.hit("commit.before", job=self.job_id, unit=unit.number)
         won = await self.ledger.commit(
             self.job_id, unit.unit_id, attempt.epoch, digests, counts=counts, device=attempt.device(records),
-            seconds=sum(r.seconds for r in records.values()), adopted=any(getattr(r, "adopted", False) for r in records.values()),
+            seconds=sum(r.seconds for r in records.values()), adopted=any(r.adopted for r in records.values()),
         )  # fmt: skip
         failpoints.hit("commit.done", job=self.job_id, unit=unit.number)
         if not won:
@@ -237,10 +237,10 @@ class Attempting:
             self.record.count(found.counts)
             self.record.tally.note(stage, found.device, found.seconds)
             self.ports.learned.unit(self.flights.stages[stage].demand, found)
-            if getattr(found, "log", ""):
-                self.record.log(stage, getattr(found, "log", ""), unit=unit.number, device=found.device)
+            if found.log:
+                self.record.log(stage, found.log, unit=unit.number, device=found.device)
         counted = self.record.counted
-        adopted = sum(getattr(found, "adopted", False) for found in records.values())
+        adopted = sum(found.adopted for found in records.values())
         self.record.units(done=counted.done + 1, attempts=counted.attempts - min(1, adopted))
 
     async def _judged(self, unit: Unit, failures: list[Failure], attempt: Attempt, error: DgpunetError) -> Verdict:
