@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 from distributed import Client
-from tornado.httpserver import HTTPServer
 
 from dgpunet_dask.cluster.decisions import DecisionFiles
 from dgpunet_dask.cluster.fleets import charged_by_device, fleet_digest, fleet_to_json, live_fleet, worker_rows
@@ -34,6 +33,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.config.settings_file import SettingsWatch
 from dgpunet_dask.daemons import children, resuming
 from dgpunet_dask.daemons.api import ApiContext, listen
+from dgpunet_dask.daemons.api.server import ApiServer
 from dgpunet_dask.daemons.deriving import Deriving
 from dgpunet_dask.daemons.disk import Disk, DiskPorts
 from dgpunet_dask.daemons.expected import Expected
@@ -298,7 +298,7 @@ class Head:
             uploads=self.home.run / "uploads",
         )
 
-    def _listen(self, ctx: ApiContext) -> list[HTTPServer]:
+    def _listen(self, ctx: ApiContext) -> list[ApiServer]:
         """Open the listeners."""
         return [resuming.listen_again(functools.partial(listen, ctx), resuming.port_of(self.before.api if self.before else None))]
 

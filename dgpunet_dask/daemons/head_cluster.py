@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from distributed import Client
-from tornado.httpserver import HTTPServer
 
 from dgpunet_dask.cluster.config import ClusterConfig, read_config
 from dgpunet_dask.cluster.dask_security import ClusterSecurity
@@ -22,6 +21,7 @@ from dgpunet_dask.cluster.peer_client import Peer, PeerClient
 from dgpunet_dask.cluster.workers import comm_env
 from dgpunet_dask.daemons import children
 from dgpunet_dask.daemons.api import ApiContext, listen, listen_tls
+from dgpunet_dask.daemons.api.server import ApiServer
 from dgpunet_dask.daemons.head import Head, HeadOptions
 from dgpunet_dask.daemons.joining import certify_head
 from dgpunet_dask.daemons.membership import Membership, Reach
@@ -89,7 +89,7 @@ class ClusterHead(Head):
         ctx.dashboard_upstream = self._dashboard_upstream
         return ctx
 
-    def _listen(self, ctx: ApiContext) -> list[HTTPServer]:
+    def _listen(self, ctx: ApiContext) -> list[ApiServer]:
         try:
             secured = listen_tls(ctx, self.identity, [self.config.address], self.config.ports.api)
         except OSError as error:

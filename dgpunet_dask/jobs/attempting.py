@@ -33,8 +33,14 @@ log = logging.getLogger(__name__)
 
 #: How often it is looked for units that are slow.
 WATCH_S: Final = 1.0
+#: So many times, a second apart, it is looked whether a unit was placed where its call may still go on.
+THERE_LOOKS: Final = 20
 #: Attempts of its job that the cause of a failure is told from.
 OTHERS: Final = 200
+
+
+class _NotThere(Exception):
+    """A unit was not placed on the device that it was meant for."""
 
 
 class Attempting:
@@ -46,6 +52,8 @@ class Attempting:
         Why each unit failed for good, by number.
     ended
         Set whenever a unit has ended.
+    left
+        By unit, the device where a call may go on that an earlier head has begun.
     """
 
     def __init__(self, record: JobRecord, plan: JobPlan, ledger: Ledger, flights: Flights, ports: Ports) -> None:
@@ -54,6 +62,7 @@ class Attempting:
         self.shortage = Shortage(flights, ports.learned, ports.on_oom, ports.sleep)
         self.failures: dict[int, str] = {}
         self.ended = asyncio.Event()
+        self.left: dict[str, str] = {}
         self._alone = asyncio.Lock()
         first = [stage for stage in plan.units if stage.spec.after == plan.source.spec.name]
         self._light_first = any(stage.demand is None for stage in first)  # of these nobody tells when they begin
@@ -67,6 +76,11 @@ class Attempting:
         """Take in a unit that failed under an earlier head, in this try of the job."""
         self.failures[row.number] = f"unit {row.number} was {row.state} before the head started again."
         self.record.units(failed=len(self.failures))
+
+    async def begin(self) -> None:
+        """Learn which calls earlier heads have left behind."""
+        left = [row for row in await self.ledger.unknown() if row.job_id == self.job_id]
+        self.left = {row.unit_id: row.device for row in left if row.device is not None}
 
     # One unit
 
@@ -127,19 +141,51 @@ class Attempting:
             await asyncio.gather(copying, *running, return_exceptions=True)
 
     async def _attempt(self, unit: Unit, avoid: tuple[str, ...]) -> tuple[Attempt, DgpunetError] | None:
-        """Lease a unit and run it, again on each new scheduler; return what it failed with, ``None`` once it is committed."""
+        """Lease a unit and run it, again on each new scheduler; return what it failed with, ``None`` once it is committed.
+
+        Where a call of it may still go on that an earlier head or scheduler has begun, it goes there first: that agent gives the result.
+        """
+        there = self.left.pop(unit.unit_id, None)
         while True:
             await self.ports.room()
-            attempt = await self._leased(unit, avoid=avoid)
+            attempt = await self._leased(unit, avoid=self._all_but(there) or avoid)
             try:
                 self.flights.submit(attempt, self.flights.stages)
                 if self._light_first:
                     await self._started(attempt, None)
                 failpoints.hit("unit.submitted", job=self.job_id, unit=unit.number)
-                return await self._run(attempt)
+                return await (self._run(attempt) if there is None else self._run_there(attempt))
+            except _NotThere:
+                await self._lost(attempt, f"{there} takes nothing now")
+                there = None
             except SchedulerGone as error:
+                there = attempt.device(self.flights.stages)
                 await self._lost(attempt, str(error))
                 await self._scheduler_back()
+
+    def _all_but(self, device: str | None) -> tuple[str, ...]:
+        """Return the devices to avoid for work that belongs on `device`, as long as that is here."""
+        devices = self.ports.devices()
+        return tuple(name for name in devices if name != device) if device in devices else ()
+
+    async def _run_there(self, attempt: Attempt) -> tuple[Attempt, DgpunetError] | None:
+        """Run an attempt that is meant for one device.
+
+        Raises
+        ------
+        _NotThere
+            If it was not placed there soon.
+        """
+        running = asyncio.create_task(self._run(attempt))
+        try:
+            for _ in range(THERE_LOOKS):
+                done, _ = await asyncio.wait([running], timeout=WATCH_S)
+                if done or attempt.places or attempt.ending:
+                    return await running
+            raise _NotThere
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     async def _copy(self, unit: Unit) -> tuple[Attempt, DgpunetError] | None:
         """Run a second attempt beside one that is slow, on another device, from the stage that is slow."""

@@ -27,6 +27,7 @@ from dgpunet_dask.jobs.models import FindModel, brought, local_model, model_dige
 from dgpunet_dask.jobs.plan import HeadHost, JobPlan, StagePlan, facts_from_wire, of_user, plan_job
 from dgpunet_dask.jobs.quotas import check_units
 from dgpunet_dask.jobs.record import JobRecord
+from dgpunet_dask.jobs.roots import bounded
 from dgpunet_dask.jobs.runner import JobRunner, Ports
 from dgpunet_dask.jobs.store import checked_digest, read_workload
 from dgpunet_dask.jobs.threads import in_thread
@@ -172,8 +173,11 @@ class Driver:
         await in_thread(lambda: scratch.mkdir(mode=0o700, parents=True, exist_ok=True))
         agent, user = self.ports.agent(), User(row.owner, operates=row.operates)
         workload = await in_thread(read_workload, self.home.workloads / checked_digest(row.digest))
-        digests, marks = await in_thread(self._models, workload, row.params, user)  # first: no stage sees a model that is not theirs
-        plan = await self.planned(workload, row.params, row.job_id, scratch, agent)
+        params = row.params
+        if not user.operates:  # what a path leads to may have changed since the job was accepted
+            params = await in_thread(bounded, workload, params, self.ports.settings().roots, (self.home.root,))
+        digests, marks = await in_thread(self._models, workload, params, user)  # first: no stage sees a model that is not theirs
+        plan = await self.planned(workload, params, row.job_id, scratch, agent)
         plan = with_digests(of_user(plan, user, shared=row.shared), digests)
         await self._check_placeable(plan)
         await self.learned.now()  # the scheduler may be a new one

@@ -56,7 +56,13 @@ def plan(found: Iterable[Found]) -> Restored:
     known = {row.job_id for row, _ in pairs}
     rows = tuple(replace(row, after=tuple(job for job in row.after if job in known)) for row, _ in pairs)
     units = {row.job_id: whole_units(one.results, one.sidecar.get("leaves")) for row, one in pairs}
-    return Restored(tuple(_started(row, units[row.job_id]) for row in rows), units)
+    units = {row.job_id: units[row.job_id] for row in rows if row.state != "done" or _enough(row, units[row.job_id])}
+    return Restored(tuple(_started(row, units.get(row.job_id, ())) for row in rows), units)
+
+
+def _enough(row: JobRow, units: Sequence[FoundUnit]) -> bool:
+    """Whether these can be all units of a done job; its results may have been cleared away, and its outcome is elsewhere then."""
+    return row.total is not None and row.total - row.allow_failed <= len(units) <= row.total
 
 
 def whole_units(results: Sequence[Result], leaves: Sequence[str] | None) -> tuple[FoundUnit, ...]:
@@ -94,6 +100,7 @@ def _job(raw: Mapping[str, Any]) -> JobRow:
 def _started(row: JobRow, units: Sequence[FoundUnit]) -> JobRow:
     """A job with units has a try and a pass to which they belong; one without, of an ended job, tells of no pass."""
     if units:
+        row = replace(row, total=len(units)) if row.state == "done" else row  # those that failed, as they might, left nothing
         return replace(row, tries=max(row.tries, 1), passes=max(row.passes, 1))
     return replace(row, passes=0) if row.state in FINAL_STATES else row
 

@@ -138,6 +138,7 @@ class JobRunner:
         pass_ = await self.ledger.begin_pass(self.job_id)
         counts = await self.ledger.counts(self.job_id)
         self.record.units(done=0, reused=0, failed=0, attempts=counts.attempts, total=None)
+        await self.attempting.begin()
         most = await self.ports.in_flight()
         room = asyncio.Semaphore(most)
         async with asyncio.TaskGroup() as group:

@@ -154,6 +154,8 @@ _TRIGGERS: Final = "\n".join([
     refuse("jobs_move", "UPDATE OF state ON jobs", f"NOT {allowed(JOB_TRANSITIONS)}", "a job cannot go there from its state"),
     refuse("jobs_end", "UPDATE OF state ON jobs", f"{_IN_FINAL} AND ({_OPEN_OF_JOB.format(index='live', state='leased')} OR {_OPEN_OF_JOB.format(index='unknown', state='unknown')})",
            "attempts of the job are open"),
+    refuse("jobs_done", "UPDATE OF state ON jobs", "NEW.state = 'done' AND NEW.passes > 0 AND NEW.total IS NOT"
+           " (SELECT done + failed FROM tallies WHERE job = NEW.seq)", "units of the job are not done"),
     refuse("jobs_fixed", "UPDATE OF seq, job_id ON jobs", "1", "a job keeps its id"),
     refuse("jobs_stay", "DELETE ON jobs", f"OLD.state NOT IN {words(FINAL_STATES)}", "a job that has not ended stays"),
     refuse("units_stay", "DELETE ON units", "EXISTS (SELECT 1 FROM jobs WHERE seq = OLD.job)", "units go with their job"),
@@ -221,10 +223,8 @@ FAULTS: Final[Mapping[str, str]] = {
     "a committed attempt whose results are not its unit's": """
         SELECT j.job_id, u.unit_id FROM attempts a JOIN units u ON u.id = a.unit JOIN jobs j ON j.seq = u.job
         WHERE a.state = 'committed' AND u.epoch IS NOT a.epoch""",
-    "a unit of a done job that is neither committed, allowed to fail nor dropped": """
-        SELECT j.job_id, u.unit_id FROM units u JOIN jobs j ON j.seq = u.job
-        WHERE j.state = 'done' AND (u.state IN ('ready', 'leased')
-          OR (u.state IN ('failed', 'quarantined') AND j.allow_failed < (SELECT failed FROM tallies WHERE job = j.seq)))""",
+    "a unit of a done job that is neither committed, failed nor dropped": """
+        SELECT j.job_id, u.unit_id FROM units u JOIN jobs j ON j.seq = u.job WHERE j.state = 'done' AND u.state IN ('ready', 'leased')""",
     "a done job whose units are not as many as its source gave": """
         SELECT j.job_id, '' FROM jobs j JOIN tallies t ON t.job = j.seq
         WHERE j.state = 'done' AND j.passes > 0 AND j.total IS NOT NULL AND t.done + t.failed != j.total""",

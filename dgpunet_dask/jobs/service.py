@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -190,8 +191,12 @@ class JobService:
         return {"workload": workload.name, "params": params, "policy": self.ports.policy().digest, "stages": stages}
 
     async def has_workload(self, digest: str) -> bool:
-        """Whether the workload's files are here, or come with the product."""
-        return (self.home.workloads / checked_digest(digest)).is_dir() or digest in await in_thread(shipped_digests)
+        """Whether the workload's files are here, or come with the product. Those that are will stay for a while."""
+        folder = self.home.workloads / checked_digest(digest)
+        if folder.is_dir():
+            os.utime(folder)
+            return True
+        return digest in await in_thread(shipped_digests)
 
     async def add_workload(self, digest: str, stream: BinaryIO) -> None:
         """Take a workload as a tar stream."""
