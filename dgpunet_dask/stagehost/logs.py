@@ -74,7 +74,7 @@ class LogFile:
         end = self.place()
         aside = self.path.with_name(self.path.name + _ASIDE)
         with contextlib.suppress(OSError):
-            aside.write_read(self._read(max(self._dropped, end - LOG_BYTES // 2), end))
+            aside.write_bytes(self._read(max(self._dropped, end - LOG_BYTES // 2), end))
         with contextlib.suppress(OSError):
             os.truncate(self.path, 0)
         return True
