@@ -136,6 +136,8 @@ class AttemptRow(NamedTuple):
         Whether it took over the call of an earlier attempt.
     cause, evidence
         Why it did not end well, and what that is known from.
+    started
+        Whether anything ran under its lease, as far as is known.
     """
 
     job_id: str
@@ -153,6 +155,7 @@ class AttemptRow(NamedTuple):
     adopted: bool
     cause: str | None
     evidence: Mapping[str, Any] | None
+    started: bool = True
 
 
 class FoundUnit(NamedTuple):

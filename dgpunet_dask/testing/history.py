@@ -105,7 +105,7 @@ def wasted_attempts(ledger: Path) -> dict[str, int]:
     """Return, by job, how many starts of units gave nothing that was used."""
     with read_copy(ledger) as db:
         ids = [row.job_id for row in ledger_steps.jobs(db)]
-        return {job_id: sum(a.state not in _USED for a in lease_steps.attempts(db, job_id, None, -1)) for job_id in ids}
+        return {job_id: sum(a.started and a.state not in _USED for a in lease_steps.attempts(db, job_id, None, -1)) for job_id in ids}
 
 
 def attempt_ends(ledger: Path, job_id: str) -> Counter[str]:

@@ -16,7 +16,7 @@ from dgpunet_dask.jobs import ledger as module
 from dgpunet_dask.jobs import ledger_steps, schema
 from dgpunet_dask.jobs.ledger import read_copy
 from dgpunet_dask.jobs.states import boot_of
-from tests.helpers import ROOT
+from tests.helpers import ROOT, until
 from tests.unit.jobs.ledgers import Held, commits, held, leased, new_job, running
 
 
@@ -58,12 +58,7 @@ def test_what_was_answered_at_once_is_on_the_disk_a_little_later(path: Path, mon
         running(one)
         before = one.written
         leased(one)
-
-        async def until_written() -> None:
-            while one.written == before:
-                await asyncio.sleep(0.001)
-
-        one.loop.run_until_complete(asyncio.wait_for(until_written(), 10))
+        until(lambda: one.loop.run_until_complete(asyncio.sleep(0.001, one.written > before)))
 
 
 @pytest.mark.usefixtures("unhurried")
@@ -132,8 +127,8 @@ def test_leases_of_an_earlier_boot_are_unknown_and_may_not_commit(path: Path) ->
 def test_a_call_that_outlived_its_head_is_no_second_start(path: Path) -> None:
     with held(path) as one:
         running(one)
-        leased(one)
-        leased(one, "v", 1)
+        for number, unit in enumerate("uv"):
+            one.placed("j", unit, leased(one, unit, number), "h/gpu0")
     with held(path) as two:
         for unit, adopted in (("u", True), ("v", False)):
             commits(two, unit, two.lease("j", unit), adopted=adopted)
