@@ -20,6 +20,7 @@ from dgpunet_dask import errors  # noqa: E402  # of this checkout, installed or 
 from dgpunet_dask.cli import forms  # noqa: E402
 from dgpunet_dask.cli.main import PROGRAM, cli, common_options  # noqa: E402
 from dgpunet_dask.config import settings_file  # noqa: E402
+from dgpunet_dask.daemons.api.routes import application  # noqa: E402
 
 HEADING = "<!-- Written by scripts/make_docs.py from the code: change that, then run the script. -->\n"
 CLI_INTRO = f"""# Command line
@@ -126,11 +127,17 @@ def form_schema(name: str) -> str:
     return json.dumps(forms.schema_of(name), indent=2) + "\n"
 
 
+def api_document() -> str:
+    """Return docs/reference/openapi.json: what ``GET /openapi.json`` answers."""
+    return json.dumps(application().openapi(), indent=1) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/cli.md": cli_page,
     "docs/reference/exit-codes.md": codes_page,
     "docs/reference/settings.md": settings_page,
     "docs/reference/config.schema.json": settings_schema,
+    "docs/reference/openapi.json": api_document,
     **{f"docs/reference/schemas/{name}.json": functools.partial(form_schema, name) for name in forms.FORMS},
 }
 

@@ -18,7 +18,9 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
-from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, websocket_connect
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.typing import Subprotocol
 
 from dgpunet_dask.daemons.api.answers import Refused
 from dgpunet_dask.daemons.api.asked import Asked
@@ -136,7 +138,7 @@ async def socket(asked: Asked, send: Send) -> None:
     near = WebSocket(asked.scope, asked.receive, send)
     watch = _Watch(asked)
     try:
-        await near.accept(far.selected_subprotocol)
+        await near.accept(far.subprotocol)
         ways = [asyncio.create_task(_outward(near, far, watch)), asyncio.create_task(_inward(near, far, watch))]
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         for way in ways:
@@ -146,31 +148,34 @@ async def socket(asked: Asked, send: Send) -> None:
     except (OSError, RuntimeError, WebSocketDisconnect):
         pass  # the page is gone
     finally:
-        far.close()
+        await far.close()
 
 
-async def _connected(asked: Asked) -> WebSocketClientConnection:
-    request = HTTPRequest("ws" + _upstream(asked).removeprefix("http"), connect_timeout=ANSWER_S, request_timeout=ANSWER_S)
-    offered = [text for text in asked.scope.get("subprotocols", []) if text]
+async def _connected(asked: Asked) -> ClientConnection:
+    url = "ws" + _upstream(asked).removeprefix("http")
+    offered = [Subprotocol(text) for text in asked.scope.get("subprotocols", []) if text]
     try:
-        return await websocket_connect(request, subprotocols=offered, max_message_size=BODY_BYTES_MAX)
-    except (OSError, HTTPClientError) as error:
+        # it is on this machine: no proxy leads there, and nothing is won by packing
+        return await connect(url, subprotocols=offered or None, max_size=BODY_BYTES_MAX, open_timeout=ANSWER_S, proxy=None, compression=None)
+    except (OSError, WebSocketException) as error:
         raise Refused(502, "the dashboard does not answer") from error
 
 
-async def _inward(near: WebSocket, far: WebSocketClientConnection, watch: _Watch) -> None:
+async def _inward(near: WebSocket, far: ClientConnection, watch: _Watch) -> None:
     """Pass on what the dashboard says."""
-    while (message := await far.read_message()) is not None and watch.may():
+    async for message in far:
+        if not watch.may():
+            return
         await (near.send_bytes(message) if isinstance(message, bytes) else near.send_text(message))
 
 
-async def _outward(near: WebSocket, far: WebSocketClientConnection, watch: _Watch) -> None:
+async def _outward(near: WebSocket, far: ClientConnection, watch: _Watch) -> None:
     """Pass on what the page says."""
     while (message := await near.receive())["type"] == "websocket.receive" and watch.may():
-        text, data = message.get("text"), message.get("bytes")
+        text = message.get("text")
         try:
-            await far.write_message(text or data or "", binary=text is None)
-        except WebSocketClosedError:
+            await far.send(message["bytes"] if text is None else text)
+        except ConnectionClosed:
             return
 
 

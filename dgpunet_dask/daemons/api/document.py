@@ -43,7 +43,7 @@ def of(route: Route, method: str, does: Does) -> dict[str, Any]:
     responses = {**answers, **{status: _failure(method, status) for status in _failures(route, does)}}
     more: dict[str, Any] = {"x-scope": does.need}
     if does.takes is bytes:
-        more["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+        more["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary", "minLength": 1}}}}
     elif does.takes is not None:
         more["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"$ref": _REFS.format(model=does.takes.__name__)}}}}
     return {

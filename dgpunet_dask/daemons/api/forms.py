@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from dgpunet_dask.model.job import JobState
-from dgpunet_dask.retrieval.request import FILTER_CHARS_MAX, HITS_MAX, QUERIES_MAX, QUERY_CHARS_MAX
+from dgpunet_dask.retrieval.request import FILTER_CHARS_MAX, HITS_MAX, K_MAX, QUERIES_MAX, QUERY_CHARS_MAX
 from dgpunet_dask.security.keys import Scope
 
 ARRAY_MAX = 1000
 KEY_CHARS_MAX = 200
-#: What fits into a signed integer of 64 bits, as the ledger keeps them.
-COUNT_MAX = 2**63 - 1
+#: More units than any job has.
+COUNT_MAX = 2**31 - 1
 #: Three hundred years.
 SECONDS_MAX = 1e10
 
@@ -24,7 +24,6 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
 Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX)]
 #: The id of a job.
 JobId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
@@ -79,8 +78,8 @@ class JobRequest(Taken):
     shared: bool = Field(False, description="whether every user may read the job and its results")
     user: Annotated[str, Field(max_length=200)] | None = Field(None, description="whose job it is; only operators' word counts")
     after: Annotated[list[JobId], Field(max_length=ARRAY_MAX)] = Field([], description="jobs that have to be done before this one starts")
-    allow_failed: Annotated[Whole, Field(ge=0, le=COUNT_MAX)] = Field(0, description="how many units may fail without failing the job")
-    retry: Annotated[Whole, Field(ge=0, le=1000)] = Field(0, description="how often the job is started again after it has failed")
+    allow_failed: Annotated[int, Field(ge=0, le=COUNT_MAX), BeforeValidator(_whole)] = Field(0, description="how many units may fail without failing the job")
+    retry: Annotated[int, Field(ge=0, le=1000), BeforeValidator(_whole)] = Field(0, description="how often the job is started again after it has failed")
     key: Key | None = Field(None, description="an idempotency key: the same submission with the same key is the same job")
     array: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=ARRAY_MAX)] | None = Field(
         None, description="a job for each of these sets of parameters, each laid over `params`"
@@ -238,7 +237,7 @@ class SearchRequest(Given):
     """Queries of one search; all together may ask for a bounded number of hits."""
 
     queries: Annotated[list[Query], Field(min_length=1, max_length=QUERIES_MAX)]
-    k: Annotated[int, Field(ge=1, le=HITS_MAX // QUERIES_MAX, description="hits of each query; fewer queries at once may ask for more")] = 10
+    k: Annotated[int, Field(ge=1, le=K_MAX, description=f"hits of each query; all queries together may ask for {HITS_MAX}")] = 10
     path: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="a path pattern as in .gitignore")] | None = None
     lang: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="a language, as hits name it")] | None = None
 

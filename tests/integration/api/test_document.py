@@ -98,7 +98,7 @@ async def test_a_tool_that_asks_all_it_promises_finds_no_fault(served, tmp_path)
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     command = [
         sys.executable, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml", "run", f"http://127.0.0.1:{served.ctx.port}/openapi.json",
-        "-H", f"Authorization: Bearer {KEY}", "--checks", "all", "--max-examples", "20", "--seed", "1", "--no-color", "--request-timeout", "20",
+        "-H", f"Authorization: Bearer {KEY}", "--checks", "all", "--max-examples", "12", "--seed", "1", "--no-color", "--request-timeout", "20",
     ]  # fmt: skip
     process = await asyncio.create_subprocess_exec(
         *command, cwd=tmp_path, env=child_env({"COLUMNS": "200"}), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
