@@ -33,10 +33,16 @@ log = logging.getLogger(__name__)
 
 #: How often it is looked for units that are slow.
 WATCH_S: Final = 1.0
+#: How long a stage may take to load that was never seen to, in seconds.
+LOAD_S: Final = 60.0
 #: So many times, a second apart, it is looked whether a unit was placed where its call may still go on.
 THERE_LOOKS: Final = 20
 #: Attempts of its job that the cause of a failure is told from.
 OTHERS: Final = 200
+
+
+#: Devices to avoid, by stage.
+Avoid = Mapping[str, tuple[str, ...]]
 
 
 class _NotThere(Exception):
@@ -53,7 +59,7 @@ class Attempting:
     ended
         Set whenever a unit has ended.
     left
-        By unit, the device where a call may go on that an earlier head has begun.
+        By unit, the stage and the device where a call may go on that an earlier head has begun.
     """
 
     def __init__(self, record: JobRecord, plan: JobPlan, ledger: Ledger, flights: Flights, ports: Ports) -> None:
@@ -62,7 +68,8 @@ class Attempting:
         self.shortage = Shortage(flights, ports.learned, ports.on_oom, ports.sleep)
         self.failures: dict[int, str] = {}
         self.ended = asyncio.Event()
-        self.left: dict[str, str] = {}
+        self.left: dict[str, tuple[str, str]] = {}
+        self._warm: set[tuple[str, str | None]] = set()
         self._alone = asyncio.Lock()
         first = [stage for stage in plan.units if stage.spec.after == plan.source.spec.name]
         self._light_first = any(stage.demand is None for stage in first)  # of these nobody tells when they begin
@@ -80,7 +87,7 @@ class Attempting:
     async def begin(self) -> None:
         """Learn which calls earlier heads have left behind."""
         left = [row for row in await self.ledger.unknown() if row.job_id == self.job_id]
-        self.left = {row.unit_id: row.device for row in left if row.device is not None}
+        self.left = {row.unit_id: (row.stage, row.device) for row in left if row.stage is not None and row.device is not None}
 
     # One unit
 
@@ -93,14 +100,15 @@ class Attempting:
             If it failed and the job cannot do without it.
         """
         failures: list[Failure] = []
-        verdict = Verdict("again")
+        verdict, avoid = Verdict("again"), dict[str, tuple[str, ...]]()
         try:
             while verdict.next == "again":
                 await self.ports.sleep(verdict.wait_s)
-                failed = await self._raced(unit, verdict.avoid, alone=self._suspect(failures))
+                failed = await self._raced(unit, avoid, alone=self._suspect(failures))
                 if failed is None:
                     return
                 verdict = await self._judged(unit, failures, *failed)
+                avoid = self._elsewhere(failed[1], verdict.avoid)
         finally:
             for attempt in list(unit.attempts):
                 await self.flights.let_go(attempt)
@@ -111,14 +119,14 @@ class Attempting:
         """Whether the unit may have killed a worker that it shared with others: then it is tried with no other suspect beside it."""
         return any(isinstance(f.error, WorkerKilled) for f in failures)
 
-    async def _raced(self, unit: Unit, avoid: tuple[str, ...], *, alone: bool) -> tuple[Attempt, DgpunetError] | None:
+    async def _raced(self, unit: Unit, avoid: Avoid, *, alone: bool) -> tuple[Attempt, DgpunetError] | None:
         """Run a unit's attempts until one commits; return the last that failed, with its error, if none does."""
         if alone:
             async with self._alone:
                 return await self._race(unit, avoid)
         return await self._race(unit, avoid)
 
-    async def _race(self, unit: Unit, avoid: tuple[str, ...]) -> tuple[Attempt, DgpunetError] | None:
+    async def _race(self, unit: Unit, avoid: Avoid) -> tuple[Attempt, DgpunetError] | None:
         unit.copied = False
         unit.copy_asked.clear()
         running = [asyncio.create_task(self._attempt(unit, avoid))]
@@ -140,7 +148,7 @@ class Attempting:
                 waiting.cancel()
             await asyncio.gather(copying, *running, return_exceptions=True)
 
-    async def _attempt(self, unit: Unit, avoid: tuple[str, ...]) -> tuple[Attempt, DgpunetError] | None:
+    async def _attempt(self, unit: Unit, avoid: Avoid) -> tuple[Attempt, DgpunetError] | None:
         """Lease a unit and run it, again on each new scheduler; return what it failed with, ``None`` once it is committed.
 
         Where a call of it may still go on that an earlier head or scheduler has begun, it goes there first: that agent gives the result.
@@ -148,7 +156,7 @@ class Attempting:
         there = self.left.pop(unit.unit_id, None)
         while True:
             await self.ports.room()
-            attempt = await self._leased(unit, avoid=self._all_but(there) or avoid)
+            attempt = await self._leased(unit, avoid=self._all_but(*there) if there else avoid)
             try:
                 self.flights.submit(attempt, self.flights.stages)
                 if self._light_first:
@@ -159,14 +167,14 @@ class Attempting:
                 await self._lost(attempt, f"{there} takes nothing now")
                 there = None
             except SchedulerGone as error:
-                there = attempt.device(self.flights.stages)
+                there = attempt.last_place(self.flights.stages)
                 await self._lost(attempt, str(error))
                 await self._scheduler_back()
 
-    def _all_but(self, device: str | None) -> tuple[str, ...]:
-        """Return the devices to avoid for work that belongs on `device`, as long as that is here."""
+    def _all_but(self, stage: str, device: str) -> Avoid:
+        """Return what to avoid for a stage that belongs on `device`, as long as that is here."""
         devices = self.ports.devices()
-        return tuple(name for name in devices if name != device) if device in devices else ()
+        return {stage: tuple(name for name in devices if name != device)} if device in devices else {}
 
     async def _run_there(self, attempt: Attempt) -> tuple[Attempt, DgpunetError] | None:
         """Run an attempt that is meant for one device.
@@ -180,7 +188,7 @@ class Attempting:
         try:
             for _ in range(THERE_LOOKS):
                 done, _ = await asyncio.wait([running], timeout=WATCH_S)
-                if done or attempt.places or attempt.ending:
+                if done or attempt.ending or set(attempt.avoid) <= set(attempt.places):
                     return await running
             raise _NotThere
         finally:
@@ -190,18 +198,18 @@ class Attempting:
     async def _copy(self, unit: Unit) -> tuple[Attempt, DgpunetError] | None:
         """Run a second attempt beside one that is slow, on another device, from the stage that is slow."""
         slow = unit.attempts[0]
-        avoid = tuple(sorted({device for device, _ in slow.places.values()}))
+        avoid = {name: (slow.places[name][0],) for name, future in slow.futures.items() if name in slow.places and future.status == "pending"}
         attempt = await self._leased(unit, avoid=avoid, copy=True)
         finished = {name: Future(future.key, self.ports.dask) for name, future in slow.futures.items() if future.status == "finished"}
         attempt.futures.update(finished)
         self.flights.submit(attempt, [name for name in self.flights.stages if name not in finished])
-        self._tell(attempt, "copied", why=f"it is slow on {', '.join(avoid)}")
+        self._tell(attempt, "copied", why="it is slow: " + ", ".join(f"{name} on {devices[0]}" for name, devices in avoid.items()))
         try:
             return await self._run(attempt)
         except SchedulerGone as error:
             return attempt, JobFailed(why=str(error))
 
-    async def _leased(self, unit: Unit, *, avoid: tuple[str, ...] = (), copy: bool = False) -> Attempt:
+    async def _leased(self, unit: Unit, *, avoid: Avoid, copy: bool = False) -> Attempt:
         epoch = await self.ledger.lease(self.job_id, unit.unit_id, speculative=copy)
         failpoints.hit("lease.granted", job=self.job_id, unit=unit.number)
         attempt = Attempt(unit, epoch, copy=copy, avoid=avoid)
@@ -247,10 +255,12 @@ class Attempting:
         attempt.epoch = await self.ledger.lease(self.job_id, attempt.unit.unit_id, speculative=attempt.copy)
         attempt.started = False
 
-    async def _started(self, attempt: Attempt, device: str | None) -> None:
+    async def _started(self, attempt: Attempt, device: str | None, stage: str | None = None) -> None:
         """Take in that something runs under an attempt's lease: it is a start from now on."""
         self._count_start(attempt)
-        await self.ledger.placed(self.job_id, attempt.unit.unit_id, attempt.epoch, device)
+        facts = self.ports.devices().get(str(device))
+        host = None if facts is None else facts.host
+        await self.ledger.placed(self.job_id, attempt.unit.unit_id, attempt.epoch, device, host, stage=stage)
 
     def _count_start(self, attempt: Attempt) -> None:
         self.record.units(attempts=self.record.counted.attempts + (not attempt.started))
@@ -282,6 +292,7 @@ class Attempting:
         for stage, found in records.items():
             self.record.count(found.counts)
             self.record.tally.note(stage, found.device, found.seconds)
+            self._warm.add((stage, found.device))
             self.ports.learned.unit(self.flights.stages[stage].demand, found)
             if found.log:
                 self.record.log(stage, found.log, unit=unit.number, device=found.device)
@@ -297,13 +308,14 @@ class Attempting:
         failures.append(Failure(error=error, host=None if facts is None else facts.host, device=device, alone=suspected))
         stage = self.flights.stages.get(str(error.fields.get("stage")))
         verdict = judge(failures, 2 if stage is None else stage.spec.retries)
-        avoid = tuple(name for name in verdict.avoid if self._elsewhere(attempt, verdict.avoid))
         await self._note_failure(attempt, error, to="ready" if verdict.next == "again" else verdict.next)
-        return Verdict(verdict.next, verdict.wait_s, avoid)
+        return verdict
 
-    def _elsewhere(self, attempt: Attempt, avoid: tuple[str, ...]) -> bool:
-        """Whether there is any device but these that the unit could go to."""
-        return any(self.ports.could(plan, avoid) for plan in self.flights.stages.values() if plan.demand is not None)
+    def _elsewhere(self, error: DgpunetError, avoid: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """Return what the stage that failed is to avoid, if there is any device beside these that could take it."""
+        name = str(error.fields.get("stage"))
+        stage = self.flights.stages.get(name)
+        return {name: avoid} if stage is not None and avoid and self.ports.could(stage, avoid) else {}
 
     async def _note_failure(self, attempt: Attempt, error: DgpunetError, *, to: Any) -> None:
         device = error.fields.get("device") or attempt.device(self.flights.stages)
@@ -366,7 +378,7 @@ class Attempting:
             if again:
                 await self._lost(attempt, "its worker is gone")
                 await self._lease_again(attempt)
-            await self._started(attempt, str(row["device"]))
+            await self._started(attempt, str(row["device"]), str(row["stage"]))
 
     # Slow units
 
@@ -377,8 +389,7 @@ class Attempting:
             waiting = {name for attempt, name, _ in self.flights.pending() if name not in attempt.places}
             for flight in stragglers(self._flying(), self.ports.clock.monotonic(), waiting):
                 unit = self.flights.units[flight.number]
-                avoid = tuple({device for attempt in unit.attempts for device, _ in attempt.places.values()})
-                if self.ports.could(self.flights.stages[flight.stage], avoid):
+                if self.ports.could(self.flights.stages[flight.stage], (flight.device,)):
                     unit.copied = True
                     unit.copy_asked.set()
 
@@ -390,7 +401,10 @@ class Attempting:
             if demand is None or name not in attempt.places or attempt.places[name][0] not in devices:
                 continue
             device, since_s = attempt.places[name]
-            estimate = estimates.run_s(demand.stage, demand.model, device_class(devices[device]))
+            kind = device_class(devices[device])
+            estimate = estimates.run_s(demand.stage, demand.model, kind)
+            if estimate is not None and (name, device) not in self._warm:
+                estimate += estimates.load_s(demand.stage, demand.model, kind) or LOAD_S
             copied = attempt.unit.copied or attempt.copy or len(attempt.unit.attempts) > 1
             found.append(Flight(number=attempt.number, stage=name, device=device, since_s=since_s, estimate_s=estimate, copied=copied))
         return found

@@ -47,7 +47,7 @@ class Attempt:
     copy
         A second attempt beside one that is slow.
     avoid
-        Devices that will not do for it.
+        Devices that will not do, by stage.
     started
         Something runs, or has run, under its lease, as far as is known.
     ending
@@ -59,7 +59,7 @@ class Attempt:
     unit: Unit
     epoch: int
     copy: bool = False
-    avoid: tuple[str, ...] = ()
+    avoid: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     futures: dict[str, Future] = field(default_factory=dict)
     asked: dict[str, Demand | None] = field(default_factory=dict)
     places: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -72,10 +72,15 @@ class Attempt:
         """Of its unit."""
         return self.unit.number
 
-    def device(self, last: Iterable[str]) -> str | None:
-        """Return the device of the last of these stages that was placed; ``None`` where none was."""
-        found = [self.places[name][0] for name in last if name in self.places]
+    def last_place(self, stages: Iterable[str]) -> tuple[str, str] | None:
+        """Return the last of these stages that was placed, and its device; ``None`` where none was."""
+        found = [(name, self.places[name][0]) for name in stages if name in self.places]
         return found[-1] if found else None
+
+    def device(self, stages: Iterable[str]) -> str | None:
+        """Return the device of the last of these stages that was placed; ``None`` where none was."""
+        found = self.last_place(stages)
+        return None if found is None else found[1]
 
 
 @dataclass(eq=False)
@@ -124,9 +129,8 @@ class Flights:
 
     def _asking(self, attempt: Attempt, name: str) -> StagePlan:
         plan = self.stages[name]
-        if plan.demand is None or not attempt.avoid:
-            return plan
-        return plan.asking(replace(plan.demand, avoid=attempt.avoid))
+        avoid = attempt.avoid.get(name, ())
+        return plan if plan.demand is None or not avoid else plan.asking(replace(plan.demand, avoid=avoid))
 
     def _task(self, attempt: Attempt, plan: StagePlan, upstream: Any, serial: int) -> Future:
         key = unit_key(plan.spec.name, self.job_id, attempt.number, serial)

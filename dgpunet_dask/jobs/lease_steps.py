@@ -17,7 +17,7 @@ from dgpunet_dask.jobs.states import UnitState
 _OF_UNIT: Final = "(SELECT id FROM units WHERE job = (SELECT seq FROM jobs WHERE job_id = ?) AND unit_id = ?)"
 _ATTEMPT: Final = (
     "SELECT j.job_id, u.unit_id, u.number, a.epoch, a.state, a.slot, a.try_no, a.device, a.host, a.leased_s, a.ended_s, a.seconds, a.adopted,"
-    " a.cause, a.evidence, a.started FROM attempts a JOIN units u ON u.id = a.unit JOIN jobs j ON j.seq = u.job"
+    " a.cause, a.evidence, a.started, a.stage FROM attempts a JOIN units u ON u.id = a.unit JOIN jobs j ON j.seq = u.job"
 )
 
 
@@ -40,12 +40,12 @@ def lease(db: Db, job_id: str, unit_id: str, epoch: int, now: float, *, speculat
     return epoch
 
 
-def placed(db: Db, job_id: str, unit_id: str, epoch: int, device: str | None, host: str | None) -> None:
+def placed(db: Db, job_id: str, unit_id: str, epoch: int, stage: str | None, device: str | None, host: str | None) -> None:
     """Note that an attempt runs, and where; it counts as a start from now on, unless it is counted with the one that took it over."""
     db.execute(
-        "UPDATE attempts SET started = 1, device = coalesce(?, device), host = coalesce(?, host)"
+        "UPDATE attempts SET started = 1, stage = ?, device = coalesce(?, device), host = coalesce(?, host)"
         f" WHERE unit = {_OF_UNIT} AND epoch = ? AND state != 'adopted'",
-        (device, host, job_id, unit_id, epoch),
+        (stage, device, host, job_id, unit_id, epoch),
     )
 
 
@@ -160,8 +160,8 @@ def attempts(db: Db, job_id: str, unit_id: str | None, limit: int) -> list[Attem
 
 
 def _attempt(row: Row) -> AttemptRow:
-    *first, slot, try_no, device, host, leased_s, ended_s, seconds, adopted, cause, evidence, started = row
-    return AttemptRow._make((*first, bool(slot), try_no, device, host, leased_s, ended_s, seconds, bool(adopted), cause, loaded(evidence), bool(started)))
+    *first, slot, try_no, device, host, leased_s, ended_s, seconds, adopted, cause, evidence, started, stage = row
+    return AttemptRow._make((*first, bool(slot), try_no, device, host, leased_s, ended_s, seconds, bool(adopted), cause, loaded(evidence), stage, bool(started)))
 
 
 def boot(db: Db, number: int, now: float) -> None:

@@ -107,9 +107,9 @@ class LedgerCalls(ABC):
             lambda db: lease_steps.lease(db, job_id, unit_id, epoch, self._clock.wall(), speculative=speculative), "lazy"
         )
 
-    async def placed(self, job_id: str, unit_id: str, epoch: int, device: str | None, host: str | None = None) -> None:
+    async def placed(self, job_id: str, unit_id: str, epoch: int, device: str | None, host: str | None = None, *, stage: str | None = None) -> None:
         """Note that an attempt runs, and where. From now on it counts as a start; a lease that ends before it does costs nothing."""
-        await self._do(lambda db: lease_steps.placed(db, job_id, unit_id, epoch, device, host), "lazy")
+        await self._do(lambda db: lease_steps.placed(db, job_id, unit_id, epoch, stage, device, host), "lazy")
 
     async def commit(
         self, job_id: str, unit_id: str, epoch: int, results: Mapping[str, str], *,

@@ -136,6 +136,8 @@ class AttemptRow(NamedTuple):
         Whether it took over the call of an earlier attempt.
     cause, evidence
         Why it did not end well, and what that is known from.
+    stage
+        That which was placed on `device`, the last of the attempt's.
     started
         Whether anything ran under its lease, as far as is known.
     """
@@ -155,6 +157,7 @@ class AttemptRow(NamedTuple):
     adopted: bool
     cause: str | None
     evidence: Mapping[str, Any] | None
+    stage: str | None = None
     started: bool = True
 
 

@@ -114,6 +114,7 @@ CREATE TABLE attempts (
   slot INTEGER NOT NULL CHECK (slot IN (0, 1)),  -- 1: speculative
   state TEXT NOT NULL DEFAULT 'leased' CHECK (state IN {words(ATTEMPT_STATES)}),
   try_no INTEGER NOT NULL CHECK (try_no > 0),
+  stage TEXT,  -- the last that was placed, on `device`
   device TEXT,
   host TEXT,
   leased_s REAL NOT NULL,
