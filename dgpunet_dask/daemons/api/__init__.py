@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dgpunet_dask.daemons.api.context import JSON_BYTES_MAX, WORKLOAD_BYTES_MAX, ApiContext, JobService, Membership, Why
 from dgpunet_dask.daemons.api.routes import listen, listen_tls, make_application
+from dgpunet_dask.daemons.api.server import ApiServer
 
 __all__ = [
-    "JSON_BYTES_MAX", "WORKLOAD_BYTES_MAX", "ApiContext", "JobService", "Membership", "Why", "listen", "listen_tls", "make_application",
+    "JSON_BYTES_MAX", "WORKLOAD_BYTES_MAX", "ApiContext", "ApiServer", "JobService", "Membership", "Why", "listen", "listen_tls", "make_application",
 ]  # fmt: skip

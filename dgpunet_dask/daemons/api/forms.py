@@ -170,9 +170,9 @@ class Progress(Given):
 
 
 class Attempt(Given):
-    """One attempt at a unit. `cause` and `evidence` say why it did not end well."""
+    """One attempt at a unit, which has a number within its job. `cause` and `evidence` say why it did not end well."""
 
-    unit: str
+    unit: int
     epoch: int
     device: str | None
     host: str | None

@@ -17,7 +17,6 @@ from dgpunet_dask.daemons.api.context import WORKLOAD_BYTES_MAX
 from dgpunet_dask.daemons.api.forms import DemandRequest, JobId, JobRequest, Key, PlanRequest
 from dgpunet_dask.errors import NoSuchJob, NotAllowed
 from dgpunet_dask.model.job import JobState, JobStatus
-from dgpunet_dask.model.submitted import Submitted
 
 WAIT_S_MAX: Final = 60.0
 JOBS_MAX: Final = 10_000
@@ -54,8 +53,6 @@ async def submitted(
             raise Refused(409, "the body has another key than the header Idempotency-Key")
         request["key"] = idempotency_key
     made = await asked.ctx.service.submit(request)
-    if isinstance(made, JobStatus):
-        made = Submitted((made,))
     told = job_to_wire(made.jobs[0]) if made.array_id is None else array_to_wire(JobArray(made.array_id, made.jobs))
     return Json(told, 201 if made.created else 200)
 

@@ -200,7 +200,8 @@ def listen_tls(
 
 def _bound(address: str, port: int) -> socket.socket:
     """Return a socket at an IP address and port."""
-    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends without delay only where the protocol is named
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port whose last connections are still ending is free
         if sock.family == socket.AF_INET6:

@@ -97,3 +97,15 @@ async def test_with_too_many_connections_the_oldest_idle_one_makes_room(site, mo
     assert (await busy.answer()).status == 200
     for talk in [busy, *idle]:
         await talk.close()
+
+
+async def test_no_answer_is_held_back_until_the_one_before_is_acknowledged(site):
+    """Head and body of an answer are two writes: without TCP_NODELAY the second waits some 40 ms for the client's delayed acknowledgement."""
+    talk, took = await Talk.open(site.ctx.port), []
+    loop = asyncio.get_running_loop()
+    for _ in range(30):
+        began = loop.time()
+        assert (await talk.ask("GET", "/v1/status", **key(0))).status == 200
+        took.append(loop.time() - began)
+    assert sorted(took)[10] < 0.03
+    await talk.close()

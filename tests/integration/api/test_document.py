@@ -35,10 +35,20 @@ parameters = {{ name = "old" }}
 
 
 class PromptJobs(FakeJobs):
-    """Waits for nothing."""
+    """Waits for nothing, and has something to tell of each job."""
 
     async def events(self, job_id, since, wait_s):
         return await super().events(job_id, since, 0.0)
+
+    async def progress(self, job_id):
+        stage, device = {"stage": "embed", "waiting": 1, "running": 2, "done": 3}, {"device": "a", "running": 2, "done": 3, "seconds": 1.5}
+        return {**await super().progress(job_id), "rate_per_s": 2.5, "eta_s": 4.0, "stages": [stage], "devices": [device]}
+
+    async def attempts(self, job_id):
+        done = {"unit": 1, "epoch": 1 << 33, "device": "a", "host": "h", "state": "committed", "started_s": 1.8e9, "ended_s": 1.8e9}
+        failed = {"cause": "gpu-oom", "evidence": {"error_code": "out_of_memory"}, "device": None, "host": None, "ended_s": None}
+        await self.show(job_id)
+        return [{**done, "cause": None, "evidence": {}}, {**done, **failed, "state": "failed"}]
 
 
 @pytest.fixture

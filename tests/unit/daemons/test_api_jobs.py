@@ -131,7 +131,7 @@ async def test_a_job_that_has_not_ended_well_is_taken_back_by_its_owner(served):
 async def test_progress_and_attempts_are_the_readers(served):
     await submit(served, {"workload": "w"})
     tried = {
-        "unit": "u", "epoch": 1 << 33, "device": "a", "host": "h", "state": "failed", "cause": "gpu-oom", "evidence": {"code": "x"},
+        "unit": 7, "epoch": 1 << 33, "device": "a", "host": "h", "state": "failed", "cause": "gpu-oom", "evidence": {"code": "x"},
         "started_s": 1.0, "ended_s": None,
     }  # fmt: skip
     served.ctx.service.tried["job-1"] = [tried]
