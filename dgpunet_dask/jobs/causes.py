@@ -19,7 +19,7 @@ Confidence = Literal["certain", "likely", "guess"]
 
 _DISK_CODES: Final = frozenset({"disk_full", "low_disk"})
 _OOM_CODES: Final = frozenset({"out_of_memory", "foreign_memory"})
-_NETWORK_CODES: Final = frozenset({"peer_failed", "peer_busy", "folder_missing", "host_lost", "scheduler_lost"})
+_NETWORK_CODES: Final = frozenset({"peer_failed", "peer_busy", "folder_missing"})
 _VERSION_CODES: Final = frozenset({"environment_failed", "newer_format"})
 #: A process ended, or had to be ended, without a word of its own.
 _DEATHS: Final = frozenset({"stage_host_lost", "stage_hung", "worker_killed"})

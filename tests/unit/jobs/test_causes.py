@@ -1,0 +1,135 @@
+"""Whose fault a failure is."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dgpunet_dask import errors
+from dgpunet_dask.jobs import causes
+from dgpunet_dask.jobs.causes import CAUSES, Confidence, Other, attribute
+
+DEAD = {"error_code": "stage_host_lost", "host": "a", "device": "a/gpu0"}
+RAISED = {"error_code": "stage_failed", "error_kind": "ValueError", "host": "a", "device": "a/gpu0"}
+PASSED = Other(same_unit=False, host="b", device="b/gpu0")
+
+
+def same(host: str, code: str = "stage_host_lost") -> Other:
+    return Other(same_unit=True, host=host, device=f"{host}/gpu0", error_code=code)
+
+
+def died(host: str) -> Other:
+    return Other(same_unit=False, host=host, device=f"{host}/gpu0", error_code="stage_host_lost")
+
+
+#: Evidence, other attempts, cause, how sure.
+CASES: dict[str, tuple[dict[str, Any], list[Other], str, str]] = {
+    "a full disk": ({"errno": errno.ENOSPC}, [], "disk", "certain"),
+    "a quota": ({"errno": errno.EDQUOT}, [], "disk", "certain"),
+    "our own word for it": ({"error_code": "disk_full"}, [], "disk", "certain"),
+    "a full disk on two hosts is not the unit's fault": ({"errno": errno.ENOSPC, **RAISED}, [same("b", "disk_full")], "disk", "certain"),
+    "it died where the disk was nearly full": ({**DEAD, "free_disk_bytes": 10, "disk_floor": 1000}, [], "disk", "likely"),
+    "a damaged file": ({"error_code": "damaged_file"}, [], "disk", "likely"),
+    "killed by the kernel": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": 1}, [], "host-oom", "certain"),
+    "no memory": ({**RAISED, "error_kind": "MemoryError"}, [], "host-oom", "likely"),
+    "killed by somebody": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": 0}, [], "system", "guess"),
+    "killed, and nobody counts": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": None}, [], "system", "guess"),
+    "off the bus": ({**DEAD, "xid": [79]}, [], "gpu-hardware", "certain"),
+    "contained memory error": ({**DEAD, "xid": [94]}, [], "gpu-hardware", "likely"),
+    "an error that we do not know": ({**DEAD, "xid": [999]}, [], "gpu-hardware", "likely"),
+    "what the card mended": ({**RAISED, "xid": [63, 92]}, [], "user", "likely"),
+    "its kernel was wrong": ({**DEAD, "xid": [13]}, [], "user", "likely"),
+    "cleared away when killed": ({**DEAD, "xid": [45], "exit_signal": "SIGSEGV"}, [], "user", "guess"),
+    "its own overrun": ({"error_code": "out_of_memory"}, [], "gpu-oom", "certain"),
+    "others fill the card": ({"error_code": "foreign_memory"}, [], "gpu-oom", "certain"),
+    "it printed so before it died": ({**DEAD, "log_tail": "torch.OutOfMemoryError: CUDA out of memory. Tried"}, [], "gpu-oom", "likely"),
+    "not installed": ({**RAISED, "error_kind": "ModuleNotFoundError"}, [], "version", "likely"),
+    "not installed here alone": ({**RAISED, "error_kind": "ImportError", "versions_differ": True}, [], "version", "certain"),
+    "built for other cards": ({**DEAD, "log_tail": "CUDA error: no kernel image is available for execution"}, [], "version", "likely"),
+    "an older processor": ({**DEAD, "exit_signal": "SIGILL"}, [], "version", "likely"),
+    "another version, and dead": ({**DEAD, "versions_differ": True}, [], "version", "guess"),
+    "no environment": ({"error_code": "environment_failed"}, [], "version", "likely"),
+    "the host is gone": ({**DEAD, "host_lost": True}, [], "network", "likely"),
+    "a connection was reset": ({**RAISED, "errno": errno.ECONNRESET}, [], "network", "likely"),
+    "nobody had the folder": ({"error_code": "folder_missing"}, [], "network", "likely"),
+    "too hot, and hung": ({"error_code": "stage_hung", "host": "a", "thermal": True}, [], "thermal", "likely"),
+    "too hot, and wrong": ({**RAISED, "thermal": True}, [], "user", "likely"),
+    "it raised": (RAISED, [], "user", "likely"),
+    "it raised for this one alone": (RAISED, [PASSED], "data", "likely"),
+    "it raised on two hosts": (RAISED, [same("b", "stage_failed")], "user", "certain"),
+    "it raised on two hosts, and others pass": (RAISED, [same("b", "stage_failed"), PASSED], "data", "certain"),
+    "twice on one host is no two hosts": (RAISED, [same("a", "stage_failed"), PASSED], "data", "likely"),
+    "it died on two hosts": (DEAD, [same("b"), PASSED], "data", "certain"),
+    "others died there too, on a card": (DEAD, [died("a"), PASSED], "gpu-hardware", "likely"),
+    "others died there too, without a card": ({**DEAD, "device": "a/cpu"}, [died("a")], "system", "likely"),
+    "others died elsewhere": (DEAD, [died("b")], "user", "guess"),
+    "others raised there too": (RAISED, [Other(same_unit=False, host="a", error_code="stage_failed")], "user", "likely"),
+    "it hung": ({"error_code": "stage_hung", "host": "a"}, [], "user", "guess"),
+    "nothing is known": ({}, [], "system", "guess"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_cause(what: str) -> None:
+    evidence, elsewhere, code, confidence = CASES[what]
+    found = attribute(evidence, elsewhere=elsewhere)
+    assert (found.code, found.confidence) == (code, confidence)
+    assert found.why
+
+
+def test_each_cause_is_found_in_some_case() -> None:
+    assert {code for _, _, code, _ in CASES.values()} == set(CAUSES)
+
+
+def test_the_codes_of_errors_are_those_of_our_errors() -> None:
+    known = {kind.code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.DgpunetError)}
+    named = causes._DISK_CODES | causes._OOM_CODES | causes._NETWORK_CODES | causes._VERSION_CODES | causes._DEATHS
+    assert named <= known
+
+
+hosts = st.sampled_from(["a", "b", "c", None])
+codes = st.sampled_from([None, "stage_failed", "stage_host_lost", "stage_hung", "disk_full", "out_of_memory", "unexpected"])
+others = st.lists(st.builds(Other, same_unit=st.booleans(), host=hosts, device=st.none(), error_code=codes), max_size=6)
+evidences = st.fixed_dictionaries(
+    {},
+    optional={
+        "error_code": codes, "error_kind": st.sampled_from([None, "ValueError", "MemoryError", "ImportError"]),
+        "errno": st.sampled_from([None, errno.ENOSPC, errno.ECONNRESET, errno.EIO]), "exit_signal": st.sampled_from([None, "SIGKILL", "SIGSEGV", "SIGILL"]),
+        "exit_status": st.sampled_from([None, 0, 1]), "cgroup_oom_kills": st.sampled_from([None, 0, 2]),
+        "xid": st.none() | st.lists(st.sampled_from([13, 31, 45, 63, 79, 94, 999]), max_size=3), "thermal": st.none() | st.booleans(),
+        "free_disk_bytes": st.none() | st.integers(0, 100), "disk_floor": st.none() | st.integers(0, 100), "versions_differ": st.none() | st.booleans(),
+        "host_lost": st.none() | st.booleans(), "host": hosts, "device": st.none() | st.just("a/gpu0"), "log_tail": st.none() | st.text(max_size=20),
+    },
+)  # fmt: skip
+
+
+@given(evidences, others, st.randoms(use_true_random=False))
+def test_there_is_always_a_cause_whatever_the_order_of_the_others(evidence, elsewhere, chance) -> None:
+    found = attribute(evidence, elsewhere=elsewhere)
+    assert found.code in CAUSES
+    assert found.confidence in get_args(Confidence)
+    shuffled = list(elsewhere)
+    chance.shuffle(shuffled)
+    assert attribute(evidence, elsewhere=shuffled) == found
+
+
+@given(evidences, others)
+def test_what_is_none_says_as_little_as_what_is_missing(evidence, elsewhere) -> None:
+    told = {name: value for name, value in evidence.items() if value is not None}
+    assert attribute(told, elsewhere=elsewhere) == attribute(evidence, elsewhere=elsewhere)
+
+
+@given(evidences, others)
+def test_a_full_disk_is_never_the_unit_s_fault(evidence, elsewhere) -> None:
+    assert attribute({**evidence, "errno": errno.ENOSPC}, elsewhere=elsewhere).code == "disk"
+
+
+@given(evidences, others)
+def test_a_unit_is_blamed_for_sure_only_after_two_hosts(evidence, elsewhere) -> None:
+    found = attribute(evidence, elsewhere=elsewhere)
+    if found.code in {"user", "data"} and found.confidence == "certain":
+        assert len({o.host for o in elsewhere if o.same_unit and o.error_code} | {evidence.get("host")} - {None}) >= 2
