@@ -33,7 +33,7 @@ from typing import Any, Final, TypeVar, cast
 
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.errors import DamagedFile, DiskFull, NewerFormat, StartFailed
-from dgpunet_dask.jobs import lease_steps, schema
+from dgpunet_dask.jobs import lease_steps, ledger_steps, schema
 from dgpunet_dask.jobs.ledger_calls import LedgerCalls, Manner
 from dgpunet_dask.jobs.ledger_steps import Db
 from dgpunet_dask.jobs.rows import AttemptRow, JobRow, NewJob, UnitRow
@@ -95,7 +95,8 @@ class Ledger(LedgerCalls):
     set_aside
         Where a damaged ledger was moved by `open`, which then began an empty one; ``None`` where it was good.
     fresh
-        Whether `open` found no ledger that it could read: jobs may have left sidecars to rebuild it from (`jobs.rebuild`).
+        Whether nobody has yet looked for what jobs of a lost ledger, or of a release without one, have left (`jobs.rebuild`). It stays so
+        until `restore`, whoever is killed before.
 
     Raises
     ------
@@ -161,9 +162,8 @@ class Ledger(LedgerCalls):
         self._thread.shutdown()
 
     def _open(self) -> sqlite3.Connection:
-        self.fresh = not self.path.exists()
         try:
-            connection = self._good_connection()
+            return self._good_connection()
         except (sqlite3.DatabaseError, DamagedFile) as error:
             primary = _primary(error)
             if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -172,10 +172,9 @@ class Ledger(LedgerCalls):
                 raise DiskFull(path=self.path) from error
             if primary not in (None, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise  # the file may be good: a disk that gives errors, or a mistake of ours
-            self.set_aside, self.fresh = _put_aside(self.path), True
+            self.set_aside = _put_aside(self.path)
             log.error("the ledger %s is damaged (%s) and was set aside as %s", self.path, error, self.set_aside)
-            connection = self._good_connection()
-        return connection
+        return self._good_connection()
 
     def _good_connection(self) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -200,6 +199,7 @@ class Ledger(LedgerCalls):
         write_private(note, f"{self.boot}\n")  # first: a ledger that is lost from here on must not give this boot's epochs again
         with _transaction(connection):
             lease_steps.boot(db, self.boot, now)
+        self.fresh = not ledger_steps.was_restored(db)
 
     # Turns
 

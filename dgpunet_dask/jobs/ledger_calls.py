@@ -23,6 +23,7 @@ Manner = Literal["durable", "lazy", "read", "long", "outside"]
 class LedgerCalls(ABC):
     """The operations of a ledger, by name."""
 
+    fresh: bool
     _clock: Clock
 
     @abstractmethod
@@ -169,8 +170,9 @@ class LedgerCalls(ABC):
     # Made again
 
     async def restore(self, plan: Restored) -> None:
-        """Put in what `jobs.rebuild` found, into a ledger that has no jobs."""
+        """Put in what `jobs.rebuild` found, into a ledger that has no jobs; all of it, or nothing."""
         await self._do(lambda db: restore_steps(db, plan, self._clock.wall()), "long")
+        self.fresh = False
 
 
 def restore_steps(db: Db, plan: Restored, now: float) -> None:

@@ -320,6 +320,11 @@ def events(db: Db, job_id: str | None, limit: int) -> list[dict[str, Any]]:
     return [{"seq": seq, "time": at_s, "job_id": of, "kind": kind, **json.loads(facts)} for seq, at_s, of, kind, facts in reversed(rows)]
 
 
+def was_restored(db: Db) -> bool:
+    """Whether what other ledgers have left was looked for."""
+    return db.execute("SELECT 1 FROM events WHERE kind = 'rebuilt'").fetchone() is not None
+
+
 def dumped(value: Mapping[str, Any] | None) -> str | None:
     """Return JSON text, ``None`` for ``None``."""
     return None if value is None else json.dumps(dict(value))

@@ -148,8 +148,7 @@ def digest_of(file: Path) -> str:
 async def rebuild(ledger: Ledger, jobs: Path) -> Restored:
     """Put into a `fresh` ledger what lies under ``$DGPUNET_HOME/jobs``; return what that was."""
     restored = plan(await in_thread(lambda: list(look(jobs))))
-    if restored.jobs:
-        await ledger.restore(restored)
+    await ledger.restore(restored)
     return restored
 
 

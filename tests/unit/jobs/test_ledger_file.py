@@ -15,6 +15,7 @@ from dgpunet_dask.errors import DamagedFile, DiskFull, NewerFormat, StartFailed
 from dgpunet_dask.jobs import ledger as module
 from dgpunet_dask.jobs import ledger_steps, schema
 from dgpunet_dask.jobs.ledger import read_copy
+from dgpunet_dask.jobs.rows import Restored
 from dgpunet_dask.jobs.states import boot_of
 from tests.helpers import ROOT, until
 from tests.unit.jobs.ledgers import Held, commits, held, leased, new_job, running
@@ -142,10 +143,21 @@ def test_a_ledger_that_is_made_anew_gives_no_epoch_again(path: Path) -> None:
             pass
     path.unlink()
     with held(path) as one:
-        assert (one.ledger.boot, one.ledger.fresh) == (3, True)
+        assert one.ledger.boot == 3
     path.with_name("ledger.db.boot").write_text("no number")
     with held(path) as one:
-        assert (one.ledger.boot, one.ledger.fresh) == (4, False)
+        assert one.ledger.boot == 4
+
+
+def test_a_ledger_is_fresh_until_somebody_has_looked_for_what_others_left(path: Path) -> None:
+    for _ in range(2):
+        with held(path) as one:
+            assert one.ledger.fresh
+    with held(path) as one:
+        one.restore(Restored((), {}))
+        assert not one.ledger.fresh
+    with held(path) as one:
+        assert not one.ledger.fresh
 
 
 # A full disk
@@ -235,9 +247,9 @@ def test_a_damaged_ledger_is_set_aside_and_an_empty_one_begun(path: Path, damage
 
 
 def test_a_good_ledger_is_not_set_aside(path: Path) -> None:
-    for fresh in (True, False):
+    for _ in range(2):
         with held(path) as one:
-            assert (one.ledger.fresh, one.ledger.set_aside) == (fresh, None)
+            assert one.ledger.set_aside is None
 
 
 def test_a_newer_ledger_is_refused_and_left_alone(path: Path) -> None:
