@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from distributed import Future
@@ -13,9 +13,10 @@ from dgpunet_dask import failpoints
 from dgpunet_dask.errors import DgpunetError, JobFailed, Quarantined, WorkerKilled
 from dgpunet_dask.jobs.causes import attribute
 from dgpunet_dask.jobs.evidence import evidence_of, others_of
-from dgpunet_dask.jobs.flights import Attempt, Flights, SchedulerGone, Unit, records_of
+from dgpunet_dask.jobs.flights import Attempt, Flights, SchedulerGone, Unit, hosts_of, records_of
 from dgpunet_dask.jobs.judging import Failure, Verdict, judge
 from dgpunet_dask.jobs.ledger import Ledger
+from dgpunet_dask.jobs.persisting import written
 from dgpunet_dask.jobs.plan import JobPlan
 from dgpunet_dask.jobs.publishing import publish, take_back
 from dgpunet_dask.jobs.record import JobRecord
@@ -141,7 +142,7 @@ class Attempting:
                     if failed is None or not running:
                         return failed
                     await self._note_failure(*failed, to="ready")
-                if copying in done:
+                if copying in done and unit.attempts:  # not while it waits for the next scheduler
                     running.append(asyncio.create_task(self._copy(unit)))
         finally:
             for waiting in (copying, *running):
@@ -276,10 +277,10 @@ class Attempting:
         counts = merged({}, *(r.counts for r in records.values()))
         digests = await publish(folder, unit.unit_id, attempt.epoch, ends, leaves, self.ports.room)
         failpoints.hit("commit.before", job=self.job_id, unit=unit.number)
-        won = await self.ledger.commit(
+        won = await self._written(lambda: self.ledger.commit(
             self.job_id, unit.unit_id, attempt.epoch, digests, counts=counts, device=attempt.device(records),
             seconds=sum(r.seconds for r in records.values()), adopted=any(r.adopted for r in records.values()),
-        )  # fmt: skip
+        ))  # fmt: skip
         failpoints.hit("commit.done", job=self.job_id, unit=unit.number)
         if not won:
             await in_thread(take_back, folder, unit.unit_id, attempt.epoch, leaves)
@@ -312,10 +313,14 @@ class Attempting:
         return verdict
 
     def _elsewhere(self, error: DgpunetError, avoid: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        """Return what the stage that failed is to avoid, if there is any device beside these that could take it."""
+        """Return what the stage that failed is to avoid: all devices of the hosts of these, or these alone, where any other could take it."""
         name = str(error.fields.get("stage"))
-        stage = self.flights.stages.get(name)
-        return {name: avoid} if stage is not None and avoid and self.ports.could(stage, avoid) else {}
+        stage, devices = self.flights.stages.get(name), self.ports.devices()
+        if stage is None or not avoid:
+            return {}
+        hosts = hosts_of(avoid, {device.name: device.host for device in devices.values()})
+        whole = tuple(sorted({*avoid, *(device.name for device in devices.values() if device.host in hosts)}))
+        return next(({name: found} for found in (whole, avoid) if self.ports.could(stage, found)), {})
 
     async def _note_failure(self, attempt: Attempt, error: DgpunetError, *, to: Any) -> None:
         device = error.fields.get("device") or attempt.device(self.flights.stages)
@@ -324,13 +329,16 @@ class Attempting:
         others = others_of(await self.ledger.attempts(self.job_id, limit=OTHERS), attempt.unit.unit_id)
         cause = attribute(evidence, elsewhere=others)
         self._count_start(attempt)
-        await self.ledger.fail(
-            self.job_id, attempt.unit.unit_id, attempt.epoch, cause=cause.code, evidence={**evidence, "why": cause.why, "confidence": cause.confidence},
-            device=device, host=evidence.get("host"), to=to,
-        )  # fmt: skip
+        known = {**evidence, "why": cause.why, "confidence": cause.confidence}
+        await self._written(lambda: self.ledger.fail(
+            self.job_id, attempt.unit.unit_id, attempt.epoch, cause=cause.code, evidence=known, device=device, host=evidence.get("host"), to=to,
+        ))  # fmt: skip
         self._tell(attempt, "failed", cause=cause.code, why=cause.why, message=str(error))
         if evidence.get("log_tail"):
             self.record.log(str(error.fields.get("stage")), str(evidence["log_tail"]), unit=attempt.number, device=device)
+
+    async def _written(self, step: Callable[[], Awaitable[bool]]) -> bool:
+        return await written(step, self.ports.room, self.ports.sleep)
 
     def _tell(self, attempt: Attempt, state: str, **facts: Any) -> None:
         self.record.emit("attempt", unit=attempt.number, epoch=attempt.epoch, state=state, device=attempt.device(self.flights.stages), **facts)
@@ -348,11 +356,13 @@ class Attempting:
         self.record.units(failed=len(self.failures))
         if not poison and len(self.failures) > self.record.allow_failed:
             raise error
+        if error.fields.get("traceback"):  # that of an error which ends the job is told with its end
+            self.record.log(str(error.fields.get("stage")), str(error.fields["traceback"]), unit=unit.number)
 
     # Loss
 
     async def _lost(self, attempt: Attempt, why: str) -> None:
-        await self.ledger.lost(self.job_id, attempt.unit.unit_id, attempt.epoch, cause="system", evidence={"why": why})
+        await self._written(lambda: self.ledger.lost(self.job_id, attempt.unit.unit_id, attempt.epoch, cause="system", evidence={"why": why}))
         self._tell(attempt, "lost", cause="system", why=why)
 
     async def _scheduler_back(self) -> None:

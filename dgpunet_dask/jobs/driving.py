@@ -24,6 +24,7 @@ from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.ledger import Ledger
 from dgpunet_dask.jobs.model_owners import ModelOwners
 from dgpunet_dask.jobs.models import FindModel, brought, local_model, model_digests, model_folders, with_digests
+from dgpunet_dask.jobs.persisting import to_its_end, written
 from dgpunet_dask.jobs.plan import HeadHost, JobPlan, StagePlan, facts_from_wire, of_user, plan_job
 from dgpunet_dask.jobs.quotas import check_units
 from dgpunet_dask.jobs.record import JobRecord
@@ -127,8 +128,9 @@ class Driver:
             error = await self._tried(record)
             if error is None or not self._again(record, error):
                 break
-            await self._note_retry(record, error)
-        await self._concluded(record, error)
+            await to_its_end(self._note_retry(record, error))
+            await asyncio.sleep(RETRY_S)
+        await to_its_end(self._concluded(record, error))
 
     @staticmethod
     def _again(record: JobRecord, error: DgpunetError) -> bool:
@@ -139,18 +141,17 @@ class Driver:
         await in_thread(self._end_hosts, record.status.job_id)
         record.emit("again", tries=record.job.tries, error=error.to_json())
         job_id = record.status.job_id
-        await self.ledger.move(job_id, "failed", error=error.to_json(), exit_code=error.exit_code)
-        await self.ledger.move(job_id, "queued")
-        record.job = await self.ledger.move(job_id, "running")
+        await written(lambda: self.ledger.move(job_id, "failed", error=error.to_json(), exit_code=error.exit_code), self.ports.room)
+        await written(lambda: self.ledger.move(job_id, "queued"), self.ports.room)
+        record.job = await written(lambda: self.ledger.move(job_id, "running"), self.ports.room)
         record.restart()
-        await asyncio.sleep(RETRY_S)
 
     async def _tried(self, record: JobRecord) -> DgpunetError | None:
         """Run a job once; return what it failed with."""
         job_id = record.status.job_id
         try:
             if record.status.state == "queued":
-                await self.move(record, "running")
+                await to_its_end(written(lambda: self.move(record, "running"), self.ports.room))
             await self._run(record)
         except asyncio.CancelledError:
             await in_thread(self._end_hosts, job_id)
@@ -254,7 +255,7 @@ class Driver:
                 record.emit("log", text=str(error.fields["traceback"]))
         failpoints.hit("job.final")
         state: JobState = "done" if error is None else "cancelled" if isinstance(error, JobCancelled) else "failed"
-        await self.move(record, state, error)
+        await written(lambda: self.move(record, state, error), self.ports.room)
         await in_thread(past.clear_up, record)
         record.let_go()
 

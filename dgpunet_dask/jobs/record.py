@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 #: Events kept in memory for those who follow; all of them are in the job's events.jsonl.
 EVENTS_KEPT: Final = 2_000
-#: Longer texts of stages are not kept in memory: a job may print a lot.
+#: Longer texts of stages are on disk alone: a job may print a lot.
 TEXT_KEPT: Final = 4_096
 #: Events of one answer.
 ANSWER_MOST: Final = 5_000
@@ -90,7 +90,8 @@ class JobRecord:
         self.seq += 1
         event = {"seq": self.seq, "time": round(self.clock.wall(), 3), "kind": kind, **facts}
         self._write(event)
-        self.events.append(event)
+        short = len(facts.get("text") or "") <= TEXT_KEPT
+        self.events.append(event if short else {**event, "text": None})
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -166,9 +167,10 @@ class JobRecord:
         """Return the events after number `seq`, ``None`` where not all of them are in memory."""
         if seq >= self.seq:
             return []
-        if not self.events or self.events[0]["seq"] > seq + 1 or any(len(e.get("text", "")) > TEXT_KEPT for e in self.events):
+        found = [event for event in self.events if event["seq"] > seq]
+        if not found or found[0]["seq"] > seq + 1 or any(event.get("text", "") is None for event in found):
             return None
-        return [event for event in self.events if event["seq"] > seq]
+        return found
 
     def let_go(self) -> None:
         """Forget what only a running job needs: its events are on disk, unless that was full."""

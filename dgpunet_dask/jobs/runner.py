@@ -24,6 +24,7 @@ from dgpunet_dask.jobs.commit import commit_frames, commit_text
 from dgpunet_dask.jobs.flights import Flights, Unit
 from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.ledger import Ledger
+from dgpunet_dask.jobs.persisting import written
 from dgpunet_dask.jobs.plan import JobPlan, StagePlan
 from dgpunet_dask.jobs.record import JobRecord
 from dgpunet_dask.jobs.rows import UnitRow
@@ -147,7 +148,7 @@ class JobRunner:
             await self._drained()
             for helper in helpers:
                 helper.cancel()
-        await self.ledger.end_pass(self.job_id, pass_, self.given)
+        await written(lambda: self.ledger.end_pass(self.job_id, pass_, self.given), self.ports.room, self.ports.sleep)
         self.record.units(total=self.given)
         self._progress()
 

@@ -6,6 +6,7 @@ A job belongs to the ledger, not to this process: a head that starts goes on wit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -73,6 +74,7 @@ class JobService:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._followers: list[asyncio.Task[None]] = []
         self._submissions = Submissions()
+        self._coming: dict[str, str | None] = {}  # whose the jobs are that are being accepted
         self._copying = asyncio.Lock()
         self._placements_seen = 0
         self._closing = False
@@ -147,25 +149,34 @@ class JobService:
         await self._check_after(checked)
         self._check_quota(checked)
         failpoints.hit("submit.before")
-        made = ids(self._new_id, len(checked.params))
-        rows = await self.ledger.submit(checked.jobs(made, made[0] if checked.array else None, self.clock.wall()))
-        failpoints.hit("submit.committed")
-        if rows[0].job_id in self._records:
-            return Submitted(jobs=tuple(self._records[row.job_id].now() for row in rows), created=False, array_id=rows[0].array_id)
-        for row in rows:
-            await self._accept(row)
-        await self._admit()
-        self._submissions.add(checked.user.name, self.clock.monotonic(), len(rows))
-        return Submitted(jobs=tuple(self._records[row.job_id].now() for row in rows), created=True, array_id=rows[0].array_id)
+        made, owner = ids(self._new_id, len(checked.params)), checked.user.name
+        self._coming |= dict.fromkeys(made, owner)
+        try:
+            rows = await self.ledger.submit(checked.jobs(made, made[0] if checked.array else None, self.clock.wall()))
+            failpoints.hit("submit.committed")
+            created = rows[0].job_id == made[0]
+            for row in rows:
+                await self._accept(row)  # also where another request of the same key is at it: whoever answers has the jobs
+        finally:
+            for job_id in made:
+                del self._coming[job_id]
+        if created:
+            self._submissions.add(owner, self.clock.monotonic(), len(rows))
+            await self._admit()
+        return Submitted(jobs=tuple(self._records[row.job_id].now() for row in rows), created=created, array_id=rows[0].array_id)
 
     def _new_id(self) -> str:
         return f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(self.clock.wall()))}-{self._token()}"
 
     async def _accept(self, row: JobRow) -> None:
+        """Have a job that is in the ledger in memory too, and its folder there: once, whoever asks for it."""
         folder = self.home.jobs / row.job_id
-        await in_thread(functools.partial(folder.mkdir, mode=0o700, parents=True, exist_ok=True))
+        with contextlib.suppress(OSError):  # a full disk: the job is accepted, and its folder is made when it begins
+            await in_thread(functools.partial(folder.mkdir, mode=0o700, parents=True, exist_ok=True))
         if self.embedded():
             await in_thread(past.bind, folder)
+        if row.job_id in self._records:
+            return
         record = self._records[row.job_id] = JobRecord(past.status_of(row, UnitCounts()), folder, self.clock, row)
         await in_thread(past.save, record)
 
@@ -177,7 +188,11 @@ class JobService:
     def _check_quota(self, checked: Asked) -> None:
         user = checked.user
         quota = self.ports.settings().quotas.of(user.name, operates=user.operates)
-        live = sum(record.status.owner == user.name for record in self._unfinished())
+        key = checked.request.get("key")
+        if key is not None and any(r.job.key == key and r.status.owner == user.name for r in self._records.values()):
+            return  # sent again: it is no more work
+        coming = sum(owner == user.name for job_id, owner in self._coming.items() if job_id not in self._records)
+        live = coming + sum(record.status.owner == user.name for record in self._unfinished())
         check(quota, user.name, live, self._submissions, self.clock.monotonic(), jobs=len(checked.params))
 
     async def plan(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import pytest
 from dgpunet_dask.clock import SystemClock
 from dgpunet_dask.errors import JobCancelled
 from dgpunet_dask.jobs.record import JobRecord, events_on_disk
+from dgpunet_dask.jobs.rows import JobRow
 from dgpunet_dask.model.job import JobStatus
 
 
 @pytest.fixture
 def record(tmp_path: Path) -> JobRecord:
-    return JobRecord(JobStatus(job_id="j", workload="w", state="queued"), tmp_path, SystemClock(), 0.0)
+    return JobRecord(JobStatus(job_id="j", workload="w", state="queued"), tmp_path, SystemClock(), JobRow(job_id="j", workload="w", digest="d" * 64))
 
 
 def test_all_who_wait_hear_of_an_event(record: JobRecord) -> None:
@@ -44,10 +45,9 @@ def test_a_later_count_does_not_change_what_was_told_before(record: JobRecord) -
 
 
 def test_an_ended_job_keeps_its_events_on_disk_alone(record: JobRecord) -> None:
-    record.placed({"key": "embed-1-j-0", "device": "a"})
+    record.emit("placement", key="embed-1-j-0", device="a")
     record.let_go()
     assert not record.events
-    assert not record.starts
     assert [event["device"] for event in events_on_disk(record.folder)] == ["a"]
 
 

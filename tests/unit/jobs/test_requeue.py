@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dgpunet_dask.errors import StageOutOfMemory
 from dgpunet_dask.jobs.requeue import Tries, asks_more
-from dgpunet_dask.jobs.runner import job_of_key, starts_of, unit_key
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.policy import OnOom
 from dgpunet_dask.placement.oom import Overrun, next_demands
@@ -78,19 +76,7 @@ def test_a_held_unit_names_its_highest_peak_and_every_card() -> None:
     assert isinstance(error, StageOutOfMemory)
     assert "its peak was 9000MiB where 7500MiB were charged, on a (4GiB of 8GiB), b (7500MiB of 8GiB), after 2 attempt(s)" in error.message
     assert error.fields["traceback"] == "where"
-    assert starts_of(error) == 0, "they were counted as they happened"
 
 
 def test_a_filled_card_is_waited_for_longer_each_time() -> None:
     assert [Tries(foreign=n).wait_s() for n in (1, 2, 3)] == [2.0, 4.0, 8.0]
-
-
-@pytest.mark.parametrize("stage", ["embed", "embed-large-2", "a-1-2"])
-@pytest.mark.parametrize("again", [0, 1, 12])
-def test_the_job_of_a_key_is_found_whatever_the_stage_is_called(stage: str, again: int) -> None:
-    assert job_of_key(unit_key(stage, "20260101120000-a1b2c3", 7, again)) == "20260101120000-a1b2c3"
-
-
-@pytest.mark.parametrize("key", ["sum-0a1b", "('x', 1)", "embed", "embed-x-y-7", ""])
-def test_other_keys_have_no_job(key: str) -> None:
-    assert job_of_key(key) is None

@@ -47,7 +47,7 @@ def looks(home: Home) -> Callable[[Growing, Any], Awaitable[int]]:
 
     async def check(growing: Growing, plan: Any) -> int:
         service = JobService(home, ServicePorts(lambda: None, lambda: None, growing, HeadHost("h/cpu", 1, home.root)))  # type: ignore[arg-type, return-value]
-        await service._check_placeable(plan)
+        await service.driver._check_placeable(plan)
         return len(growing.fleets) - 1
 
     return check

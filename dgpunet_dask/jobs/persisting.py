@@ -1,0 +1,54 @@
+"""Steps that must come to their end: whatever the disk has room for, and whoever gives up waiting for them meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+from dgpunet_dask.errors import DiskFull
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: How long after a full disk the ledger is asked again.
+FULL_WAIT_S: Final = 1.0
+
+
+async def written(
+    step: Callable[[], Awaitable[T]], room: Callable[[], Awaitable[None]], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> T:
+    """Return what `step` gives, which writes to the ledger. A full disk is nobody's fault: it is done again until there is room.
+
+    Parameters
+    ----------
+    room
+        Waits until the head's disk has room.
+    """
+    while True:
+        try:
+            return await step()
+        except DiskFull as error:
+            log.warning("the ledger waits for room: %s", error)
+        await sleep(FULL_WAIT_S)
+        await room()
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` gives. A caller that is cancelled meanwhile waits for its end all the same, and is cancelled then.
+
+    For what must not stop half-way: the ledger may have taken it in already.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen: a failure after the end of its purpose is no news
+        raise
