@@ -258,7 +258,10 @@ def _only(found: list[psutil.Process]) -> Any:
 
 
 def _role(process: psutil.Process) -> str | None:
-    words = set(process.cmdline())
+    try:
+        words = set(process.cmdline())
+    except psutil.Error:  # it has ended between two looks
+        return None
     return next((role for role, modules in MODULES.items() if words.intersection(modules)), None)
 
 
