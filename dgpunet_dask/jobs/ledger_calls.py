@@ -65,6 +65,10 @@ class LedgerCalls(ABC):
         step = functools.partial(ledger_steps.move, error=error, exit_code=exit_code, metrics=metrics)
         return await self._do(lambda db: step(db, job_id, state, self._clock.wall()))
 
+    async def again(self, job_id: str, *, error: Mapping[str, Any], exit_code: int) -> JobRow:
+        """Take a job that runs and has failed to its next try, in one step: no head that is killed meanwhile leaves it failed."""
+        return await self._do(lambda db: ledger_steps.again(db, job_id, self._clock.wall(), error=error, exit_code=exit_code))
+
     async def forget(self, job_id: str) -> None:
         """Remove a job that has ended and all that is known of it; its files are the caller's."""
         await self._do(lambda db: ledger_steps.forget(db, job_id, self._clock.wall()), "long")

@@ -181,6 +181,13 @@ def move(
     return job_row(db, job_id)
 
 
+def again(db: Db, job_id: str, now: float, *, error: Mapping[str, Any], exit_code: int) -> JobRow:
+    """Take a job that has failed to its next try."""
+    move(db, job_id, "failed", now, error=error, exit_code=exit_code, metrics=None)
+    move(db, job_id, "queued", now, error=None, exit_code=0, metrics=None)
+    return move(db, job_id, "running", now, error=None, exit_code=0, metrics=None)
+
+
 def end_open(db: Db, job_id: str, now: float, why: str) -> None:
     """End the open attempts of a job as lost, its live ones and those of earlier heads."""
     evidence = json.dumps({"why": why})

@@ -80,6 +80,20 @@ def test_a_job_is_tried_again_under_its_id(one: Held) -> None:
     assert [e["state"] for e in one.events("j")] == ["running", "failed", "queued", "running"]
 
 
+def test_a_job_that_failed_goes_to_its_next_try_in_one_step(one: Held) -> None:
+    running(one)
+    epoch = leased(one)
+    before = one.written
+    row = one.again("j", error={"code": "x"}, exit_code=100)
+    assert (row.state, row.tries, row.error, row.exit_code) == ("running", 2, None, 0)
+    assert one.written == before + 1
+    assert not commits(one, "u", epoch)
+    assert [e.get("error") for e in one.events("j")][1:4] == [{"code": "x"}, None, None]
+    one.move("j", "cancelled")
+    with pytest.raises(ValueError, match="cancelled to failed"):
+        one.again("j", error={"code": "x"}, exit_code=100)
+
+
 def test_a_move_that_the_table_does_not_know_is_refused(one: Held) -> None:
     one.submit([new_job()])
     with pytest.raises(ValueError, match="queued to done"):
