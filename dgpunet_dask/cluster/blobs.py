@@ -182,8 +182,8 @@ class Blobs:
         async with self._client.link(peer) as link:
             answer = await link.ask("files", LISTING_S, kind=kind, digest=digest)
             entries = _listed(kind, digest, answer)
-            await asyncio.to_thread(_prepare, part, entries)
-            copying = _Copying(link, kind, digest)
+            await asyncio.to_thread(prepare, part, entries)
+            copying = Copying(link, kind, digest)
             for entry in entries:
                 await copying.file(entry, part / entry.name)
         try:
@@ -233,7 +233,7 @@ def _check_whole(kind: Kind, digest: str, part: Path) -> None:
         raise WrongBytes(f"it gave {stray!r}, which the digest does not count")
 
 
-def _prepare(part: Path, entries: Sequence[FileEntry]) -> None:
+def prepare(part: Path, entries: Sequence[FileEntry]) -> None:
     """Make the draft folder; what lies in it and is no file of `entries` goes. Raises `OSError` where there is no room."""
     part.mkdir(mode=0o700, parents=True, exist_ok=True)
     sizes = {entry.name: entry.size for entry in entries}
@@ -253,10 +253,10 @@ def _prepare(part: Path, entries: Sequence[FileEntry]) -> None:
         (part / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-class _Copying:
+class Copying:
     """Brings the files of one folder over one connection."""
 
-    def __init__(self, link: PeerLink, kind: Kind, digest: str) -> None:
+    def __init__(self, link: PeerLink, kind: str, digest: str) -> None:
         self._link = link
         self._kind = kind
         self._digest = digest

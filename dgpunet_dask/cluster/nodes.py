@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -131,12 +131,12 @@ def _free(wish: str, used: set[str]) -> str:
     return next(name for number in range(len(used) + 1) if (name := f"{base}-{number}") not in used)
 
 
-def held_devices(nodes: Iterable[Node]) -> dict[str, str]:
-    """Return what placement must leave alone: state by device name."""
+def held_devices(nodes: Iterable[Node], full: Collection[str] = ()) -> dict[str, str]:
+    """Return what placement must leave alone: state by device name. `full`: hosts whose disks have no room for work."""
     held: dict[str, str] = {}
     for node in nodes:
-        if node.hold is not None:
-            state = "cordoned" if node.hold == "cordoned" else "draining"
+        if node.hold is not None or node.host in full:
+            state = "cordoned" if node.hold in (None, "cordoned") else "draining"
             held |= dict.fromkeys([*node.cards.values(), f"{node.host}/cpu"], state)
     return held
 

@@ -112,12 +112,14 @@ class PeerServer:
         Held while a bandwidth is measured here; the client of the same agent takes it too.
     revoked
         Tells the serial numbers of certificates with which nobody may ask any more: TLS looks at them when a connection begins alone.
+    private
+        Gives the folders of the kinds that are not for every host, by kind, for the host that calls.
     """
 
     def __init__(
         self, host: str, context: ssl.SSLContext, shelf: Shelf, *,
         clock: Clock | None = None, limits: Limits | None = None, measuring: asyncio.Lock | None = None,
-        revoked: Callable[[], Collection[str]] = tuple,
+        revoked: Callable[[], Collection[str]] = tuple, private: Mapping[str, Callable[[str], Shelf]] | None = None,
     ) -> None:  # fmt: skip
         self.host = host
         self.measuring = measuring or asyncio.Lock()
@@ -126,6 +128,7 @@ class PeerServer:
         self._clock = clock or SystemClock()
         self._limits = limits or Limits()
         self._revoked = revoked
+        self._private = private or {}
         self._reads = asyncio.Semaphore(self._limits.reads)
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[Any]] = set()
@@ -232,12 +235,16 @@ class PeerServer:
             await call.answer({"bytes": nbytes, "seconds": took_s})
         await _let_run_out(call.reader)
 
+    def _shelf_for(self, call: _Call, request: Mapping[str, Any]) -> Shelf:
+        private = self._private.get(str(request["kind"]))
+        return self._shelf if private is None else private(subject_of(call.writer).get("commonName", ""))
+
     async def _has(self, call: _Call, request: Mapping[str, Any]) -> None:
         kind, digest = request["kind"], request["digest"]
-        await call.answer({"has": await _look(self._shelf.has, kind, digest)})
+        await call.answer({"has": await _look(self._shelf_for(call, request).has, kind, digest)})
 
     async def _files(self, call: _Call, request: Mapping[str, Any]) -> None:
-        files = await _look(self._shelf.files, request["kind"], request["digest"])
+        files = await _look(self._shelf_for(call, request).files, request["kind"], request["digest"])
         if files is None:
             raise Refusal("missing", "it is not on this host")
         await call.answer({"files": [list(entry) for entry in files]})
@@ -246,7 +253,7 @@ class PeerServer:
         name, offset = request["name"], request["offset"]
         if not isinstance(offset, int) or offset < 0:
             raise Refusal("bad_request", "an offset is a number of bytes")
-        path = await _look(self._shelf.file, request["kind"], request["digest"], name)
+        path = await _look(self._shelf_for(call, request).file, request["kind"], request["digest"], name)
         if path is None:
             raise Refusal("missing", f"there is no file {str(name)[:80]!r} in it")
         async with self._reads:

@@ -54,6 +54,11 @@ class Home:
         return self.root / "ledger.db"
 
     @property
+    def backups(self) -> Path:
+        """Copies of a ledger: of this host's head, or of another host's that keeps them here."""
+        return self.root / "backups"
+
+    @property
     def config(self) -> Path:
         """What the owner sets: roots, quotas, limits of the disk."""
         return self.root / "config.yaml"
@@ -167,7 +172,7 @@ class Home:
         known |= {path.name for path in (self.pki, self.models, self.cluster_file, self.nodes_file, self.links_file)}
         known |= {name for path in (self.learned, self.learned_tasks) for name in (path.name, f"{path.name}.damaged")}
         known |= {f"{self.ledger.name}{tail}" for tail in ("", "-wal", "-shm", "-journal", ".boot", ".damaged", ".backup")}
-        known |= {self.config.name, self.model_owners.name, f".{self.model_owners.name}.lock"}
+        known |= {self.backups.name, self.config.name, self.model_owners.name, f".{self.model_owners.name}.lock"}
         return {entry.name for entry in self.root.iterdir()} <= known
 
 

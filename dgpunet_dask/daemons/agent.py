@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ from dgpunet_dask.cluster.fleets import fleet_from_json
 from dgpunet_dask.cluster.headfile import read_head_file
 from dgpunet_dask.cluster.workers import WorkerSite, plan_workers
 from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.agent_disk import agent_disk
+from dgpunet_dask.daemons.followers import Followers
 from dgpunet_dask.daemons.keeping import WorkerKeeper
 from dgpunet_dask.daemons.lifeline import watch
 from dgpunet_dask.daemons.register import Registered, kill_descendants
@@ -58,11 +61,12 @@ class Agent:
 
     def __init__(self, home: Home, fleet: Fleet, site: WorkerSite, clock: Clock | None = None) -> None:
         self.home = home
-        self.site = site
-        self.plans = plan_workers(fleet, site)
         self.clock = clock = clock or SystemClock()
-        cards = {plan.device.name: plan.device.uuid for plan in self.plans if plan.device.uuid is not None}
+        cards = {device.name: device.uuid for device in fleet.devices if device.uuid is not None}
         self.hosts = StageHosts(home, clock, cards)
+        self.disk = agent_disk(home, self.hosts.specs, clock, beside_head=True)
+        self.site = replace(site, spill_bytes=self.disk.limits.spill)
+        self.plans = plan_workers(fleet, self.site)
         self.workers = WorkerKeeper(home, clock, lambda device: self.hosts.drop_calls(device, ORPHAN_S))
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -70,12 +74,13 @@ class Agent:
         shutil.rmtree(self.site.scratch, ignore_errors=True)  # what killed workers left; live ones of another agent cannot be here
         await self.hosts.start()
         self.workers.start(self.plans)
-        headless = asyncio.create_task(watch_for_head(lambda: head_runs(self.home), self.hosts.end_all, self.clock))
+        beside = Followers(self.clock)
+        beside.begin("head", lambda: watch_for_head(lambda: head_runs(self.home), self.hosts.end_all, self.clock))
+        beside.begin("disk", self.disk.run)
         try:
             await stop.wait()
         finally:
-            headless.cancel()
-            await asyncio.gather(headless, return_exceptions=True)
+            await beside.stop()
             await self.workers.stop()
             await self.hosts.stop()
 

@@ -34,6 +34,7 @@ from dgpunet_dask.config.settings_file import SettingsWatch
 from dgpunet_dask.daemons import children, resuming
 from dgpunet_dask.daemons.api import ApiContext, listen
 from dgpunet_dask.daemons.api.server import ApiServer
+from dgpunet_dask.daemons.backing import Backing, ports_of
 from dgpunet_dask.daemons.deriving import Deriving
 from dgpunet_dask.daemons.disk import Disk, DiskPorts
 from dgpunet_dask.daemons.expected import Expected
@@ -123,6 +124,7 @@ class Head:
         self.settling = Settling(self.live, lambda: self.policies.told)
         self.settings = SettingsWatch(self.home.config)
         self.disk = Disk(self.home, self.settings, DiskPorts(in_use=self._folders_in_use, ended=self._ended_jobs))
+        self.backing = Backing(self.home, head_host(options.fleet).partition("/")[0], self.settings, ports_of(lambda: self.service), self.policies.clock)
 
     def stop(self, why: str) -> None:
         """Begin to stop; the first reason counts."""
@@ -185,7 +187,7 @@ class Head:
     async def _following(self) -> AsyncIterator[None]:
         """Keep the generated policies equal to what the machines report, the scheduler to the policies, and the decision log."""
         deriving = self.deriving.run(self._fleet)
-        followers = (deriving, self.policies.run(), self.recording.run(), self._task_learning().run(), self.disk.run())
+        followers = (deriving, self.policies.run(), self.recording.run(), self._task_learning().run(), self.disk.run(), self.backing.run())
         tasks = [asyncio.create_task(follower) for follower in followers]
         try:
             yield
@@ -423,6 +425,7 @@ class Head:
             "workers": worker_rows(self.options.fleet, states, charged),
             "policy": self.policies.status(),
             "disk": self.disk.status(),
+            "backup": self.backing.status(),
         }
 
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +25,8 @@ from dgpunet_dask.daemons.api import ApiContext, listen, listen_tls
 from dgpunet_dask.daemons.api.server import ApiServer
 from dgpunet_dask.daemons.head import Head, HeadOptions
 from dgpunet_dask.daemons.joining import certify_head
-from dgpunet_dask.daemons.membership import Membership, Reach
+from dgpunet_dask.daemons.membership import Membership
+from dgpunet_dask.daemons.reach import Reach
 from dgpunet_dask.daemons.secret import http_prefix
 from dgpunet_dask.daemons.surveying import knock, survey
 from dgpunet_dask.errors import DgpunetError, NeedsHead, StartFailed
@@ -69,6 +71,8 @@ class ClusterHead(Head):
             self._ask, self._retire, self._rows, self._reachable, partial(survey, self.peers, self.config), partial(knock, self.config)
         )
         self.membership = Membership(self.home, self.config, reach, self.policies.clock, self.life_s)
+        self.membership.backing, self.backing.host = self.backing, self.config.host
+        self.backing.ports = replace(self.backing.ports, hosts=self.membership.others_here, kept=self.membership.backup_of)
         self.children.comm_env = comm_env(self.membership.compression)
         await super().run()
 

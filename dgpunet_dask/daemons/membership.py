@@ -7,8 +7,8 @@ import contextlib
 import hashlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from dgpunet_dask.clock import Clock, SystemClock
@@ -29,8 +29,9 @@ from dgpunet_dask.cluster.nodes import (
     state_of,
 )
 from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.backing import Backing
 from dgpunet_dask.daemons.invitations import Invitations, Inviting, number_of, text_of
-from dgpunet_dask.daemons.surveying import Survey
+from dgpunet_dask.daemons.reach import Reach
 from dgpunet_dask.errors import BadValue, CertificateRefused, DgpunetError, JoinRefused, NoSuchNode
 from dgpunet_dask.hardware.software import software_facts
 from dgpunet_dask.security.authority import LIFE_S, Authority, Role, request_digest
@@ -50,36 +51,6 @@ REACH_AGAIN_S: Final = 60.0
 RETIRE_S: Final = 60.0
 #: Reports that are kept for `nodes`, `doctor` and `report`.
 REPORTS_KEPT: Final = 200
-
-Ask = Callable[..., Awaitable[Any]]
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What the membership reaches the scheduler through.
-
-    Parameters
-    ----------
-    ask
-        Asks the scheduler's plugin: ``await ask("dgpunet_hold", holds={...})``; raises DgpunetError while it is away.
-    retire
-        Lets workers leave in good order, by their addresses.
-    fleet
-        Gives the devices as the plugin sees them: rows with `name`, `host`, `state` and what is charged.
-    reachable
-        Tries a host's peer port from here: ``None`` if it answers, else why not.
-    survey
-        Tries the documented ports of hosts, both ways.
-    knock
-        Tries the ports that a host, by its name and address, will need once it has joined.
-    """
-
-    ask: Ask
-    retire: Callable[[Sequence[str]], Awaitable[None]]
-    fleet: Callable[[], Awaitable[list[dict[str, Any]]]]
-    reachable: Callable[[Node], Awaitable[str | None]]
-    survey: Callable[[Sequence[Node]], Awaitable[Survey]]
-    knock: Callable[[str, str], Awaitable[Sequence[Mapping[str, Any]]]]
 
 
 class Membership(Inviting):
@@ -111,6 +82,7 @@ class Membership(Inviting):
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._swept_s = 0.0
         self.began_s = self.clock.monotonic()
+        self.backing: Backing | None = None
 
     def _read(self) -> Roll:
         """Return the hosts that earlier heads knew, under the next epoch."""
@@ -269,7 +241,13 @@ class Membership(Inviting):
             "crl": None if beat.crl == digest else crl,
             "peers": [self._peer(other) for other in others if state_of(other, self.seen.get(other.host), self.clock.monotonic()) == "ready"],
             "measure": self._to_measure(node.host),
+            "backup": self._backup_for(node.host),
         }
+
+    def _backup_for(self, host: str) -> dict[str, Any] | None:
+        """Return the copy of the ledger that a host shall fetch, and from where; ``None``: none."""
+        offer, own = None if self.backing is None else self.backing.offered_to(host), self.roll.nodes.get(self.config.host)
+        return None if offer is None or own is None or not own.peer_port else {**offer, "peer": self._peer(own)}
 
     def _peer(self, node: Node) -> dict[str, Any]:
         return {"host": node.host, "address": node.address, "port": node.peer_port, "is_head": node.host == self.config.host}
@@ -382,7 +360,7 @@ class Membership(Inviting):
             await self.reach.ask("dgpunet_lose", host=host)
 
     async def _hold(self) -> None:
-        held = held_devices(self.roll.nodes.values())
+        held = held_devices(self.roll.nodes.values(), [host for host, seen in self.seen.items() if _is_low(seen)])
         if held != self._held:
             await self.reach.ask("dgpunet_hold", holds=held)
             self._held = held
@@ -414,6 +392,20 @@ class Membership(Inviting):
             await self.reach.ask("dgpunet_forget", devices=gone)
         for host in set(await self.reach.ask("dgpunet_hosts")) - set(self.roll.nodes):
             await self.reach.ask("dgpunet_expel", host=host)
+
+    # Who is there
+
+    def others_here(self) -> Collection[str]:
+        """Return the hosts whose agents do as they are told now, the head's own left out."""
+        now = self.clock.monotonic()
+        here = [host for host, node in self.roll.nodes.items() if state_of(node, self.seen.get(host), now) in ("ready", "cordoned")]
+        return [host for host in here if host != self.config.host]
+
+    def backup_of(self, host: str) -> Mapping[str, Any] | None:
+        """Return what a host says of the copies of the ledger that it keeps."""
+        seen = self.seen.get(host)
+        found = None if seen is None else seen.health.get("backup")
+        return found if isinstance(found, Mapping) else None
 
     # What people ask
 
@@ -486,7 +478,8 @@ class Membership(Inviting):
         head = {"host": self.config.host, "software": asdict(self.software), "epoch": self.roll.epoch, "address": self.config.address}
         listeners = [{"host": host, **row} for host, seen in self.seen.items() for row in seen.listeners]
         found_now = {"reach": list(found.reach), "listeners": listeners, "reports": list(self.reports)}
-        return {"head": head, "hosts": hosts, **self.links.to_json(), **found_now}
+        copies = {} if self.backing is None else {"backup": self.backing.status()}
+        return {"head": head, "hosts": hosts, **self.links.to_json(), **found_now, **copies}
 
     def _examined(self, host: str, state: str, offset_s: float | None, now: float) -> dict[str, Any]:
         seen = self.seen.get(host)
@@ -496,3 +489,9 @@ class Membership(Inviting):
             "facts": dict(seen.facts), "doctor": seen.facts.get("doctor"), "seen_s_ago": round(now - seen.at_s, 1), "state": state, "health": dict(seen.health),
             "workers": list(seen.workers), "unreachable": seen.unreachable, "clock_offset_s": offset_s,
         }  # fmt: skip
+
+
+def _is_low(seen: Seen) -> bool:
+    """Whether a host says that there is no room on its disk for work."""
+    disk = seen.health.get("disk")
+    return isinstance(disk, Mapping) and disk.get("low") is True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import hashlib
 import logging
 import secrets
@@ -21,7 +22,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.cluster import backups
 from dgpunet_dask.cluster.agent_api import MOVED, AgentApi, renew_expired
+from dgpunet_dask.cluster.backups import BackupKeeper
 from dgpunet_dask.cluster.blobs import Blobs
 from dgpunet_dask.cluster.config import ClusterConfig, join_host_port, read_config
 from dgpunet_dask.cluster.nodes import BEAT_S
@@ -31,6 +34,8 @@ from dgpunet_dask.cluster.workers import Meeting, WorkerSite, plan_workers
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.agent import ORPHAN_S as CALL_ORPHAN_S
 from dgpunet_dask.daemons.agent import end_with_children
+from dgpunet_dask.daemons.agent_disk import agent_disk
+from dgpunet_dask.daemons.followers import Followers
 from dgpunet_dask.daemons.keeping import WorkerKeeper
 from dgpunet_dask.daemons.lifeline import watch
 from dgpunet_dask.daemons.listeners import own_listeners
@@ -82,12 +87,16 @@ class NodeAgent:
         self.client = PeerClient(identity.client_context(), clock=self.clock, measuring=measuring)
         self.blobs = Blobs(home, self.client, clock=self.clock)
         self.peers: tuple[Peer, ...] = ()
+        self.backups = BackupKeeper(home, self.client)
         self.server = PeerServer(
-            config.host, identity.server_context("required"), self.blobs, clock=self.clock, measuring=measuring, revoked=lambda: identity.revoked
-        )
+            config.host, identity.server_context("required"), self.blobs, clock=self.clock, measuring=measuring, revoked=lambda: identity.revoked,
+            private={backups.KIND: functools.partial(backups.OfferedShelf, home)} if config.membership == "head" else {},
+        )  # fmt: skip
         self.hosts = StageHosts(home, self.clock, {}, fetch=lambda kind, digest: self.blobs.ensure(kind, digest, self.peers))
         self.workers = WorkerKeeper(home, self.clock, lambda device: self.hosts.drop_calls(device, CALL_ORPHAN_S))
         self.health = NodeHealth(self.spool, self.clock)
+        self.disk = agent_disk(home, self.hosts.specs, self.clock, beside_head=config.membership == "head")
+        self.beside = Followers(self.clock)
         self.fleet: Fleet | None = None
         self.facts: dict[str, Any] = {}
         self.listeners: list[dict[str, Any]] = []
@@ -111,19 +120,18 @@ class NodeAgent:
         shutil.rmtree(self.home.run / "scratch" / "workers", ignore_errors=True)
         await self._open()
         beating, ended = asyncio.create_task(self._beats()), asyncio.create_task(stop.wait())
-        watching = self.health.run(lambda: self.fleet, self.hosts.rows, lambda: self.hosts.cards)
-        beside = [asyncio.create_task(self._list(), name="listeners"), asyncio.create_task(watching, name="health")]
-        for one in beside:
-            one.add_done_callback(_tell_of_failure)
+        self.beside.begin("listeners", self._list)
+        self.beside.begin("cards", lambda: self.health.run(lambda: self.fleet, self.hosts.rows, lambda: self.hosts.cards))
+        self.beside.begin("disk", self.disk.run)
         try:
             await asyncio.wait({beating, ended}, return_when=asyncio.FIRST_COMPLETED)
             if beating.done():
                 beating.result()
         finally:
-            tasks = [beating, ended, *beside, *([self._measurement] if self._measurement else [])]
+            tasks = [beating, ended, *([self._measurement] if self._measurement else [])]
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, self.beside.stop(), self.backups.stop(), return_exceptions=True)
             await self._close()
 
     async def _list(self) -> None:
@@ -194,13 +202,17 @@ class NodeAgent:
             "facts_digest": self.facts.get("fleet_digest"),
             "workers": self.workers.rows(),
             "stagehosts": [{**row, "epoch": self.epoch} for row in self.hosts.rows()],
-            "health": self.health.row(),
+            "health": {**self.health.row(), "disk": self._room(), "backup": self.backups.row(), "followers": self.beside.rows()},
             "listeners": self.listeners,
             "reports": self.spool.batch(),
             "spool": self.spool.id,
             "crl": crl_digest(self.home.pki),
             "certificate_expires": self.identity.expires_s,
         }
+
+    def _room(self) -> dict[str, Any]:
+        room = self.disk.room()
+        return {"path": str(self.home.root), "total": room.total_bytes, "free": room.free_bytes, "floor": room.floor_bytes, "low": room.low}
 
     async def _unanswered(self, error: DgpunetError) -> None:
         silent_s, self._needs_facts = self.clock.monotonic() - self.answered_s, True  # a new head may answer next
@@ -239,6 +251,7 @@ class NodeAgent:
         await self._run_workers(answer)
         await self._renew()
         self._measure(answer.get("measure"))
+        self.backups.take(answer.get("backup"))
         self.taken_s, self._silent_till_s = self.clock.monotonic(), 0.0
 
     async def _run_workers(self, answer: Mapping[str, Any]) -> None:
@@ -266,6 +279,7 @@ class NodeAgent:
             home=self.home.root,
             cores=usable_cpus(),
             probed=True,
+            spill_bytes=self.disk.limits.spill,
             meeting=Meeting(
                 scheduler=scheduler, address=self.config.address, worker_port=ports.workers, nanny_port=ports.nannies,
                 compression=compression,
@@ -315,12 +329,6 @@ class NodeAgent:
         self.spool.add(
             "link", src=self.config.host, dst=peer.host, bytes_per_s=rate, rtt_s=ping.rtt_s, offset_s=ping.offset_s, at=self.clock.wall()
         )
-
-
-def _tell_of_failure(task: asyncio.Task[None]) -> None:
-    """Tell that something beside the heartbeats has ended: the agent goes on without it, for ending would end the loaded stages."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("the agent looks after the %s no more", task.get_name(), exc_info=error)
 
 
 def crl_digest(folder: Path) -> str | None:

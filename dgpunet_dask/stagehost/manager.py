@@ -142,6 +142,10 @@ class StageHosts:
     def cards(self, cards: Mapping[str, str]) -> None:
         self.book.cards = cards
 
+    def specs(self) -> list[StageCallSpec]:
+        """Return what is loaded or about to be: its folders and environments are in use."""
+        return [host.spec for host in self.book.hosts]
+
     def residents(self) -> dict[str, list[dict[str, Any]]]:
         """Return what is loaded on each card.
 

@@ -6,7 +6,8 @@ import asyncio
 from collections import Counter
 
 from dgpunet_dask.cluster.config import ClusterConfig
-from dgpunet_dask.daemons.membership import Membership, Reach
+from dgpunet_dask.daemons.membership import Membership
+from dgpunet_dask.daemons.reach import Reach
 from dgpunet_dask.daemons.surveying import Survey
 from dgpunet_dask.errors import StartFailed
 from dgpunet_dask.security.authority import Authority

@@ -357,12 +357,8 @@ async def test_links_are_measured_one_at_a_time_and_reported(agent, monkeypatch)
     assert (bad["dst"], "nobody answers" in bad["error"], "bytes_per_s" in bad) == ("far", True, False)
 
 
-async def test_what_ends_beside_the_heartbeats_is_told(caplog):
-    async def broken():
-        raise ValueError("odd")
-
-    task = asyncio.create_task(broken(), name="health")
-    task.add_done_callback(node_agent._tell_of_failure)
-    await asyncio.gather(task, return_exceptions=True)
-    await asyncio.sleep(0)
-    assert "health no more" in caplog.text
+async def test_what_ends_beside_the_heartbeats_and_the_disk_are_in_them(agent):
+    health = agent._body()["health"]
+    assert (health["followers"], health["backup"]) == ([], None)
+    assert health["disk"]["path"] == str(agent.home.root)
+    assert 0 < health["disk"]["free"] <= health["disk"]["total"]
