@@ -12,7 +12,7 @@ from distributed import Future
 from dgpunet_dask import failpoints
 from dgpunet_dask.errors import DgpunetError, JobFailed, Quarantined, WorkerKilled
 from dgpunet_dask.jobs.causes import attribute
-from dgpunet_dask.jobs.evidence import evidence_of, others_of
+from dgpunet_dask.jobs.evidence import evidence_of, others_of, ran
 from dgpunet_dask.jobs.flights import Attempt, Flights, SchedulerGone, Unit, hosts_of, records_of
 from dgpunet_dask.jobs.judging import Failure, Verdict, judge
 from dgpunet_dask.jobs.ledger import Ledger
@@ -328,10 +328,12 @@ class Attempting:
         evidence = evidence_of(error, device=device, host=None if facts is None else facts.host, units_done=self.record.counted.done)
         others = others_of(await self.ledger.attempts(self.job_id, limit=OTHERS), attempt.unit.unit_id)
         cause = attribute(evidence, elsewhere=others)
-        self._count_start(attempt)
+        if ran(error):
+            self._count_start(attempt)
         known = {**evidence, "why": cause.why, "confidence": cause.confidence}
         await self._written(lambda: self.ledger.fail(
             self.job_id, attempt.unit.unit_id, attempt.epoch, cause=cause.code, evidence=known, device=device, host=evidence.get("host"), to=to,
+            ran=ran(error),
         ))  # fmt: skip
         self._tell(attempt, "failed", cause=cause.code, why=cause.why, message=str(error))
         if evidence.get("log_tail"):

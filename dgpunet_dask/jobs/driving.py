@@ -124,12 +124,9 @@ class Driver:
         asyncio.CancelledError
             If this head ends; the job goes on under the next one.
         """
-        while True:
-            error = await self._tried(record)
-            if error is None or not self._again(record, error):
-                break
-            await to_its_end(self._note_retry(record, error))
-            await asyncio.sleep(RETRY_S)
+        error = await self._tried(record)
+        while error is not None and self._again(record, error):
+            error = await self._tried(record, after=error)
         await to_its_end(self._concluded(record, error))
 
     @staticmethod
@@ -146,10 +143,13 @@ class Driver:
         record.job = await written(lambda: self.ledger.move(job_id, "running"), self.ports.room)
         record.restart()
 
-    async def _tried(self, record: JobRecord) -> DgpunetError | None:
-        """Run a job once; return what it failed with."""
+    async def _tried(self, record: JobRecord, after: DgpunetError | None = None) -> DgpunetError | None:
+        """Run a job once, or once more `after` that failure; return what it failed with."""
         job_id = record.status.job_id
         try:
+            if after is not None:
+                await to_its_end(self._note_retry(record, after))
+                await asyncio.sleep(RETRY_S)
             if record.status.state == "queued":
                 await to_its_end(written(lambda: self.move(record, "running"), self.ports.room))
             await self._run(record)

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from dgpunet_dask.errors import DgpunetError, DiskFull
+from dgpunet_dask.errors import DgpunetError, DiskFull, Unplaceable
 from dgpunet_dask.jobs.causes import Other
 from dgpunet_dask.jobs.rows import AttemptRow
 
@@ -33,6 +33,11 @@ def evidence_of(error: DgpunetError, *, device: str | None, host: str | None, un
     if isinstance(error, DiskFull):
         found["errno"] = errno.ENOSPC
     return {name: value for name, value in {**found, "units_done": units_done}.items() if value is not None}
+
+
+def ran(error: DgpunetError) -> bool:
+    """Whether anything ran under an attempt that ended with `error`: not where no device could take what it asked for."""
+    return not isinstance(error, Unplaceable) and not isinstance(error.__cause__, Unplaceable)
 
 
 def others_of(rows: Iterable[AttemptRow], unit_id: str) -> list[Other]:

@@ -103,14 +103,17 @@ def _refused(db: Db, job_id: str, unit_id: str, unit: int, epoch: int, results: 
 
 def fail(
     db: Db, job_id: str, unit_id: str, epoch: int, now: float, *,
-    cause: str, evidence: Mapping[str, Any], device: str | None, host: str | None, to: UnitState,
+    cause: str, evidence: Mapping[str, Any], device: str | None, host: str | None, to: UnitState, ran: bool = True,
 ) -> bool:  # fmt: skip
-    """End an attempt with an error; the unit goes `to` that state unless another attempt has a live lease. False: it had ended already."""
+    """End an attempt with an error; the unit goes `to` that state unless another attempt has a live lease. False: it had ended already.
+
+    An attempt under which nothing `ran`, since no device could take it, is lost and not failed.
+    """
     unit = _key(db, job_id, unit_id)
     done = db.execute(
-        "UPDATE attempts SET state = 'failed', started = 1, ended_s = ?, cause = ?, evidence = ?, device = coalesce(?, device), host = coalesce(?, host)"
-        " WHERE unit = ? AND epoch = ? AND state = 'leased' RETURNING try_no",
-        (now, cause, dumped(evidence), device, host, unit, epoch),
+        "UPDATE attempts SET state = iif(started OR ?, 'failed', 'lost'), started = (started OR ?), ended_s = ?, cause = ?, evidence = ?,"
+        " device = coalesce(?, device), host = coalesce(?, host) WHERE unit = ? AND epoch = ? AND state = 'leased' RETURNING try_no",
+        (ran, ran, now, cause, dumped(evidence), device, host, unit, epoch),
     ).fetchall()
     if not done:
         return False

@@ -143,10 +143,13 @@ class LedgerCalls(ABC):
 
     async def fail(
         self, job_id: str, unit_id: str, epoch: int, *,
-        cause: str, evidence: Mapping[str, Any], device: str | None = None, host: str | None = None, to: UnitState = "ready",
+        cause: str, evidence: Mapping[str, Any], device: str | None = None, host: str | None = None, to: UnitState = "ready", ran: bool = True,
     ) -> bool:  # fmt: skip
-        """End an attempt with an error. The unit goes to the state `to` unless another of its leases lives. False: it had ended before."""
-        step = functools.partial(lease_steps.fail, cause=cause, evidence=evidence, device=device, host=host, to=to)
+        """End an attempt with an error. The unit goes to the state `to` unless another of its leases lives. False: it had ended before.
+
+        An attempt under which nothing `ran`, since no device could take it, is lost and no start.
+        """
+        step = functools.partial(lease_steps.fail, cause=cause, evidence=evidence, device=device, host=host, to=to, ran=ran)
         return await self._do(lambda db: step(db, job_id, unit_id, epoch, self._clock.wall()))
 
     async def lost(self, job_id: str, unit_id: str, epoch: int, *, cause: str | None = None, evidence: Mapping[str, Any]) -> bool:

@@ -243,11 +243,12 @@ class JobRunner:
             raise UnitsFailed(failed=len(failed), total=self.given, first=first, units=sorted(failed))
 
     async def _finish(self) -> None:
-        """Run the gather stage over the committed results, or list them in order."""
+        """Run the gather stage over the committed results, or list them: leaf by leaf, in the order of the source."""
+        committed = await self.ledger.committed(self.job_id)
         files = [
             str(self.results / result_name(row.unit_id, leaf, row.epoch))
-            for row in await self.ledger.committed(self.job_id)
             for leaf in self.plan.leaves
+            for row in committed
             if row.epoch is not None
         ]
         failpoints.hit("gather.before")

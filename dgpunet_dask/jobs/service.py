@@ -74,6 +74,8 @@ class JobService:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._followers: list[asyncio.Task[None]] = []
         self._submissions = Submissions()
+        self._ending: set[str] = set()
+        self._moving = asyncio.Lock()
         self._coming: dict[str, str | None] = {}  # whose the jobs are that are being accepted
         self._copying = asyncio.Lock()
         self._placements_seen = 0
@@ -294,7 +296,9 @@ class JobService:
         if record.status.state == "done" or not record.job.digest:
             why = "it is done" if record.status.state == "done" else "an older release ran it; submit it again"
             raise NotAllowed(what=f"running job {job_id} again", why=why)
-        await self._move(record, "queued")
+        async with self._moving:
+            if record.final:
+                await self._move(record, "queued")
         await self._admit()
         return record.now()
 
@@ -306,13 +310,24 @@ class JobService:
             if not task.cancelling():
                 task.cancel()  # once: a second one would interrupt its clearing up
             await asyncio.wait([task])
+            self._ended_task(job_id, task)
         if not record.final:  # it had not begun
             await self._conclude(record, "cancelled", JobCancelled(job_id=job_id))
 
     async def _conclude(self, record: JobRecord, state: Any, error: DgpunetError) -> None:
-        await self._move(record, state, error)
-        await in_thread(past.clear_up, record)
-        await self._admit()
+        await self._end_undriven(record, state, error)
+        await self._admit()  # others may wait for this one
+
+    async def _end_undriven(self, record: JobRecord, state: Any, error: DgpunetError) -> None:
+        """End a job that nothing drives. Of several who want that one does it, and the others find it ended."""
+        self._ending.add(record.status.job_id)
+        try:
+            async with self._moving:
+                if not record.final:
+                    await self._move(record, state, error)
+                    await in_thread(past.clear_up, record)
+        finally:
+            self._ending.discard(record.status.job_id)
 
     async def _move(self, record: JobRecord, state: Any, error: DgpunetError | None = None) -> None:
         await self.driver.move(record, state, error)
@@ -323,20 +338,20 @@ class JobService:
         """Begin the jobs whose turn it is, and end those that wait for one that will never be done."""
         if self._closing:
             return
-        states = {job_id: record.status.state for job_id, record in self._records.items()}
-        waiting = [record for record in self._unfinished() if record.status.job_id not in self._tasks and self._ours(record)]
-        candidates = [Candidate(job_id=r.status.job_id, owner=r.status.owner, after=r.job.after) for r in _in_order(waiting)]
-        for job_id, (after, state) in hopeless(candidates, states).items():
-            await self._fail_waiting(self._records[job_id], DependencyFailed(job_id=job_id, after=after, state=state))
-        for job_id in startable(candidates, [self._records[name].status.owner for name in self._tasks], states):
-            if job_id not in self._tasks and not self._records[job_id].final:
-                self._tasks[job_id] = asyncio.create_task(self._drive(self._records[job_id]), name=job_id)
+        while lost := hopeless(self._candidates(), self._states()):
+            for job_id, (after, state) in lost.items():
+                await self._end_undriven(self._records[job_id], "failed", DependencyFailed(job_id=job_id, after=after, state=state))
+        running = [self._records[job_id].status.owner for job_id in self._tasks]
+        for job_id in startable(self._candidates(), running, self._states()):
+            self._tasks[job_id] = asyncio.create_task(self._drive(self._records[job_id]), name=job_id)
 
-    async def _fail_waiting(self, record: JobRecord, error: DgpunetError) -> None:
-        if record.final:
-            return
-        await self._move(record, "failed", error)
-        await self._admit()  # others may wait for this one
+    def _states(self) -> dict[str, str]:
+        return {job_id: record.status.state for job_id, record in self._records.items()}
+
+    def _candidates(self) -> Sequence[Candidate]:
+        """Return the jobs that may begin or be found hopeless, in the order of acceptance."""
+        waiting = [r for r in self._unfinished() if r.status.job_id not in self._tasks and r.status.job_id not in self._ending and self._ours(r)]
+        return [Candidate(job_id=r.status.job_id, owner=r.status.owner, after=r.job.after) for r in _in_order(waiting)]
 
     def _ours(self, record: JobRecord) -> bool:
         """Whether this head drives the job: one that will end with its commands leaves others' jobs to a head that stays."""
@@ -349,9 +364,14 @@ class JobService:
         except asyncio.CancelledError:
             log.info("job %s waits for the next head", job_id)
         finally:
-            self.driver.cancelled.discard(job_id)
-            del self._tasks[job_id]
+            self._ended_task(job_id, asyncio.current_task())
         await self._admit()
+
+    def _ended_task(self, job_id: str, task: asyncio.Task[None] | None) -> None:
+        """Forget the task of a job. One that is cancelled before its first step cannot do so itself."""
+        self.driver.cancelled.discard(job_id)
+        if self._tasks.get(job_id) is task:
+            del self._tasks[job_id]
 
     async def _tell_learned(self, estimates: Mapping[str, Any]) -> None:
         await asyncio.wait_for(self.ports.dask().scheduler.dgpunet_estimates(estimates=estimates), TELL_S)

@@ -63,4 +63,4 @@ def test_many_units_stay_within_the_bound_and_leave_nothing(client: Client, run:
     bound = 2 + 2 * len(client.api.status()["workers"])
     ahead = [seen - number for number, seen in enumerate(read, 1)]
     assert max(ahead) <= bound + 4, "units between the source and the disk, and what the source may be ahead"
-    assert not (client.home.jobs / status.job_id / "results").exists()
+    until(lambda: not (client.home.jobs / status.job_id / "results").exists(), what="the units' results to be cleared away")
