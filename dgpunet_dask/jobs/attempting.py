@@ -198,6 +198,8 @@ class Attempting:
 
     async def _copy(self, unit: Unit) -> tuple[Attempt, DgpunetError] | None:
         """Run a second attempt beside one that is slow, on another device, from the stage that is slow."""
+        if not unit.attempts:  # it has ended this moment
+            return await self._attempt(unit, {})
         slow = unit.attempts[0]
         avoid = {name: (slow.places[name][0],) for name, future in slow.futures.items() if name in slow.places and future.status == "pending"}
         attempt = await self._leased(unit, avoid=avoid, copy=True)
@@ -219,15 +221,18 @@ class Attempting:
 
     async def _run(self, attempt: Attempt) -> tuple[Attempt, DgpunetError] | None:
         try:
-            while True:
-                ends = await self._ends(attempt)
-                if await self._commit(attempt, ends):
-                    return None
-                return attempt, JobFailed(why="its lease had ended before its results came")
+            ends = await self._ends(attempt)
+            if not await self._commit(attempt, ends) and not await self._is_committed(attempt.unit):
+                raise SchedulerGone("its lease had ended before its results came")  # nobody's fault: it is leased anew
+            return None
         except DgpunetError as error:
             return attempt, error
         finally:
             await self.flights.let_go(attempt)
+
+    async def _is_committed(self, unit: Unit) -> bool:
+        found = await self.ledger.unit(self.job_id, unit.unit_id)
+        return found is not None and found.state == "committed"
 
     async def _ends(self, attempt: Attempt) -> dict[str, Parcel]:
         """Return what the last stages gave; a stage that ran out of memory is tried again, with all that comes after it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 from collections import Counter
@@ -46,6 +47,8 @@ from dgpunet_dask.stagehost.reports import full_disk
 
 log = logging.getLogger(__name__)
 
+#: So many times as many light units are in flight.
+LIGHT_TIMES: Final = 8
 #: Before a job is started again by itself.
 RETRY_S: Final = 1.0
 
@@ -186,15 +189,15 @@ class Driver:
         record.leaves = plan.leaves
         await in_thread(past.save, record)
         recipe = recipe_of(row.digest, row.params, marks)
-        runner = self.runners[row.job_id] = JobRunner(record, plan, self.ledger, recipe, self._runner_ports(agent, user))
+        runner = self.runners[row.job_id] = JobRunner(record, plan, self.ledger, recipe, self._runner_ports(agent, user, light=all(stage.demand is None for stage in plan.units)))
         await runner.run()
         await self.copy_placements()
         _add_rate(record)
 
-    def _runner_ports(self, agent: AgentClient, user: User) -> Ports:
+    def _runner_ports(self, agent: AgentClient, user: User, *, light: bool) -> Ports:
         quota = self.ports.settings().quotas.of(user.name, operates=user.operates)
         return Ports(
-            self.ports.dask(), agent, self._in_flight, learned=self.learned, on_oom=self.ports.on_oom, room=self.ports.room,
+            self.ports.dask(), agent, functools.partial(self._in_flight, light=light), learned=self.learned, on_oom=self.ports.on_oom, room=self.ports.room,
             devices=lambda: self._devices, clock=self.clock, could=self._could, check_units=lambda units: check_units(quota, units),
         )  # fmt: skip
 
@@ -238,11 +241,14 @@ class Driver:
                 what = f"stage {name}"
                 raise Unplaceable(what=what, summary=decision.summary(), verdicts=verdicts, fix=None if fix is None else str(fix))
 
-    async def _in_flight(self) -> int:
-        """Two units a device keep each busy while the next is on its way; the rest of the input waits on disk."""
+    async def _in_flight(self, *, light: bool = False) -> int:
+        """Two units a device keep each busy while the next is on its way; the rest of the input waits on disk.
+
+        Light units are short, and Dask's workers take them as they come: of these there are more on their way than their commits take long.
+        """
         self._fleet = await self.ports.fleet(_any)
         self._devices = {device.name: device for device in self._fleet.devices}
-        return 2 + 2 * len(self._fleet.devices)
+        return (2 + 2 * len(self._fleet.devices)) * (LIGHT_TIMES if light else 1)
 
     # Its end
 
