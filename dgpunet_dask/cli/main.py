@@ -50,6 +50,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "jobs": Lazy("dgpunet_dask.cli.jobs:jobs", "List, show, follow and cancel the jobs of a running head."),
     "join": Lazy("dgpunet_dask.cli.join:join", "Make this machine part of a cluster."),
     "key": Lazy("dgpunet_dask.cli.key:key", "Make, list and revoke the API keys of users."),
+    "ledger": Lazy("dgpunet_dask.cli.ledger:ledger", "Check the head's ledger of jobs, put a copy back, make it anew."),
     "model": Lazy("dgpunet_dask.cli.model:model", "List and share the models that users brought."),
     "nodes": Lazy("dgpunet_dask.cli.nodes:nodes", "List the machines of the cluster."),
     "policy": Lazy("dgpunet_dask.cli.policy:policy", "Write and check the rules that decide where work goes."),

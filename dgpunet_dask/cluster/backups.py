@@ -89,6 +89,11 @@ def entries_of(folder: Path) -> list[FileEntry]:
     return [FileEntry(name, (folder / name).stat().st_size, file_sha256(folder / name)) for name in sorted(_FILES)]
 
 
+def is_named(folder: Path) -> bool:
+    """Whether a folder is called as a copy is."""
+    return _NAME.fullmatch(folder.name) is not None
+
+
 def is_whole(folder: Path) -> bool:
     """Whether a copy holds what its name says: a disk may have changed it since."""
     named = _NAME.fullmatch(folder.name)
