@@ -304,6 +304,19 @@ def test_an_attempt_whose_call_was_taken_over_counts_with_the_one_that_did(one: 
     assert one.unit("j", "u").attempts == 2
 
 
+def test_of_several_lost_attempts_the_last_one_s_call_was_taken_over(one: Held) -> None:
+    running(one)
+    leased(one)
+    for _ in range(2):
+        last = one.attempts("j")[-1].epoch
+        one.placed("j", "u", last, "h/gpu0")
+        one.lost("j", "u", last, evidence={})
+        one.lease("j", "u")
+    commits(one, "u", one.attempts("j")[-1].epoch, adopted=True)
+    assert [a.state for a in one.attempts("j")] == ["lost", "adopted", "committed"]
+    assert one.counts("j").attempts == 2
+
+
 def test_a_damaged_result_is_computed_again(one: Held) -> None:
     running(one)
     epoch = leased(one)

@@ -20,10 +20,12 @@ from dgpunet_dask.jobs.states import JOB_STATES, boot_of
 from tests.unit.jobs.ledger_model import Model, Refused
 from tests.unit.jobs.ledgers import Held, new_job
 
-JOBS = st.sampled_from(["j", "k"])
+#: Most is asked of one job, so that much happens to it.
+JOBS = st.sampled_from(["j", "j", "j", "k"])
 UNITS = st.sampled_from(["u", "v", "w"])
-#: Which of the epochs that were given so far: the latest ones are asked for most.
-EPOCHS = st.one_of(st.just(0), st.integers(0, 6))
+PLACES = {"u": 0, "v": 1, "w": 2}
+#: Which of the epochs that were given so far: those that live come first, then the latest.
+EPOCHS = st.one_of(st.just(0), st.just(0), st.integers(0, 6))
 
 #: What is on the disk is known from the transactions, so the disk itself may be memory, which is faster.
 MEMORY = Path("/dev/shm")
@@ -42,8 +44,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.epochs: list[tuple[int, str, str]] = []
         self._open(self.folder / "ledger.db")
         self.durable = copy.deepcopy(self.model)
-        self._do("submit", lambda m: m.submit("j"), lambda: self.one.submit([new_job("j")]))
-        self._do("move", lambda m: m.move("j", "running"), lambda: self.one.move("j", "running"))
+        self.start("j")
 
     def _open(self, path: Path) -> None:
         self.one = Held(path)
@@ -69,18 +70,45 @@ class LedgerMachine(RuleBasedStateMachine):
         return answer
 
     def _lease_of(self, back: int) -> tuple[int, str, str]:
-        return self.epochs[-1 - back % len(self.epochs)]
+        live = {epoch for epoch, one in self.model.tries.items() if one.state in {"leased", "unknown"}}
+        ordered = sorted(self.epochs, key=lambda given: (given[0] in live, given[0]), reverse=True)
+        return ordered[back % len(ordered)]
+
+    def _move(self, job: str, state: str) -> None:
+        error = None if state in {"done", "queued", "running"} else {"code": state}
+        self._do("move", lambda m: m.move(job, state), lambda: self.one.move(job, state, error=error) and None)
+
+    def _offer(self, job: str, unit: str, number: int, behind: int = 0) -> None:
+        pass_ = self.model.jobs[job].passes - behind if job in self.model.jobs else 1
+        self._do("lazy", lambda m: m.offer(job, number, unit, pass_), lambda: self.one.offer(job, number, unit, pass_).state)
+
+    @rule(job=JOBS)
+    def start(self, job: str) -> None:
+        """Bring a job to where its units can be leased, from wherever it is."""
+        if job not in self.model.jobs:
+            self._do("submit", lambda m: m.submit(job), lambda: self.one.submit([new_job(job)]))
+        if self.model.jobs[job].state == "done":
+            self._do("long", lambda m: m.forget(job), lambda: self.one.forget(job))
+            return
+        if self.model.jobs[job].state in {"failed", "cancelled", "lost"}:
+            self._move(job, "queued")
+        if self.model.jobs[job].state == "queued":
+            self._move(job, "running")
+        if self.model.jobs[job].passes == 0:
+            self.begin_pass(job)
+        for unit, number in PLACES.items():
+            if (job, unit) not in self.model.units:
+                self._offer(job, unit, number)
 
     @rule(job=JOBS)
     def submit(self, job: str) -> None:
         self._do("submit", lambda m: m.submit(job), lambda: self.one.submit([new_job(job)]))
 
-    @rule(job=JOBS, state=st.sampled_from(JOB_STATES))
+    @rule(job=st.sampled_from(["j", "k", "k"]), state=st.sampled_from(JOB_STATES))
     def move(self, job: str, state: str) -> None:
-        error = None if state in {"done", "queued", "running"} else {"code": state}
-        self._do("move", lambda m: m.move(job, state), lambda: self.one.move(job, state, error=error) and None)
+        self._move(job, state)
 
-    @rule(job=JOBS)
+    @rule(job=st.sampled_from(["j", "k", "k", "k"]))
     def forget(self, job: str) -> None:
         self._do("long", lambda m: m.forget(job), lambda: self.one.forget(job))
 
@@ -88,10 +116,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def begin_pass(self, job: str) -> None:
         self._do("lazy", lambda m: m.begin_pass(job), lambda: self.one.begin_pass(job))
 
-    @rule(job=JOBS, unit=UNITS, number=st.integers(0, 3), behind=st.sampled_from([0, 0, 0, 1]))
-    def offer(self, job: str, unit: str, number: int, behind: int) -> None:
-        pass_ = self.model.jobs[job].passes - behind if job in self.model.jobs else 1
-        self._do("lazy", lambda m: m.offer(job, number, unit, pass_), lambda: self.one.offer(job, number, unit, pass_).state)
+    @rule(job=JOBS, unit=UNITS)
+    def offer(self, job: str, unit: str) -> None:
+        self._offer(job, unit, PLACES[unit])
+
+    @rule(job=JOBS, unit=UNITS, number=st.integers(0, 3), behind=st.sampled_from([0, 1]))
+    def offer_oddly(self, job: str, unit: str, number: int, behind: int) -> None:
+        self._offer(job, unit, number, behind)
 
     @rule(job=JOBS, more=st.sampled_from([0, 0, 0, 1]))
     def end_pass(self, job: str, more: int) -> None:
@@ -99,7 +130,24 @@ class LedgerMachine(RuleBasedStateMachine):
         total = more + sum(key[0] == job and unit.pass_ == pass_ for key, unit in self.model.units.items())
         self._do("long", lambda m: m.end_pass(job, pass_, total), lambda: self.one.end_pass(job, pass_, total))
 
-    @rule(job=JOBS, unit=UNITS, speculative=st.booleans())
+    @rule(unit=UNITS, results=st.sampled_from(["ab", "cd"]), adopted=st.booleans())
+    def take_through(self, unit: str, results: str, adopted: bool) -> None:
+        """Lease a unit as a runner does, and commit it."""
+        self.start("j")
+        given = len(self.epochs)
+        self.lease("j", unit, speculative=False)
+        if len(self.epochs) > given:
+            self.placed(0)
+            self.commit(0, results, adopted)
+
+    @rule(unit=UNITS)
+    def race(self, unit: str) -> None:
+        """Lease a unit twice."""
+        self.start("j")
+        self.lease("j", unit, speculative=False)
+        self.lease("j", unit, speculative=True)
+
+    @rule(job=JOBS, unit=UNITS, speculative=st.sampled_from([False, False, True]))
     def lease(self, job: str, unit: str, speculative: bool) -> None:
         epoch = self.one.ledger._epoch + 1
         given = self._do(
@@ -208,7 +256,7 @@ def size(examples: int, steps: int) -> settings:
 
 
 TestLedger = LedgerMachine.TestCase
-TestLedger.settings = size(10, 30)
+TestLedger.settings = size(15, 30)
 
 
 @pytest.mark.long
