@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
+from dgpunet_dask.cli.context import CliContext, emit_json, moment, pass_context, printable
 from dgpunet_dask.errors import OtherFleetRunning, OtherPolicyRunning, UsageError
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def status(context: CliContext, as_json: bool) -> None:
     click.echo(f"scheduler {found['address']}")
     click.echo(f"dashboard {found['dashboard'] or '-'}")
     _say_policy(found["policy"])
+    _say_backup(found.get("backup") or {})
     rows = [[w["name"], w["host"], w["device"], _memory(w), w["state"]] for w in found["workers"]]
     widths = [max(map(len, column)) for column in zip(["worker"] * 5, *rows, strict=True)]
     for row in rows:
@@ -126,6 +127,14 @@ def _say_policy(policy: dict[str, Any]) -> None:
     if policy["error"] is not None:
         click.echo("the policy files have changed and are not in force:", err=True)
         click.echo(printable(policy["error"]["message"], keep="\n"), err=True)
+
+
+def _say_backup(backup: dict[str, Any]) -> None:
+    if backup.get("error"):
+        click.echo(printable(f"the ledger cannot be copied: {backup['error']}"), err=True)
+    if backup.get("at") is not None:
+        there = f"{backup['host']} ({moment(backup['host_at'])})" if backup["host"] else "no other host"
+        click.echo(printable(f"ledger    copied {moment(backup['at'])}, on {there}"))
 
 
 def _memory(worker: dict[str, Any]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable, table
+from dgpunet_dask.cli.context import CliContext, emit_json, moment, pass_context, printable, table
 from dgpunet_dask.errors import NoHead, NoSuchNode, StillDraining
 from dgpunet_dask.units import parse_duration
 
@@ -26,9 +27,21 @@ def nodes(context: CliContext, as_json: bool) -> None:
         return
     table(["host", "state", "seen", "address", "devices", "loaded"], [_row(node) for node in found])
     for node in found:
-        for why in (node["why"], node["unreachable"]):
+        for why in (node["why"], node["unreachable"], *_of_health(node)):
             if why:
                 click.echo(printable(f"{node['host']}: {why}"), err=True)
+
+
+def _of_health(node: dict[str, Any]) -> Iterator[str]:
+    """Yield what a host says of its disk, and of the copy of the head's ledger that it keeps."""
+    health = node.get("health") or {}
+    disk, backup = health.get("disk") or {}, health.get("backup") or {}
+    if disk.get("low"):
+        yield f"nothing new is placed here: only {disk['free'] / (1 << 30):.1f} GiB are free on its disk, below the floor"
+    if backup.get("error"):
+        yield f"it cannot fetch the copy of the ledger: {backup['error']}"
+    elif backup.get("at") is not None:
+        yield f"it keeps a copy of the ledger of {moment(backup['at'])}"
 
 
 def _row(node: dict[str, Any]) -> list[str]:

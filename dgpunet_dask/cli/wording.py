@@ -37,7 +37,7 @@ def spoken(seconds: float) -> str:
 def rate_and_rest(rate_per_s: float | None, eta_s: float | None) -> list[str]:
     """Return what is known of a job's rate and of the time that is left."""
     rate = [] if rate_per_s is None else [f"{rate_per_s:.3g} units/s"]
-    return [*rate, f"about {spoken(eta_s)} left"] if eta_s else rate
+    return [*rate, f"about {spoken(eta_s)} left"] if eta_s is not None and eta_s >= 1 else rate
 
 
 def progress_counts(event: Mapping[str, Any]) -> list[str]:
