@@ -195,6 +195,8 @@ class _Reply:
             headers.setdefault("Cache-Control", "no-store")
             if isinstance(self._asked.asker, Peer):
                 headers["Connection"] = "close"
+            # as they have always been written; uvicorn looks for its own spelling of this one
+            message["headers"] = [(name if name == b"connection" else name.title(), value) for name, value in message["headers"]]
         elif message["type"] == "websocket.accept":
             self.status = 101
         await self._send(message)
