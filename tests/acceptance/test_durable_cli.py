@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from dgpunet_dask.cli.forms import FORMS
 from dgpunet_dask.client import AsyncClient, Client
 from tests.acceptance.conftest import Cli, Ran
-from tests.helpers import until
+from tests.helpers import ROOT, until
 
 pytestmark = pytest.mark.long
 
@@ -101,7 +103,12 @@ def test_commands_and_clients_go_on_over_a_killed_head(cli: Cli, gated: Path, ga
     until(lambda: cli("jobs", "list", "--json").json, timeout_s=60)
     job_id = cli("jobs", "list", "--json").json[0]["job_id"]
     half_done(cli, job_id)
-    followers = [submitting, cli.start("jobs", "wait", job_id, "--json"), cli.start("jobs", "logs", "-f", "--json", job_id)]
+    waiter, logs = cli.start("jobs", "wait", job_id, "--json"), cli.start("jobs", "logs", "-f", "--json", job_id)
+    assert waiter.stderr is not None
+    assert logs.stdout is not None
+    waiter.stderr.readline()
+    first = logs.stdout.readline()  # both have the head's ear now
+    followers = [submitting, waiter, logs]
 
     async def wait_in_python() -> tuple[str, list[int]]:
         async with AsyncClient(home=cli.home) as client:
@@ -122,7 +129,7 @@ def test_commands_and_clients_go_on_over_a_killed_head(cli: Cli, gated: Path, ga
     assert results[0] == results[1]
     assert (results[0]["units"]["total"], results[0]["units"]["done"], results[0]["units"]["failed"]) == (20, 20, 0)
     assert [told.count("the head does not answer") for (_, told), _ in ended] == [1, 1, 1]
-    assert [json.loads(line)["seq"] for line in ended[2][0][0].splitlines()] == seqs == list(range(1, len(seqs) + 1))
+    assert [json.loads(line)["seq"] for line in [first, *ended[2][0][0].splitlines()]] == seqs == list(range(1, len(seqs) + 1))
     with Client(home=cli.home) as client:
         assert list(client.results(job_id)) == list(range(20))
         assert client.submit(gated, {"gate": str(gate)}, key="one").job_id == job_id
@@ -197,3 +204,36 @@ def test_everything_printed_has_the_published_form(shared_cluster: Cli, gated: P
     assert "worked on 4" in shared_cluster("jobs", "logs", job_id, "--stage", "work").out
     shown = shared_cluster("jobs", "show", job_id).out
     assert "20 of 20 done" in shown
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs" / "howto" / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_how_to_is_true(shared_cluster: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in {
+        "words/job.yaml": blocks("write-a-workload.md", "yaml")[0],
+        "words/stages.py": blocks("write-a-workload.md", "python")[0],
+        "notes/a.txt": "to be or not to be",
+        "letters/b.txt": "dear all, all the best",
+        "folders.txt": "notes\nletters\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DGPUNET_HOME", str(shared_cluster.home))
+    monkeypatch.delenv("DGPUNET_CLUSTER", raising=False)
+    blocking, waiting = blocks("jobs.md", "python")
+    exec(compile(blocking, "how-to", "exec"), {"__name__": "__main__"})
+    exec(compile(waiting, "how-to", "exec"), {"__name__": "__main__"})
+    told = capsys.readouterr().out.split("\n")
+    assert "done 1 [('to', 2)]" in told
+    assert [line.split()[1] for line in told if re.match(r"\d{14}-", line)] == ["done"] * 3
+    given = [line for block in blocks("jobs.md", "console") for line in block.splitlines() if line.startswith("$ dgpunet-dask submit")]
+    assert len(given) >= 8
+    done = shared_cluster("submit", "./words", "--set", "path=./notes", "--json", cwd=tmp_path).json["job_id"]
+    for line in given:
+        words = shlex.split(line.replace("OTHER_ID", done).replace("JOB_ID", done), comments=True)[2:]
+        ran = shared_cluster(*words, "--json", cwd=tmp_path)
+        assert ran.code == 0, (line, ran.err)
