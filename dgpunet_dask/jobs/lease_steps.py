@@ -14,11 +14,15 @@ from dgpunet_dask.jobs.ledger_steps import Db, Row, dumped, event, loaded, put_u
 from dgpunet_dask.jobs.rows import AttemptRow
 from dgpunet_dask.jobs.states import UnitState
 
+#: A job with more attempts is large.
+_LARGE: Final = 1000
 _OF_UNIT: Final = "(SELECT id FROM units WHERE job = (SELECT seq FROM jobs WHERE job_id = ?) AND unit_id = ?)"
 _ATTEMPT: Final = (
     "SELECT j.job_id, u.unit_id, u.number, a.epoch, a.state, a.slot, a.try_no, a.device, a.host, a.leased_s, a.ended_s, a.seconds, a.adopted,"
-    " a.cause, a.evidence, a.started, a.stage FROM attempts a JOIN units u ON u.id = a.unit JOIN jobs j ON j.seq = u.job"
+    " a.cause, a.evidence, a.started, a.stage FROM attempts a {index}CROSS JOIN units u ON u.id = a.unit CROSS JOIN jobs j ON j.seq = u.job"
 )
+_BY_EPOCH: Final = _ATTEMPT.format(index="")
+_OF_JOB: Final = _BY_EPOCH.partition(" FROM ")[0] + " FROM jobs j CROSS JOIN units u ON u.job = j.seq CROSS JOIN attempts a ON a.unit = u.id"
 
 
 def _key(db: Db, job_id: str, unit_id: str) -> int:
@@ -152,14 +156,23 @@ def damaged(db: Db, job_id: str, unit_id: str, epoch: int, now: float, *, eviden
 
 def unknown(db: Db) -> list[AttemptRow]:
     """Return the attempts that an earlier head leased and of which nothing has been heard since."""
-    return [_attempt(row) for row in db.execute(f"{_ATTEMPT} WHERE a.state = 'unknown' ORDER BY a.epoch")]
+    found = _ATTEMPT.format(index="INDEXED BY attempts_unknown ")
+    return [_attempt(row) for row in db.execute(f"{found} WHERE a.state = 'unknown' ORDER BY a.epoch")]
 
 
 def attempts(db: Db, job_id: str, unit_id: str | None, limit: int) -> list[AttemptRow]:
     """Return the last attempts of a job, or of one of its units, the oldest first."""
-    where, given = ("j.job_id = ?", [job_id]) if unit_id is None else (f"u.id = {_OF_UNIT}", [job_id, unit_id])
-    rows = db.execute(f"{_ATTEMPT} WHERE {where} ORDER BY a.epoch DESC LIMIT ?", [*given, limit]).fetchall()
+    if unit_id is not None:
+        sql, given = f"{_BY_EPOCH} WHERE a.unit = {_OF_UNIT}", [job_id, unit_id]
+    else:  # of a large job the last ones are found by going back through all attempts; of a small one by going through its units
+        sql, given = f"{_BY_EPOCH if _is_large(db, job_id) else _OF_JOB} WHERE j.job_id = ?", [job_id]
+    rows = db.execute(f"{sql} ORDER BY a.epoch DESC LIMIT ?", [*given, limit]).fetchall()
     return [_attempt(row) for row in reversed(rows)]
+
+
+def _is_large(db: Db, job_id: str) -> bool:
+    row = db.execute("SELECT attempts FROM tallies WHERE job = (SELECT seq FROM jobs WHERE job_id = ?)", (job_id,)).fetchone()
+    return row is not None and int(row[0]) > _LARGE
 
 
 def _attempt(row: Row) -> AttemptRow:

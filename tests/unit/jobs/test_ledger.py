@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dgpunet_dask.errors import KeyReused, NoSuchJob
+from dgpunet_dask.jobs import lease_steps
 from dgpunet_dask.jobs.rows import JobRow
 from dgpunet_dask.jobs.states import first_epoch
 from tests.unit.jobs.ledgers import Held, commits, held, leased, new_job, running
@@ -333,10 +334,19 @@ def test_where_an_attempt_runs_is_known_before_it_ends(one: Held) -> None:
     assert [(a.device, a.host) for a in one.attempts("j")] == [("h/gpu1", "h")]
 
 
-def test_the_last_attempts_are_told_oldest_first(one: Held) -> None:
+@pytest.mark.parametrize("large", [0, 1000])
+def test_the_last_attempts_are_told_oldest_first(one: Held, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_steps, "_LARGE", large)
+    running(one, "other")
+    leased(one, "u", 0, "other")
     running(one)
     epochs = [leased(one, u, n) for n, u in enumerate("uvw")]
+    for unit, epoch in zip("uvw", epochs, strict=True):
+        one.placed("j", unit, epoch, "h/gpu0")
+    leased(one, "v", 1, "other")
     assert [a.epoch for a in one.attempts("j", limit=2)] == epochs[1:]
+    assert [a.unit_id for a in one.attempts("other")] == ["u", "v"]
+    assert one.attempts("missing") == []
     assert [a.number for a in one.attempts("j", unit_id="v")] == [1]
 
 
