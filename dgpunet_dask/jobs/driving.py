@@ -141,9 +141,7 @@ class Driver:
         await in_thread(self._end_hosts, record.status.job_id)
         record.emit("again", tries=record.job.tries, error=error.to_json())
         job_id = record.status.job_id
-        await written(lambda: self.ledger.move(job_id, "failed", error=error.to_json(), exit_code=error.exit_code), self.ports.room)
-        await written(lambda: self.ledger.move(job_id, "queued"), self.ports.room)
-        record.job = await written(lambda: self.ledger.move(job_id, "running"), self.ports.room)
+        record.job = await written(lambda: self.ledger.again(job_id, error=error.to_json(), exit_code=error.exit_code), self.ports.room)
         record.restart()
 
     async def _tried(self, record: JobRecord, after: DgpunetError | None = None) -> DgpunetError | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dgpunet_dask.clock import SystemClock
 from dgpunet_dask.errors import JobCancelled
-from dgpunet_dask.jobs.record import JobRecord, events_on_disk
+from dgpunet_dask.jobs.record import EVENTS_KEPT, TEXT_KEPT, JobRecord, events_on_disk
 from dgpunet_dask.jobs.rows import JobRow
 from dgpunet_dask.model.job import JobStatus
 
@@ -67,3 +68,36 @@ def test_a_line_that_a_killed_head_left_half_written_is_passed_over(record: JobR
 
 def test_a_job_without_events_has_none(tmp_path: Path) -> None:
     assert not events_on_disk(tmp_path)
+
+
+def seqs(events: list[dict[str, Any]] | None) -> list[int] | None:
+    return None if events is None else [event["seq"] for event in events]
+
+
+def test_what_no_longer_is_in_memory_is_read_from_the_disk(record: JobRecord) -> None:
+    for n in range(EVENTS_KEPT + 10):
+        record.emit("tick", n=n)
+    assert record.since(5) is None
+    assert seqs(record.since(15)) == list(range(16, EVENTS_KEPT + 11))
+    assert seqs(record.since(EVENTS_KEPT + 10)) == []
+    assert seqs(events_on_disk(record.folder, 5, 3)) == [6, 7, 8]
+
+
+def test_long_texts_are_on_the_disk_alone(record: JobRecord) -> None:
+    record.log("embed", "a" * (TEXT_KEPT + 1))
+    record.log("embed", "short")
+    assert record.since(0) is None
+    assert [len(event["text"]) for event in events_on_disk(record.folder)] == [TEXT_KEPT + 1, 5]
+    assert seqs(record.since(1)) == [2], "what comes after it is in memory"
+    assert sum(len(event["text"] or "") for event in record.events) == 5
+
+
+def test_a_job_that_counts_anew_counts_no_unit_of_before_as_speed(record: JobRecord) -> None:
+    record.count({"tokens": 5})
+    record.units(done=100)
+    record.passed_over = 100
+    record.progress(100, 0, None)
+    record.restart()
+    assert record.status.metrics == {}
+    assert record.pace.rate_per_s() is None
+    assert record.passed_over == 0
