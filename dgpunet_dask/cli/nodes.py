@@ -34,14 +34,16 @@ def nodes(context: CliContext, as_json: bool) -> None:
 
 def _of_health(node: dict[str, Any]) -> Iterator[str]:
     """Yield what a host says of its disk, and of the copy of the head's ledger that it keeps."""
-    health = node.get("health") or {}
-    disk, backup = health.get("disk") or {}, health.get("backup") or {}
-    if disk.get("low"):
-        yield f"nothing new is placed here: only {disk['free'] / (1 << 30):.1f} GiB are free on its disk, below the floor"
-    if backup.get("error"):
-        yield f"it cannot fetch the copy of the ledger: {backup['error']}"
-    elif backup.get("at") is not None:
-        yield f"it keeps a copy of the ledger of {moment(backup['at'])}"
+    from dgpunet_dask.observe.facts import Facts, gib
+
+    told = Facts(node, str(node["host"]))
+    if told.flag("health", "disk", "low"):
+        yield f"nothing new is placed here: only {gib(told.number('health', 'disk', 'free') or 0)} are free on its disk, below the floor"
+    error, at = told.text("health", "backup", "error"), told.number("health", "backup", "at")
+    if error is not None:
+        yield f"it cannot fetch the copy of the ledger: {error}"
+    elif at is not None:
+        yield f"it keeps a copy of the ledger of {moment(at)}"
 
 
 def _row(node: dict[str, Any]) -> list[str]:

@@ -3,7 +3,8 @@
 The document is that of ``GET /v1/doctor``::
 
     head       {host: NAME}
-    hosts      {NAME: {state: "ready", seen_s_ago: 1.2, doctor: {...}, facts: {...}, health: {cards: {UUID: {...}}, canary: [...]},
+    hosts      {NAME: {state: "ready", seen_s_ago: 1.2, doctor: {...}, facts: {...}, health: {cards: {UUID: {...}}, canary: [...], disk: {path, total, free, floor, low},
+                       backup: {name, at, error}, followers: [{name, ends, error, ended_s_ago}]},
                        workers: [{device, state}], unreachable: why, clock_offset_s: how far ahead of the head's}}
                `doctor` is what `collect.collect_local` gathered there; without it, `entries` reads what agents tell their head anyway
     links      [{src, dst, rates | bytes_per_s, rtt_s, at, baseline}]      each direction by itself
@@ -11,6 +12,7 @@ The document is that of ``GET /v1/doctor``::
     reach      [{src, dst, port, what, ok, why: refused|timeout|no_route}] documented ports, tried from src
     listeners  [{host, address, port, what, protection: mutual-tls|tls+key|key|none}]
     workers    [{name, host, device, state}]                               as in ``status --json``
+    backup     {at, name, error, every_s, now, wanted, others, host, host_at, host_error}   of the head's ledger; times since 1970
     reports    [{host, kind: "card_fault", uuid, xid, at, severity, meaning}]
 
 Each of them may be missing.
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from dgpunet_dask.observe.checks import links, network, versions, workload
+from dgpunet_dask.observe.checks import agents, links, network, versions, workload
 from dgpunet_dask.observe.entries import facts_of_entry, links_of, reach_of, workers_of
 from dgpunet_dask.observe.facts import Facts
 from dgpunet_dask.observe.finding import Finding
@@ -77,6 +79,7 @@ def _items(found: Any) -> list[tuple[Any, Any]]:
 
 def _host(name: str, host: Host) -> Iterator[Finding]:
     yield from workload.host_seen(name, host.entry.text("state"), host.entry.number("seen_s_ago"))
+    yield from guarded(agents.followers, host.entry, "followers")
     yield from check_host(host.facts.raw, name)
 
 
@@ -113,6 +116,7 @@ _BETWEEN: Final[dict[str, Callable[[Hosts, Facts], Iterable[Finding]]]] = {
     "reach": lambda hosts, doc: network.reach(reach_of(doc, _entries(hosts))),
     "listeners": lambda _, doc: network.listeners(doc.rows("listeners")),
     "links": _links,
+    "backup": lambda _, doc: agents.backup(doc),
 }
 
 

@@ -35,6 +35,8 @@ def facts_of_entry(entry: Facts, reports: tuple[Facts, ...] = ()) -> dict[str, A
         known.setdefault("canary", entry.at("health", "canary"))
     if isinstance(known.get("canary"), list):
         known["canary"] = [_named(row, "device", names) for row in known["canary"]]
+    if isinstance(entry.at("health", "disk"), Mapping):
+        known.setdefault("disk", [entry.at("health", "disk")])
     offset = entry.number("clock_offset_s")
     if offset is not None:
         known["clock"] = {**_mapping(known.get("clock")), "offset_s": offset}

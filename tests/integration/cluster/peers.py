@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from dgpunet_dask.clock import SystemClock
+from dgpunet_dask.cluster.backups import KIND, OfferedShelf
 from dgpunet_dask.cluster.blobs import Blobs
 from dgpunet_dask.cluster.peer import PeerServer
 from dgpunet_dask.cluster.peer_client import Peer, PeerClient
@@ -100,7 +102,7 @@ async def nodes(folder: Path, names: Sequence[str], **options: Any) -> AsyncIter
             measuring = asyncio.Lock()
             client = PeerClient(client_context, measuring=measuring)
             blobs = Blobs(home, client, clock=options.get("clock", SystemClock()))
-            server = PeerServer(name, server_context, blobs, measuring=measuring, **options)
+            server = PeerServer(name, server_context, blobs, measuring=measuring, private={KIND: partial(OfferedShelf, home)}, **options)
             port = await server.start("127.0.0.1", 0)
             stack.push_async_callback(server.stop)
             made.append(Node(name, authority, home, server, client, blobs, Peer(name, "127.0.0.1", port, is_head=not made)))

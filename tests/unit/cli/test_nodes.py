@@ -52,6 +52,23 @@ async def test_hosts_are_listed_with_what_is_the_matter(ctx, run):
     assert err.splitlines() == ["node-a: too old\\x1b[31m", "node-a: filtered"]
 
 
+@pytest.mark.parametrize(
+    ("health", "told"),
+    [
+        ({"disk": {"low": True, "free": 1 << 30}}, ["node-a: nothing new is placed here: only 1.0 GiB are free on its disk, below the floor"]),
+        ({"disk": {"low": False}, "backup": {"name": "n", "at": 0.0, "error": None}}, ["node-a: it keeps a copy of the ledger of 1970-01-01"]),
+        ({"backup": {"at": 0.0, "error": "no room\x1b"}}, ["node-a: it cannot fetch the copy of the ledger: no room\\x1b"]),
+        ({"backup": None, "disk": "odd"}, []),
+        ({"backup": [1], "disk": {"low": 1}}, []),
+    ],
+)
+async def test_what_hosts_say_of_their_disks_and_copies_is_told(ctx, run, health, told):
+    ctx.membership.rows = [[row(health=health)]]
+    code, _, err = await run("nodes")
+    assert code == 0
+    assert [line[: len(want)] for line, want in zip(err.splitlines(), told, strict=True)] == told
+
+
 async def test_hosts_as_json_are_the_rows(ctx, run):
     code, out, err = await run("nodes", "--json")
     assert (code, json.loads(out), err) == (0, {"nodes": [row()], "error": None}, "")
