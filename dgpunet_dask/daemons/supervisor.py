@@ -164,7 +164,7 @@ class Supervisor:
             try:
                 return await child.ended(), _wrote(self.home.run / daemon.proof, child.pid)
             finally:
-                await asyncio.shield(child.stop(STOP_S))
+                await asyncio.shield(child.stop(0.0 if suspended([child.pid]) else STOP_S))
                 del self._running[child.pid]
                 for name in daemon.leaves:
                     (self.home.run / name).unlink(missing_ok=True)
