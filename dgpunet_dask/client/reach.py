@@ -11,6 +11,7 @@ from typing import Any
 
 from dgpunet_dask.client.talk import JobOptions, JobTalk, Line, Parcel
 from dgpunet_dask.clock import Clock, SystemClock
+from dgpunet_dask.cluster import calls
 from dgpunet_dask.cluster.api_client import ApiClient
 from dgpunet_dask.cluster.config import joined_cluster
 from dgpunet_dask.config.home import Home, home_from
@@ -60,7 +61,7 @@ class Reach:
         if not named and head is None:
             raise NoHead(where=self.home.root)
         found = named_cluster(self.home, named, os.environ) if head is None else client_of(head)  # type: ignore[arg-type]  # named, then
-        found.status()
+        found.do(calls.alive())
         self._away = False
         return found
 

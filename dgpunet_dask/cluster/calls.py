@@ -17,6 +17,10 @@ T = TypeVar("T")
 
 #: Inspecting a workload's stages may import torch first; everything else is answered within milliseconds.
 ANSWER_S: Final = 330.0
+#: A question that only reads: a head that needs longer stands still, and the next one is looked for.
+READ_S: Final = 60.0
+#: Whether a head is there at all.
+ALIVE_S: Final = 5.0
 #: How much longer than it was told to wait a head may take to answer a question for events.
 EVENTS_LATE_S: Final = 30.0
 #: What the API calls a request that came without a key that counts.
@@ -92,6 +96,11 @@ def unknown_key(error: DgpunetError) -> bool:
     return error.fields.get("status") == UNKNOWN_KEY
 
 
+def alive() -> Call[None]:
+    """Ask whether a head answers, and knows the key."""
+    return Call("GET", "/v1/status", _nothing, answer_s=ALIVE_S)
+
+
 # Jobs
 
 
@@ -114,12 +123,12 @@ def jobs(*, state: str | None = None, owner: str | None = None, limit: int | Non
     """Ask for jobs, oldest first; `limit` of them after the one with the id `after_id`."""
     wanted = {"state": state, "owner": owner, "limit": limit, "after_id": after_id}
     query = urllib.parse.urlencode({name: value for name, value in wanted.items() if value is not None})
-    return Call("GET", f"/v1/jobs{'?' if query else ''}{query}", lambda a: [job_from_wire(raw) for raw in said(a)])
+    return Call("GET", f"/v1/jobs{'?' if query else ''}{query}", lambda a: [job_from_wire(raw) for raw in said(a)], answer_s=READ_S)
 
 
 def show(job_id: str) -> Call[JobStatus]:
     """Ask for one job."""
-    return Call("GET", _of(job_id), lambda a: job_from_wire(said(a)))
+    return Call("GET", _of(job_id), lambda a: job_from_wire(said(a)), answer_s=READ_S)
 
 
 def events(job_id: str, since: int = 0, wait_s: float = 0.0) -> Call[list[dict[str, Any]]]:
@@ -139,12 +148,12 @@ def retry(job_id: str) -> Call[JobStatus]:
 
 def progress(job_id: str) -> Call[dict[str, Any]]:
     """Ask how far a job is: ``units``, ``rate_per_s``, ``eta_s`` (``None``: not known), ``stages``, ``devices``."""
-    return Call("GET", _of(job_id, "/progress"), _mapping)
+    return Call("GET", _of(job_id, "/progress"), _mapping, answer_s=READ_S)
 
 
 def attempts(job_id: str) -> Call[list[dict[str, Any]]]:
     """Ask for the attempts at a job's units, each with its device, state and cause."""
-    return Call("GET", _of(job_id, "/attempts"), _rows)
+    return Call("GET", _of(job_id, "/attempts"), _rows, answer_s=READ_S)
 
 
 def explain_job(job_id: str) -> Call[dict[str, Any]]:

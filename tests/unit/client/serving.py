@@ -66,6 +66,7 @@ class Server:
         self.changed = asyncio.Event()  # for those who wait for events
         self.moved = asyncio.Event()  # for the test: connections came or went, or the head did
         self.serving = False
+        self.silent = False  # it takes questions for events, and never answers
         self._server: asyncio.Server | None = None
 
     async def start(self, *, embedded: bool = False) -> None:
@@ -95,6 +96,11 @@ class Server:
             while not so():
                 self.moved.clear()
                 await self.moved.wait()
+
+    async def asked(self) -> None:
+        """Wait until a connection comes or goes."""
+        self.moved.clear()
+        await self.moved.wait()
 
     def tell(self, job_id: str, kind: str, **facts: Any) -> None:
         self.ledger.tell(job_id, kind, **facts)
@@ -184,6 +190,8 @@ class Server:
     async def _of_job(self, job_id: str, what: str, query: dict[str, str]) -> Any:
         if job_id not in self.ledger.jobs:
             raise NoSuchJob(job_id=job_id)
+        if what == "events" and self.silent:
+            await asyncio.Event().wait()
         if what == "events":
             return await self._events(job_id, int(query["since"]), float(query["wait"]))
         if what == "progress":

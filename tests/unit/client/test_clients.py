@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from dgpunet_dask.client import AsyncClient, JobArray
+from dgpunet_dask.client import AsyncClient, JobArray, talk
 from dgpunet_dask.client.talk import AWAY
+from dgpunet_dask.cluster import calls
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import (
     CodeNotAllowed,
@@ -150,6 +151,21 @@ async def test_refusals_keep_their_class_and_say_when_to_come_again(server: Serv
 async def test_a_cluster_that_does_not_answer_is_told(home: Home, connect: Any) -> None:
     with pytest.raises(NoHead):
         await connect("127.0.0.1:9").__aenter__()
+
+
+async def test_a_head_that_stands_still_is_not_waited_for_long(server: Server, connect: Any, workload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "EVENTS_LATE_S", 0.05)
+    monkeypatch.setattr(talk, "POLL_S", 0.05)
+    async with connect() as client:
+        job = await client.submit(workload)
+        server.silent = True
+        waiting = asyncio.create_task(client.wait(job.job_id))
+        async with asyncio.timeout(20):
+            while not client.said:
+                await server.asked()
+        server.silent = False
+        server.end(job.job_id)
+        assert (await waiting).state == "done"
 
 
 # asyncio alone
