@@ -95,5 +95,7 @@ def _tell(context: CliContext, done: Outcome, *, as_json: bool) -> None:
         click.echo(f"{len(done.from_disk)} jobs were taken from what lies here, which tells more of them")
     if done.taken_back:
         click.echo(f"{len(done.taken_back)} commits have no files here: those units are computed again")
+    for digest in done.missing:
+        click.echo(f"the workload {digest} of an unfinished job is not here: copy it from $DGPUNET_HOME/workloads of another host", err=True)
     if done.aside is not None:
         click.echo(printable(f"the ledger before is in {done.aside}"))

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -27,10 +27,12 @@ from dgpunet_dask.daemons.embedded import current_head, start_lock
 from dgpunet_dask.daemons.register import supervisor_of
 from dgpunet_dask.errors import DamagedFile, MissingPath, UnreadablePath, UsageError
 from dgpunet_dask.jobs import lease_steps, rebuild
+from dgpunet_dask.jobs.accepting import shipped_digests
 from dgpunet_dask.jobs.ledger import Ledger, read_copy
 from dgpunet_dask.jobs.rows import JobRow, Restored
 from dgpunet_dask.jobs.schema import FAULTS
 from dgpunet_dask.jobs.states import FINAL_STATES, boot_of
+from dgpunet_dask.jobs.store import add_workload, pack_workload
 from dgpunet_dask.jobs.units import parse_name, result_name
 from dgpunet_dask.security.files import private_folder, sync_folder, write_private
 
@@ -63,6 +65,8 @@ class Outcome:
         Job and unit of commits whose files are not here.
     boot
         The number of the boot in which this was done.
+    missing
+        Digests of workloads that unfinished jobs need and that are not here.
     """
 
     source: Path
@@ -73,12 +77,13 @@ class Outcome:
     from_disk: tuple[str, ...] = ()
     taken_back: tuple[tuple[str, str], ...] = ()
     boot: int = 0
+    missing: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {
             "source": str(self.source), "at": self.at, "aside": None if self.aside is None else str(self.aside), "jobs": self.jobs, "units": self.units,
-            "from_disk": list(self.from_disk), "taken_back": len(self.taken_back), "boot": self.boot,
+            "from_disk": list(self.from_disk), "taken_back": len(self.taken_back), "boot": self.boot, "missing": list(self.missing),
         }  # fmt: skip
 
 
@@ -201,7 +206,18 @@ async def _rebuilt(ledger: Ledger, home: Home) -> Outcome:
 async def _counted(ledger: Ledger, home: Home) -> Outcome:
     rows = await ledger.jobs()
     units = sum([(await ledger.counts(row.job_id)).done for row in rows])
-    return Outcome(source=home.jobs, at=None, aside=None, jobs=len(rows), units=units, boot=ledger.boot)
+    missing = await asyncio.to_thread(_missing, home, {row.digest for row in rows if row.state not in FINAL_STATES and row.digest})
+    return Outcome(source=home.jobs, at=None, aside=None, jobs=len(rows), units=units, boot=ledger.boot, missing=missing)
+
+
+def _missing(home: Home, digests: Collection[str]) -> tuple[str, ...]:
+    """Return which workloads are not here; those that come with the product are put in their place."""
+    absent = sorted(digest for digest in digests if not (home.workloads / digest).is_dir())
+    shipped = shipped_digests() if absent else {}
+    for digest in absent:
+        if digest in shipped:
+            add_workload(home.workloads, digest, pack_workload(shipped[digest]))
+    return tuple(digest for digest in absent if digest not in shipped)
 
 
 async def _merge(ledger: Ledger, home: Home) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...], Outcome]:

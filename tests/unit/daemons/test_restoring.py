@@ -11,6 +11,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons import restoring
 from dgpunet_dask.daemons.restoring import UNKNOWN_BOOTS, check, rebuild_anew, restore
 from dgpunet_dask.errors import DamagedFile, MissingPath, UnreadablePath, UsageError
+from dgpunet_dask.jobs.accepting import shipped_digests
 from dgpunet_dask.jobs.states import boot_of
 from tests.unit.daemons.ledger_homes import Kept
 from tests.unit.jobs.ledgers import held, new_job
@@ -69,9 +70,17 @@ def test_on_another_machine_the_jobs_come_back_without_results(kept, tmp_path):
     other = Kept(Home(tmp_path / "other").ensure())
     shutil.copytree(kept.home.backups / offer.name, tmp_path / "brought")
     done = restore(other.home, tmp_path / "brought")
-    assert (done.aside, done.jobs, len(done.taken_back)) == (None, 1, 2)
+    assert (done.aside, done.jobs, len(done.taken_back), done.missing) == (None, 1, 2, ("d" * 64,))
     assert other.told() == {"a": ("running", [])}
     assert json.loads((other.home.jobs / "a" / "job.json").read_text())["job_id"] == "a"
+
+
+def test_a_workload_that_comes_with_the_product_is_put_in_its_place(kept):
+    (digest, _), *_ = shipped_digests().items()
+    kept.begin("b", digest=digest)
+    kept.copy()
+    assert restore(kept.home).missing == ("d" * 64,)
+    assert (kept.home.workloads / digest / "job.yaml").is_file()
 
 
 def test_no_epoch_that_a_head_may_have_given_is_given_again(kept):
