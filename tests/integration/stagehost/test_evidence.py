@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dgpunet_dask.daemons.lifeline import child_env
 from dgpunet_dask.errors import StageFailed, StageHostLost, StageHung
 from dgpunet_dask.jobs import task
 from dgpunet_dask.jobs.task import Parcel, StageCall, run_stage
@@ -17,6 +20,7 @@ from dgpunet_dask.model.fleet import Device
 from dgpunet_dask.stagehost import evidence, hosts, logs
 from dgpunet_dask.stagehost.frames import pack, unpack
 from dgpunet_dask.stagehost.inline import call_light
+from dgpunet_dask.testing.fake_nvml import FakeCard, FakeUse, build, compiler, environment, write_uses
 from tests.integration.stagehost.helpers import Agent, exists, in_thread, spec, until
 
 STAGES = """
@@ -74,9 +78,14 @@ class Chatty(Stage):
 """
 
 
+#: Light stages are imported into this process, where another test's module may have the usual digest.
+LIGHT = "1e" * 32
+
+
 @pytest.fixture(autouse=True)
 def workload(agent: Agent) -> None:
     agent.write(STAGES)
+    agent.write(STAGES, digest=LIGHT)
 
 
 def call(agent: Agent, called: Any, *items: Any) -> Any:
@@ -99,9 +108,9 @@ def test_sources_and_gather_stages_tell_too(agent: Agent, tmp_path: Path) -> Non
 
 
 def test_a_light_stage_tells_from_within_its_worker(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call_light(spec("Light"), pack([1]), agent.home.workloads).log == "in the worker\n"
+    assert call_light(spec("Light", digest=LIGHT), pack([1]), agent.home.workloads).log == "in the worker\n"
     with pytest.raises(StageFailed) as caught:
-        call_light(spec("Light"), pack(["break"]), agent.home.workloads)
+        call_light(spec("Light", digest=LIGHT), pack(["break"]), agent.home.workloads)
     assert caught.value.fields["log_tail"] == "in the worker\n"
     assert capsys.readouterr().out == "in the worker\n" * 2
 
@@ -199,10 +208,10 @@ def test_the_last_failure_tells_of_all_attempts(agent: Agent, worker: Device) ->
 
 def test_a_light_stage_that_fails_tells_its_host(agent: Agent, worker: Device) -> None:
     with pytest.raises(StageFailed) as caught:
-        run_stage(StageCall(spec("Light"), light=True, retries=0), Parcel(pack(["break"]), 1))
+        run_stage(StageCall(spec("Light", digest=LIGHT), light=True, retries=0), Parcel(pack(["break"]), 1))
     told = caught.value.fields
     assert (told["host"], told["device"], len(told["failures"])) == ("h", None, 1)
-    parcel = run_stage(StageCall(spec("Light"), light=True, retries=0), Parcel(pack([1]), 1))
+    parcel = run_stage(StageCall(spec("Light", digest=LIGHT), light=True, retries=0), Parcel(pack([1]), 1))
     assert (parcel.records["light"].log, parcel.records["light"].host) == ("in the worker\n", "h")
 
 
@@ -268,3 +277,17 @@ def test_a_process_that_the_driver_lists_for_ever_is_given_up_in_the_end(
     driver.pids = frozenset(with_card.pids())
     assert with_card.client.evict("3090", "says")
     assert "still lists it on 3090" in caplog.text
+
+
+@pytest.mark.skipif(compiler() is None or sys.platform != "linux", reason="the fake driver is compiled, for Linux")
+def test_the_driver_is_asked_for_the_processes_on_one_card(tmp_path: Path) -> None:
+    cards = [FakeCard("NVIDIA GeForce RTX 3090", f"GPU-00000000-0000-0000-0000-00000000309{n}", 24576, 0, (8, 6)) for n in range(2)]
+    state = tmp_path / "state"
+    write_uses(state, [FakeUse(cards[0].uuid, 900, True, {10: 100, 11: None}), FakeUse(cards[1].uuid, 0)])
+    ask = (
+        "import asyncio; from dgpunet_dask.stagehost.hosts import listed_by_driver as ask;"
+        f"print(*[asyncio.run(ask(uuid)) for uuid in {[cards[0].uuid, cards[1].uuid, 'GPU-none']!r}])"
+    )
+    env = child_env(environment(build(tmp_path), cards, state))
+    done = subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split("\n")[0] == "frozenset({10, 11}) frozenset() None"

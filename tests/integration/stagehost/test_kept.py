@@ -200,12 +200,14 @@ def test_a_call_that_nobody_waits_for_keeps_its_charge(agent: Agent, go: Path) -
 
 
 def test_a_copy_runs_by_itself(agent: Agent, go: Path) -> None:
-    found, threads = zip(*(in_thread(lambda s=s: call(agent, s, str(go))) for s in (unit(), unit(copy=True))), strict=True)
+    first, one = in_thread(lambda: call(agent, unit(), str(go)))
+    until(lambda: starts(go), "the call runs")
+    second, other = in_thread(lambda: call(agent, unit(copy=True), str(go)))
     until(lambda: len(set(starts(go))) == 2, "both run")
     go.touch()
-    for thread in threads:
+    for thread in (one, other):
         thread.join(timeout=30)
-    assert [one[0].adopted for one in found] == [False, False]
+    assert [found[0].adopted for found in (first, second)] == [False, False]
     assert call(agent, unit(copy=True), str(go)).adopted, "of one that has ended even a copy gets the result"
 
 
