@@ -17,7 +17,7 @@ from tests.unit.structure import PACKAGE, Import, Source, imports, modules, repo
 
 #: A file may import from rows below its own. `client` is the command line's sibling for Python; the foundation is one row.
 ROWS = (
-    ("errors", "units", "clock", "config"),
+    ("errors", "units", "clock", "config", "failpoints"),
     ("model",),
     ("placement",),
     ("hardware", "security"),

@@ -302,13 +302,14 @@ def test_indexes_and_models_are_their_users_until_they_share_them(three):
     for folder, name, text in ((tree, "timer.md", "Tokens are refreshed once an hour by a timer."), (weights, "config.json", "{}")):
         folder.mkdir()
         (folder / name).write_text(text)
+    (three.lab.home("m18") / "config.yaml").write_text(f"version: 1\nroots: [{three.lab.folder}]\n")
 
     def ran(user: str, *words: str) -> Any:
         three.lab.own["mallory"] = {"DGPUNET_API_KEY": secrets[user]}
         return three.lab.cli("mallory", *cluster, *words, timeout_s=120)
 
     embed = ("submit", "embed-codebase", "--set", f"path={tree}", "--set", "index=work", "--json")
-    assert ran("ann", *embed).code == 0
+    until(lambda: ran("ann", *embed).code == 0, 60)  # the head follows its settings
     refused_job = ran("bob", *embed)
     assert (refused_job.code, refused_job.json["error"]["code"]) == (2, "not_allowed"), refused_job
     assert "--set index=NAME" in refused_job.err
