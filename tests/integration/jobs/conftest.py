@@ -12,6 +12,8 @@ import yaml
 
 from dgpunet_dask.client import Client
 from dgpunet_dask.model.job import JobStatus
+from dgpunet_dask.testing.livecluster import LiveCluster
+from tests.integration.jobs.trouble import Trouble, two_hosts
 
 #: Every stage that a graph may name.
 STAGES = '''
@@ -123,6 +125,19 @@ def client(homes: Path) -> Iterator[Client]:
     """Connect to an embedded cluster that lasts for the session."""
     with Client(home=tempfile.mkdtemp(prefix="j", dir=homes)) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def hosts(homes: Path) -> Iterator[LiveCluster]:
+    """Bring up a cluster of two simulated hosts for all tests that trouble it; each leaves it whole."""
+    with two_hosts(Path(tempfile.mkdtemp(prefix="t", dir=homes))) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def trouble(hosts: LiveCluster, tmp_path: Path) -> Trouble:
+    """Jobs that meet with trouble on two hosts."""
+    return Trouble(hosts, tmp_path)
 
 
 @pytest.fixture
