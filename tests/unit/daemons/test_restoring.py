@@ -170,6 +170,14 @@ def test_a_good_ledger_has_no_faults_and_a_damaged_one_tells_them(kept, tmp_path
         check(kept.home.ledger)
 
 
+@pytest.mark.parametrize("content", [b"", b"SQLite format 3\0" + b"x" * 9000, b"\xff" * 65536])
+def test_a_ledger_that_is_no_ledger_any_more_is_put_back_too(kept, content):
+    kept.copy()
+    kept.home.ledger.write_bytes(content)
+    assert restore(kept.home).units == 2
+    assert kept.told() == {"a": ("running", [0, 1])}
+
+
 def test_what_does_not_agree_is_a_fault(kept):
     with held(kept.home.ledger) as one:
         one.sql("UPDATE tallies SET attempts = attempts + 1")
