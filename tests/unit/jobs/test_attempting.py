@@ -20,9 +20,14 @@ from dgpunet_dask.errors import (
     UnitsFailed,
     Unplaceable,
 )
+from dgpunet_dask.jobs.attempting import WATCH_S
+from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.requeue import FOREIGN_RETRIES
+from dgpunet_dask.jobs.task import Seen, StageRecord
+from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.policy import OnOom
 from dgpunet_dask.stagehost.frames import read_frames, unpack
+from tests.unit.jobs.ledgers import StandingClock
 from tests.unit.jobs.runs import JOB, Outcome, Run, Start, plan_of, running
 
 
@@ -254,6 +259,28 @@ async def test_of_two_of_which_one_fails_the_other_goes_on(tmp_path: Path, first
         assert sorted(await run.states(1)) == ["committed", "failed"]
         assert run.record.counted.failed == 0
         assert not await run.faults()
+
+
+@pytest.mark.parametrize(("elsewhere", "copies"), [(True, 1), (False, 0)], ids=["another device", "no other device"])
+async def test_a_unit_far_over_its_estimate_is_copied_once_where_another_device_could_take_it(
+    tmp_path: Path, elsewhere: bool, copies: int
+) -> None:
+    slow, never, clock, learned = asyncio.Event(), asyncio.Event(), StandingClock(), Learning()
+    seen = Seen("a0", 1.0, 1, 0.1, 0.2, None, 1024)
+    learned.unit(Demand(vram="1GiB", stage="work"), StageRecord(1, {}, 1, "a0", 0.1, seen))
+    async with running(tmp_path, range(3), on(1, slow, never), clock=clock, learned=learned, could=lambda *_: elsewhere) as run:
+        job = asyncio.create_task(run.runner.run())
+        await meanwhile(lambda: run.record.counted.done == 2 and 1 in run.units)
+        await run.placed("work", 1, "a0")
+        rounds = run.slept.count(WATCH_S)
+        await meanwhile(lambda: run.slept.count(WATCH_S) > rounds + 3)
+        assert not copied(run), "it is not late"
+        clock.now += 10.0
+        await meanwhile(lambda: run.slept.count(WATCH_S) > rounds + 20)
+        assert copied(run) == [1] * copies
+        slow.set()
+        await job
+        assert run.record.counted.failed == 0
 
 
 # Loss
