@@ -362,3 +362,12 @@ async def test_what_ends_beside_the_heartbeats_and_the_disk_are_in_them(agent):
     assert (health["followers"], health["backup"]) == ([], None)
     assert health["disk"]["path"] == str(agent.home.root)
     assert 0 < health["disk"]["free"] <= health["disk"]["total"]
+
+
+async def test_a_copy_of_the_ledger_that_the_head_offers_is_taken_and_a_head_that_offers_none_is_understood(agent):
+    taken_up = []
+    agent.backups.take = taken_up.append
+    await agent._probe()
+    await taken(agent)
+    await taken(agent, backup={"name": "n"})
+    assert taken_up == [None, {"name": "n"}]
