@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from distributed import Future
 
 from dgpunet_dask import failpoints
-from dgpunet_dask.errors import DgpunetError, JobFailed, Quarantined, WorkerKilled
+from dgpunet_dask.errors import DgpunetError, Quarantined, WorkerKilled
 from dgpunet_dask.jobs.causes import attribute
 from dgpunet_dask.jobs.evidence import evidence_of, others_of, ran
 from dgpunet_dask.jobs.flights import Attempt, Flights, SchedulerGone, Unit, hosts_of, records_of
@@ -138,6 +138,9 @@ class Attempting:
                 done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                 for task in [task for task in running if task in done]:
                     running.remove(task)
+                    if isinstance(task.exception(), SchedulerGone):  # a copy's; its unit begins anew, unless the other attempt does so
+                        running += [] if running else [asyncio.create_task(self._attempt(unit, avoid))]
+                        continue
                     failed = task.result()
                     if failed is None or not running:
                         return failed
@@ -197,7 +200,13 @@ class Attempting:
             await asyncio.gather(running, return_exceptions=True)
 
     async def _copy(self, unit: Unit) -> tuple[Attempt, DgpunetError] | None:
-        """Run a second attempt beside one that is slow, on another device, from the stage that is slow."""
+        """Run a second attempt beside one that is slow, on another device, from the stage that is slow.
+
+        Raises
+        ------
+        SchedulerGone
+            If the scheduler was lost; another is there by then.
+        """
         if not unit.attempts:  # it has ended this moment
             return await self._attempt(unit, {})
         slow = unit.attempts[0]
@@ -210,7 +219,9 @@ class Attempting:
         try:
             return await self._run(attempt)
         except SchedulerGone as error:
-            return attempt, JobFailed(why=str(error))
+            await self._lost(attempt, str(error))
+            await self._scheduler_back()
+            raise
 
     async def _leased(self, unit: Unit, *, avoid: Avoid, copy: bool = False) -> Attempt:
         epoch = await self.ledger.lease(self.job_id, unit.unit_id, speculative=copy)

@@ -302,6 +302,29 @@ async def test_a_lost_scheduler_costs_no_unit(tmp_path: Path) -> None:
         assert not await run.faults()
 
 
+@pytest.mark.parametrize("fails", [True, False], ids=["alone", "beside the slow one"])
+async def test_a_lost_scheduler_costs_no_unit_that_has_a_copy(tmp_path: Path, fails: bool) -> None:
+    gates = [asyncio.Event(), asyncio.Event()]
+
+    def script(start: Start) -> Outcome:
+        return gates[start.nth] if start.number == 1 and start.nth < 2 else None
+
+    async with running(tmp_path, range(2), script) as run:
+        job = asyncio.create_task(run.runner.run())
+        await meanwhile(lambda: run.record.counted.done == 1 and 1 in run.units)
+        await run.placed("work", 1, "a0")
+        run.units[1].copy_asked.set()
+        await meanwhile(lambda: run.dask.nth["work", 1] == 2)
+        if fails:
+            next(f for f in run.dask.futures if f.start.number == 1).end(lost())
+            await meanwhile(lambda: any(e["kind"] == "attempt" and e["state"] == "failed" for e in run.record.events))
+        run.dask.die()
+        await job
+        assert (run.record.counted.done, run.record.counted.failed) == (2, 0)
+        assert await run.states(1) == ["failed" if fails else "lost", "lost", "committed"]
+        assert not await run.faults()
+
+
 async def test_a_task_that_is_placed_again_has_another_lease(tmp_path: Path) -> None:
     gate = asyncio.Event()
     async with running(tmp_path, [0], on(0, gate)) as run:
