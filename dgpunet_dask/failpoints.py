@@ -73,13 +73,13 @@ POINTS: Final[Mapping[str, Point]] = {
     "publish.synced": Point("head", "the result is on the disk under its temporary name", disk=True),
     "publish.renamed": Point("head", "the result has its name, which may not be on the disk", disk=True),
     "publish.folder_synced": Point("head", "the result and its name are on the disk"),
-    "commit.before": Point("head", "the ledger is about to be told of the result", disk=True),
+    "commit.before": Point("head", "the ledger is about to be told of the result"),
     "commit.done": Point("head", "the ledger has the commit on the disk"),
     "ledger.commit": Point("head", "operations of the ledger have run, their transaction is open", disk=True),
     "ledger.committed": Point("head", "a transaction is on the disk, nobody who waits for it knows"),
     "gather.before": Point("head", "all units are committed, the gather stage is about to be called"),
-    "gather.done": Point("head", "the gather stage has given its result, nothing of it is on disk", disk=True),
-    "job.final": Point("head", "all results are on disk, the job has not its last state", disk=True),
+    "gather.done": Point("head", "the gather stage has given its result, nothing of it is on disk"),
+    "job.final": Point("head", "all results are on disk, the job has not its last state"),
 }
 
 _FORM: Final = re.compile(

@@ -33,6 +33,7 @@ STILL_S: Final = 1.0
 #: How long a job of the matrix may take, and a cluster to be whole again; these are for telling a hang from work, and no figures to reach.
 END_S: Final = 60.0
 WHOLE_S: Final = 45.0
+REST_S: Final = 5.0
 #: Units that may be computed again for each failed process: what it alone had in its hands. An agent has all that its devices compute.
 AGAIN: Final = {"client": 0, "head": 0, "worker": 0, "scheduler": 0, "child": 1, "agent": 4, "supervisor": 4}
 
@@ -86,8 +87,10 @@ def cases(seed: int, units: int) -> list[Case]:
     """Return every case, in the order of `POINTS`; at which unit it strikes is drawn by `seed` and the case's name. Pure."""
     found = [case for point in POINTS for case in _at_point(point)]
     drawn = [replace(case, at=_drawn(case, seed, units)) for case in found]
+    # what is published after the last unit is what the gather stage gave
+    gathered = [Case("publish.written", "enospc", at=units + 1), Case("publish.renamed", "kill", at=units + 1)]
     paused = Case("stage.before", "pause", where=(("stage", "heavy"),))
-    return drawn + [replace(paused, then=role, at=_drawn(paused, seed, units)) for role in ("scheduler", "supervisor", "agent", "worker")]
+    return drawn + gathered + [replace(paused, then=role, at=_drawn(paused, seed, units)) for role in ("scheduler", "supervisor", "agent", "worker")]
 
 
 def _at_point(name: str) -> Iterator[Case]:
@@ -237,14 +240,28 @@ class Trial:
             faults.append(f"it ended {status.state}: {status.error}")
         elif self.cluster.result(job) != self.wanted:
             faults.append("its result is another than that of the undisturbed run")
+        elif status.units.attempts < self.units:
+            faults.append(f"{status.units.attempts} starts are told for {self.units} units")
         whole_s = self._whole(faults)
         again = self._again(tag)
         if again > AGAIN[case.role]:
             faults.append(f"{again} units were computed again, and {AGAIN[case.role]} may be")
-        faults += [f"history: {fault}" for fault in self.history(self.cluster.home.root / "ledger.db", self.cluster.root)]
+        faults += self._history()
         ended = {job.job_id for job in self.cluster.asked(lambda api: api.jobs())}
         faults += [f"the acknowledged job {missing} is not known any more" for missing in sorted(self.acknowledged - ended)]
         return Outcome(case.name, status.state, seconds, status.units.attempts, again, whole_s, tuple(faults))
+
+    def _history(self) -> list[str]:
+        """Return what in the history breaks a rule, once the head is at rest: it clears up after a job has its last state."""
+        found: list[str] = []
+
+        def good() -> bool:
+            found[:] = self.history(self.cluster.home.root / "ledger.db", self.cluster.root)
+            return not found
+
+        with contextlib.suppress(TimeoutError):
+            wait_for("a history without faults", good, REST_S)
+        return [f"history: {fault}" for fault in found]
 
     def _whole(self, faults: list[str]) -> float:
         """Wait until every worker runs and every process has its owner."""
