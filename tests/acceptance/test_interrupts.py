@@ -111,8 +111,8 @@ def test_a_job_of_an_embedded_cluster_whose_head_is_killed_is_lost_at_once(cli: 
     until(lambda: not processes_with_home(cli.home), timeout_s=20)
 
 
-@pytest.mark.parametrize("module", ["distributed.cli.dask_worker", "dgpunet_dask.stagehost.child"])
-def test_a_killed_process_costs_its_unit_another_attempt_and_nothing_else(cli: Cli, slow: Path, tmp_path: Path, module: str) -> None:
+@pytest.mark.parametrize(("module", "least"), [("distributed.cli.dask_worker", 30), ("dgpunet_dask.stagehost.child", 31)])
+def test_a_killed_process_costs_its_unit_another_attempt_at_most(cli: Cli, slow: Path, tmp_path: Path, module: str, least: int) -> None:
     assert cli("up").code == 0
     marker = tmp_path / "running"
     command = cli.start("submit", slow, "--set", f"marker={marker}", "--set", "count=30", "--json")
@@ -123,7 +123,7 @@ def test_a_killed_process_costs_its_unit_another_attempt_and_nothing_else(cli: C
     assert command.returncode == 0, told
     result = json.loads(out)
     assert (result["units"]["done"], result["units"]["failed"]) == (30, 0)
-    assert 30 < result["units"]["attempts"] <= 34
+    assert least <= result["units"]["attempts"] <= 34  # what a worker's calls were doing goes on without it
     with Client(home=cli.home) as client:
         assert list(client.results(result["job_id"])) == list(range(30))
 
