@@ -31,6 +31,7 @@ from dgpunet_dask.jobs.quotas import check_units
 from dgpunet_dask.jobs.record import JobRecord
 from dgpunet_dask.jobs.roots import bounded
 from dgpunet_dask.jobs.runner import JobRunner, Ports
+from dgpunet_dask.jobs.sourcing import anew
 from dgpunet_dask.jobs.store import checked_digest, read_workload
 from dgpunet_dask.jobs.threads import in_thread
 from dgpunet_dask.jobs.units import recipe_of
@@ -84,6 +85,8 @@ class ServicePorts:
         Waits until the head's disk has room for work.
     settings
         Gives what config.yaml says.
+    sleep
+        Waits for some seconds.
     """
 
     dask: Callable[[], Client]
@@ -95,6 +98,7 @@ class ServicePorts:
     find_model: FindModel | None = None
     room: Callable[[], Awaitable[None]] = _at_once
     settings: Callable[[], Settings] = lambda: DEFAULTS
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
 class Driver:
@@ -196,7 +200,7 @@ class Driver:
         quota = self.ports.settings().quotas.of(user.name, operates=user.operates)
         return Ports(
             self.ports.dask(), agent, functools.partial(self._in_flight, light=light), learned=self.learned, on_oom=self.ports.on_oom, room=self.ports.room,
-            devices=lambda: self._devices, clock=self.clock, could=self._could, check_units=lambda units: check_units(quota, units),
+            devices=lambda: self._devices, clock=self.clock, could=self._could, sleep=self.ports.sleep, check_units=lambda units: check_units(quota, units),
         )  # fmt: skip
 
     def _could(self, stage: StagePlan, avoid: Collection[str]) -> bool:
@@ -219,7 +223,7 @@ class Driver:
     async def planned(self, workload: Workload, params: Mapping[str, Any], job_id: str, scratch: Path, agent: AgentClient) -> JobPlan:
         """Return what a job does, after asking each stage's interpreter for its facts."""
         wanted = {stage.name: (stage.run, stage.env) for stage in workload.stages}
-        raw = await in_thread(agent.inspect, workload.digest, wanted, params, stop=agent.close)
+        raw = await anew(lambda: in_thread(agent.inspect, workload.digest, wanted, params, stop=agent.close), 0, self.ports.sleep)
         facts = {name: facts_from_wire(found) for name, found in raw.items()}
         return plan_job(workload, params, facts, job_id=job_id, host=self.ports.host, scratch=scratch)
 
@@ -252,16 +256,21 @@ class Driver:
 
     async def _concluded(self, record: JobRecord, error: DgpunetError | None) -> None:
         """Clear up after a job and give it its last state, on disk before anybody can hear of it."""
-        job_id = record.status.job_id
-        if error is not None:
-            await in_thread(self._end_hosts, job_id)
-            if "traceback" in error.fields:
-                record.emit("log", text=str(error.fields["traceback"]))
-        failpoints.hit("job.final")
+        try:
+            await self._close_off(record, error)
+        except Exception:  # nothing keeps a job from ending
+            log.exception("job %s was not cleared up well", record.status.job_id)
         state: JobState = "done" if error is None else "cancelled" if isinstance(error, JobCancelled) else "failed"
         await written(lambda: self.move(record, state, error), self.ports.room)
         await in_thread(past.clear_up, record)
         record.let_go()
+
+    async def _close_off(self, record: JobRecord, error: DgpunetError | None) -> None:
+        if error is not None:
+            await in_thread(self._end_hosts, record.status.job_id)
+            if "traceback" in error.fields:
+                record.emit("log", text=str(error.fields["traceback"]))
+        failpoints.hit("job.final")
 
     async def move(self, record: JobRecord, state: JobState, error: DgpunetError | None = None) -> None:
         """Take a job to another state: in the ledger first, then for those who wait, then beside the ledger."""

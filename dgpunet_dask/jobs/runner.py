@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from distributed import Client
 
@@ -29,9 +29,10 @@ from dgpunet_dask.jobs.plan import JobPlan, StagePlan
 from dgpunet_dask.jobs.record import JobRecord
 from dgpunet_dask.jobs.rows import UnitRow
 from dgpunet_dask.jobs.sidecar import results_manifest
+from dgpunet_dask.jobs.sourcing import SourceReader, anew
 from dgpunet_dask.jobs.task import Parcel
 from dgpunet_dask.jobs.threads import in_thread
-from dgpunet_dask.jobs.units import Naming, result_name
+from dgpunet_dask.jobs.units import result_name
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Device
 from dgpunet_dask.model.policy import DEFAULT_ON_OOM, OnOom
@@ -149,7 +150,8 @@ class JobRunner:
             for helper in helpers:
                 helper.cancel()
         await written(lambda: self.ledger.end_pass(self.job_id, pass_, self.given), self.ports.room, self.ports.sleep)
-        self.record.units(total=self.given)
+        counts = await self.ledger.counts(self.job_id)  # the one true count: what was adopted may have begun under another head
+        self.record.units(total=self.given, attempts=counts.attempts)
         self._progress()
 
     async def _drained(self) -> None:
@@ -161,13 +163,12 @@ class JobRunner:
 
     async def _pull(self, group: asyncio.TaskGroup, room: asyncio.Semaphore, pass_: int) -> None:
         """Take units from the source as there is room, until it ends."""
-        source, naming = self.plan.source, Naming(self.recipe)
-        stream = self.ports.agent.stream(source.call.spec, source.spec.unit_items, source.spec.unit_bytes)
+        source = SourceReader(self.ports.agent, self.plan.source, self.recipe, self.ports.sleep, self._died(self.plan.source))
         try:
             while True:
                 await self.ports.room()
                 await room.acquire()
-                piece, unit_id = await in_thread(_named_next, stream, naming, stop=self.ports.agent.close)
+                piece, unit_id = await source.next()
                 if piece is None:
                     return
                 self._take_in(piece)
@@ -183,7 +184,11 @@ class JobRunner:
                 unit = self.flights.units[row.number] = Unit(row.number, unit_id, Parcel(piece.frames, piece.items))
                 group.create_task(self._unit(unit)).add_done_callback(lambda _: room.release())
         finally:
-            await in_thread(_close, stream)
+            await source.close()
+
+    def _died(self, stage: StagePlan) -> Callable[[DgpunetError], None]:
+        """Return what tells of a death of the source's or the gather stage's process, after which it is started again."""
+        return lambda error: self.record.emit("retry", stage=stage.spec.name, unit=None, cause=error.code, device=error.fields.get("device"), demand=None)
 
     def _take_in(self, piece: CallResult) -> None:
         self.record.count(piece.counts)
@@ -253,18 +258,27 @@ class JobRunner:
         ]
         failpoints.hit("gather.before")
         if self.plan.gather is None:
-            await in_thread(commit_text, self.results / "manifest.json", results_manifest(files))
+            manifest = results_manifest(files)
+            await self._kept(lambda: in_thread(commit_text, self.results / "manifest.json", manifest))
         else:
             await self._gather(self.plan.gather, files)
 
     async def _gather(self, plan: StagePlan, files: list[str]) -> None:
         self.record.emit("stage", stage=plan.spec.name, state="running")
-        result = await in_thread(self.ports.agent.gather, plan.call.spec, files, stop=self.ports.agent.close)
+        agent = self.ports.agent
+        result = await anew(
+            lambda: in_thread(agent.gather, plan.call.spec, files, stop=agent.close), plan.spec.retries, self.ports.sleep, self._died(plan)
+        )
         self.record.count(result.counts)
         if result.log:
             self.record.log(plan.spec.name, result.log)
         failpoints.hit("gather.done")
-        await in_thread(commit_frames, self.record.folder / "result.frames", result.frames)
+        file = self.record.folder / "result.frames"
+        await self._kept(lambda: in_thread(commit_frames, file, result.frames, failpoints.hit))
+
+    async def _kept(self, write: Callable[[], Awaitable[object]]) -> None:
+        """Write what the job gives; where the disk is full, it waits in memory for room."""
+        await written(write, self.ports.room, self.ports.sleep)
 
     def _progress(self) -> None:
         expected = self.record.counts.get("expected_items")
@@ -289,15 +303,3 @@ def _flatten(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException
             yield from _flatten(error)
         else:
             yield error
-
-
-def _named_next(stream: Iterator[CallResult], naming: Naming) -> tuple[CallResult | None, str | None]:
-    """Return the next piece of a source and its unit's id; ``None`` for a piece without items, and at the end."""
-    piece = next(stream, None)
-    return piece, None if piece is None or not piece.items else naming.id_of(piece.frames)
-
-
-def _close(stream: Any) -> None:
-    close = getattr(stream, "close", None)
-    if close is not None:
-        close()

@@ -46,6 +46,11 @@ async def no_fleet(_: Any) -> Any:
     raise StageHostLost(stage="-", device="-", how="no fleet", attempts=1, log="-")
 
 
+async def no_time(_: float) -> None:
+    """Wait for nothing, but let others have their turn."""
+    await asyncio.sleep(0)
+
+
 def settings(*, roots: tuple[Path, ...] = (), **quota: int) -> Settings:
     """Return the settings with these roots, and a quota for everybody where one is given."""
     everybody = Quota(**{"jobs": 10**6, "units": 10**6, "submissions_per_minute": 10**6, **quota})
@@ -56,8 +61,9 @@ def service(home: Home, dask: Any = None, *, embedded: bool = False, told: Setti
     """Return a service whose jobs fail at once, since no agent answers; with `driven` false they run until they are cancelled."""
     scheduler = dask or FakeScheduler()
     ports = ServicePorts(
-        lambda: scheduler, lambda: AgentClient(home.run / "none.sock"), no_fleet, HeadHost("h/cpu", 1, home.root), settings=lambda: told
-    )
+        lambda: scheduler, lambda: AgentClient(home.run / "none.sock"), no_fleet, HeadHost("h/cpu", 1, home.root), settings=lambda: told,
+        sleep=no_time,
+    )  # fmt: skip
     made = JobService(home, ports, embedded=lambda: embedded)
     if not driven:
         made.driver._run = _stand  # type: ignore[assignment, method-assign]  # nothing of a job but its states
