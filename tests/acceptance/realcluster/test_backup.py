@@ -12,6 +12,7 @@ import pytest
 
 from dgpunet_dask.cluster import backups
 from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.register import supervisor_of
 from tests.acceptance.realcluster.site import WHY_NOT, Site, short_folder, site
 from tests.helpers import until
 
@@ -44,8 +45,9 @@ def committed(two: Site, job: str) -> int:
 def destroy(two: Site) -> None:
     """End all that runs on the head's host, and spoil its ledger and its own copies."""
     home = Home(two.lab.home("m18"))
-    (supervisor,) = two.pids("m18", "daemons.supervisor")
-    os.kill(supervisor, signal.SIGKILL)
+    supervisor = supervisor_of(home)
+    assert supervisor is not None
+    os.kill(supervisor.pid, signal.SIGKILL)
     until(lambda: not two.lab.left("m18"), 30, "the end of all on m18")
     home.ledger.write_bytes(os.urandom(1 << 16))
     shutil.rmtree(home.backups)
