@@ -47,7 +47,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "head": Lazy("dgpunet_dask.cli.head:head", "Run the head of a cluster that other machines can join."),
     "index": Lazy("dgpunet_dask.cli.index:index", "List, show, share and remove search indexes."),
     "install-service": Lazy("dgpunet_dask.cli.service:install_service", "Have systemd run this machine's part of the cluster."),
-    "jobs": Lazy("dgpunet_dask.cli.jobs:jobs", "List, show, follow and cancel the jobs of a running head."),
+    "jobs": Lazy("dgpunet_dask.cli.jobs:jobs", "List, show, follow, cancel and retry the jobs of a running head."),
     "join": Lazy("dgpunet_dask.cli.join:join", "Make this machine part of a cluster."),
     "key": Lazy("dgpunet_dask.cli.key:key", "Make, list and revoke the API keys of users."),
     "ledger": Lazy("dgpunet_dask.cli.ledger:ledger", "Check the head's ledger of jobs, put a copy back, make it anew."),

@@ -27,7 +27,7 @@ from dgpunet_dask.config.settings_file import SettingsWatch
 from dgpunet_dask.daemons import tidying
 from dgpunet_dask.daemons.rooms import Entry, Room, room_of, to_remove
 from dgpunet_dask.daemons.tidying import EVENTS_ENDED, Caches, EventsCut, Key
-from dgpunet_dask.errors import LowDisk
+from dgpunet_dask.errors import DiskFull, LowDisk
 from dgpunet_dask.jobs.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,9 @@ TIDY_S: Final = 600.0
 TIDY_LOW_S: Final = 60.0
 #: What was used within this time stays in the caches: a job that was just submitted may be about to use it.
 REST_S: Final = 3600.0
+#: How long jobs wait for room before they fail; and those of a command that has a cluster of its own, and somebody who looks at it.
+ROOM_S: Final = 600.0
+EMBEDDED_ROOM_S: Final = 15.0
 EVENTS_MOST: Final = 64 << 20
 
 
@@ -146,6 +149,20 @@ class Disk:
                     await self._risen.wait()
             except TimeoutError:
                 pass
+
+    async def room_within(self, patience_s: float) -> None:
+        """Return once there is room for work.
+
+        Raises
+        ------
+        DiskFull
+            If there is none for so many seconds.
+        """
+        try:
+            async with asyncio.timeout(patience_s):
+                await self.room_ok()
+        except TimeoutError:
+            raise DiskFull(path=self.home.root) from None
 
     def _turned(self, room: Room) -> None:
         """Tell that the disk has become low, or has room again."""

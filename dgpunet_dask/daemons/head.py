@@ -16,7 +16,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -36,7 +36,7 @@ from dgpunet_dask.daemons.api import ApiContext, listen
 from dgpunet_dask.daemons.api.server import ApiServer
 from dgpunet_dask.daemons.backing import Backing, ports_of
 from dgpunet_dask.daemons.deriving import Deriving
-from dgpunet_dask.daemons.disk import Disk, DiskPorts
+from dgpunet_dask.daemons.disk import EMBEDDED_ROOM_S, ROOM_S, Disk, DiskPorts
 from dgpunet_dask.daemons.expected import Expected
 from dgpunet_dask.daemons.explaining import Explaining, at_time
 from dgpunet_dask.daemons.indexes import Indexes
@@ -123,7 +123,7 @@ class Head:
         self.before: HeadFile | None = None
         self.settling = Settling(self.live, lambda: self.policies.told)
         self.settings = SettingsWatch(self.home.config)
-        self.disk = Disk(self.home, self.settings, DiskPorts(in_use=self._folders_in_use, ended=self._ended_jobs))
+        self.disk = Disk(self.home, self.settings, DiskPorts(in_use=lambda: self.service.in_use() if self.service else (), ended=lambda: self.service.ended() if self.service else {}))
         self.backing = Backing(self.home, head_host(options.fleet).partition("/")[0], self.settings, ports_of(lambda: self.service), self.policies.clock)
 
     def stop(self, why: str) -> None:
@@ -313,15 +313,13 @@ class Head:
         agent = functools.partial(AgentClient, self.home.agent_socket)
         ports = ServicePorts(
             self._dask, agent, self.settling.fleet, host, self._on_oom, lambda: self.policies.policy, find_model=self.find_model,
-            room=self.disk.room_ok, settings=lambda: self.settings.settings,
+            room=lambda: self.disk.room_within(EMBEDDED_ROOM_S if self._embedded else ROOM_S), settings=lambda: self.settings.settings,
         )  # fmt: skip
-        return JobService(self.home, ports, embedded=lambda: self.ctx.embedded if hasattr(self, "ctx") else self.options.embedded)
+        return JobService(self.home, ports, embedded=lambda: self._embedded)
 
-    def _ended_jobs(self) -> Mapping[str, float]:
-        return {} if self.service is None else self.service.ended()
-
-    def _folders_in_use(self) -> Collection[tuple[str, str]]:
-        return () if self.service is None else self.service.in_use()
+    @property
+    def _embedded(self) -> bool:
+        return self.ctx.embedded if hasattr(self, "ctx") else self.options.embedded
 
     @property
     def head_device(self) -> str:

@@ -21,7 +21,7 @@ from dgpunet_dask.cluster.nodes import LOST_S, Node, state_of
 from dgpunet_dask.cluster.peer_client import Peer, PeerClient
 from dgpunet_dask.cluster.workers import comm_env
 from dgpunet_dask.daemons import children
-from dgpunet_dask.daemons.api import ApiContext, listen, listen_tls
+from dgpunet_dask.daemons.api import ApiContext, listen_tls
 from dgpunet_dask.daemons.api.server import ApiServer
 from dgpunet_dask.daemons.head import Head, HeadOptions
 from dgpunet_dask.daemons.joining import certify_head
@@ -99,7 +99,7 @@ class ClusterHead(Head):
         except OSError as error:
             where = f"{self.config.address}:{self.config.ports.api}"
             raise StartFailed(why=f"the API cannot listen on {where} ({error.strerror})", logs=self.home.run / "logs") from error
-        return [listen(ctx), secured]
+        return [*super()._listen(ctx), secured]
 
     def _dashboard_upstream(self) -> str | None:
         base = (self.children.dashboard or "").removesuffix("/status")

@@ -303,6 +303,8 @@ class Attempting:
             return False
         self._count_start(attempt)
         self._count(unit, records)
+        if any(r.adopted for r in records.values()):  # the ledger knows which start it is one with
+            self.record.units(attempts=(await self.ledger.counts(self.job_id)).attempts)
         return True
 
     def _count(self, unit: Unit, records: Mapping[str, Any]) -> None:
@@ -313,9 +315,7 @@ class Attempting:
             self.ports.learned.unit(self.flights.stages[stage].demand, found)
             if found.log:
                 self.record.log(stage, found.log, unit=unit.number, device=found.device)
-        counted = self.record.counted
-        adopted = sum(found.adopted for found in records.values())
-        self.record.units(done=counted.done + 1, attempts=counted.attempts - min(1, adopted))
+        self.record.units(done=self.record.counted.done + 1)
 
     async def _judged(self, unit: Unit, failures: list[Failure], attempt: Attempt, error: DgpunetError) -> Verdict:
         """Decide what becomes of a unit that has failed once more, and have the ledger know."""

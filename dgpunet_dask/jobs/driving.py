@@ -19,7 +19,7 @@ from dgpunet_dask.clock import Clock
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.config.settings import Settings
 from dgpunet_dask.config.settings_file import DEFAULTS
-from dgpunet_dask.errors import DgpunetError, JobCancelled, JobFailed, Unplaceable
+from dgpunet_dask.errors import DgpunetError, DiskFull, JobCancelled, JobFailed, Unplaceable
 from dgpunet_dask.jobs import past
 from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.ledger import Ledger
@@ -261,7 +261,11 @@ class Driver:
         except Exception:  # nothing keeps a job from ending
             log.exception("job %s was not cleared up well", record.status.job_id)
         state: JobState = "done" if error is None else "cancelled" if isinstance(error, JobCancelled) else "failed"
-        await written(lambda: self.move(record, state, error), self.ports.room)
+        try:
+            await written(lambda: self.move(record, state, error), self.ports.room)
+        except DiskFull as full:  # whoever waits must hear of it; the next head finds the job as it was, and goes on with it
+            log.error("the end of job %s is not in the ledger: %s", record.status.job_id, full)
+            record.move(state, error)
         await in_thread(past.clear_up, record)
         record.let_go()
 

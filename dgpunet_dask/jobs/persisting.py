@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 #: How long after a full disk the ledger is asked again.
 FULL_WAIT_S: Final = 1.0
+#: And how often, where the disk says that it has room, and has none for this.
+FULL_TRIES: Final = 60
 
 
 async def written(
@@ -27,14 +29,20 @@ async def written(
     ----------
     room
         Waits until the head's disk has room.
+
+    Raises
+    ------
+    DiskFull
+        If there was no room for long; also from `room`.
     """
-    while True:
+    for _ in range(FULL_TRIES):
         try:
             return await step()
         except DiskFull as error:
             log.warning("the ledger waits for room: %s", error)
         await sleep(FULL_WAIT_S)
         await room()
+    return await step()
 
 
 async def to_its_end(work: Coroutine[Any, Any, T]) -> T:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final
 from dgpunet_dask import failpoints
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import DependencyFailed, DgpunetError, JobCancelled, JobLost, NoSuchJob, NotAllowed
+from dgpunet_dask.errors import DependencyFailed, DgpunetError, JobCancelled, JobLost, NoSuchJob, UsageError
 from dgpunet_dask.jobs import past
 from dgpunet_dask.jobs.accepting import Asked, asked, ids, shipped_digests, user_of
 from dgpunet_dask.jobs.admission import Candidate, hopeless, startable
@@ -287,15 +287,15 @@ class JobService:
 
         Raises
         ------
-        NotAllowed
+        UsageError
             For a job that is done, and for one of a release that kept too little of it.
         """
         record = self._record(job_id)
         if not record.final:
             return record.now()
         if record.status.state == "done" or not record.job.digest:
-            why = "it is done" if record.status.state == "done" else "an older release ran it; submit it again"
-            raise NotAllowed(what=f"running job {job_id} again", why=why)
+            why = "is done" if record.status.state == "done" else "was run by an older release, which kept too little of it"
+            raise UsageError(detail=f"Job {job_id} {why}. Submit it again to have it run once more.")
         async with self._moving:
             if record.final:
                 await self._move(record, "queued")
@@ -423,6 +423,7 @@ def stage_rows(plan: Any, explained: Callable[[Demand], Mapping[str, Any]], head
             found = explained(stage.demand)
             row |= {name: found[name] for name in ("demand", "outcome", "on", "waits_for", "verdicts", "wakes", "fix", "effective")}
             row["ranking"] = [scored["device"] for scored in found["ranking"]]
+            row["seconds"] = found["ranking"][0]["finish_s"] if found["ranking"] else None
         table.append(row)
     return table
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import DiskFull, KeyReused, NoSuchJob, NotAllowed, TooManyJobs
+from dgpunet_dask.errors import DiskFull, KeyReused, NoSuchJob, TooManyJobs, UsageError
 from dgpunet_dask.jobs.admission import RUNNING_MAX
 from dgpunet_dask.jobs.service import JobService
 from dgpunet_dask.model.job import JobStatus
@@ -381,7 +381,7 @@ async def test_only_what_has_ended_otherwise_than_well_runs_again(home: Home, di
         assert again.state in {"queued", "running"}
         assert (again.error, again.exit_code) == (None, 0)
         assert (await reached(jobs, job.job_id, "done")).error is None
-        with pytest.raises(NotAllowed):
+        with pytest.raises(UsageError):
             await jobs.retry(job.job_id)
 
 
