@@ -16,14 +16,14 @@ from dgpunet_dask.jobs.evidence import evidence_of, others_of, ran
 from dgpunet_dask.jobs.flights import Attempt, Flights, SchedulerGone, Unit, hosts_of, records_of
 from dgpunet_dask.jobs.judging import Failure, Verdict, judge
 from dgpunet_dask.jobs.ledger import Ledger
-from dgpunet_dask.jobs.persisting import written
+from dgpunet_dask.jobs.persisting import to_its_end, written
 from dgpunet_dask.jobs.plan import JobPlan
 from dgpunet_dask.jobs.publishing import publish, take_back
 from dgpunet_dask.jobs.record import JobRecord
 from dgpunet_dask.jobs.rows import UnitRow
 from dgpunet_dask.jobs.shortage import SHORT, Shortage
 from dgpunet_dask.jobs.straggling import Flight, stragglers
-from dgpunet_dask.jobs.task import Parcel
+from dgpunet_dask.jobs.task import Parcel, StageRecord
 from dgpunet_dask.jobs.threads import in_thread
 from dgpunet_dask.placement.estimate import device_class
 
@@ -290,8 +290,16 @@ class Attempting:
             attempt.ending = True
         unit, folder, leaves = attempt.unit, self.record.folder / "results", self.plan.leaves
         records = records_of(ends)
-        counts = merged({}, *(r.counts for r in records.values()))
-        digests = await publish(folder, unit.unit_id, attempt.epoch, ends, leaves, self.ports.room)
+        try:
+            digests = await publish(folder, unit.unit_id, attempt.epoch, ends, leaves, self.ports.room)
+        except BaseException:  # another attempt was first, perhaps: nobody counts on these files
+            await in_thread(take_back, folder, unit.unit_id, attempt.epoch, leaves)
+            raise
+        return await to_its_end(self._keep(attempt, digests, records))
+
+    async def _keep(self, attempt: Attempt, digests: Mapping[str, str], records: Mapping[str, StageRecord]) -> bool:
+        """Have the ledger commit what is on the disk, and count it; else remove that. Not to be stopped half-way."""
+        unit, counts = attempt.unit, merged({}, *(r.counts for r in records.values()))
         failpoints.hit("commit.before", job=self.job_id, unit=unit.number)
         won = await self._written(lambda: self.ledger.commit(
             self.job_id, unit.unit_id, attempt.epoch, digests, counts=counts, device=attempt.device(records),
@@ -299,7 +307,7 @@ class Attempting:
         ))  # fmt: skip
         failpoints.hit("commit.done", job=self.job_id, unit=unit.number)
         if not won:
-            await in_thread(take_back, folder, unit.unit_id, attempt.epoch, leaves)
+            await in_thread(take_back, self.record.folder / "results", unit.unit_id, attempt.epoch, list(digests))
             return False
         self._count_start(attempt)
         self._count(unit, records)

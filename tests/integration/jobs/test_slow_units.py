@@ -38,6 +38,6 @@ def test_a_slow_unit_that_ends_before_its_copy_commits_itself(trouble: Trouble) 
     trouble.make("go")
     status = trouble.ended(job_id)
     assert (status.state, status.units.done, status.units.failed) == ("done", 9, 0), status.error
-    assert sorted(a.state for a in trouble.attempts(job_id, unit=8)) == ["beaten", "committed"]
+    assert sorted(a.state for a in trouble.attempts(job_id, unit=8)) in (["beaten", "committed"], ["committed", "stale"])
     folder = trouble.cluster.home.jobs / job_id / "results"
     until(lambda: len(list(folder.glob("*.frames"))) == 9, what="the loser's file to be taken back")

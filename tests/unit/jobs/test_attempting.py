@@ -239,6 +239,22 @@ async def test_a_slow_unit_that_is_first_commits_and_its_copy_is_let_go(tmp_path
         assert not await run.faults()
 
 
+async def test_of_two_that_end_at_once_one_commits_and_leaves_a_file(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    async with running(tmp_path, range(3), on(1, gate, gate)) as run:
+        job = asyncio.create_task(run.runner.run())
+        await meanwhile(lambda: run.record.counted.done == 2 and 1 in run.units)
+        await run.placed("work", 1, "a0")
+        run.units[1].copy_asked.set()
+        await meanwhile(lambda: run.dask.nth["work", 1] == 2)
+        gate.set()
+        await job
+        assert sorted(await run.states(1)) in (["beaten", "committed"], ["committed", "stale"])
+        assert results(run) == [0, 1, 2]
+        assert run.record.counted.done == 3
+        assert not await run.faults()
+
+
 @pytest.mark.parametrize("first", [0, 1], ids=["the slow one", "its copy"])
 async def test_of_two_of_which_one_fails_the_other_goes_on(tmp_path: Path, first: int) -> None:
     gates = [asyncio.Event(), asyncio.Event()]

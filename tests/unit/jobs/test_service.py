@@ -378,7 +378,6 @@ async def test_only_what_has_ended_otherwise_than_well_runs_again(home: Home, di
         await reached(jobs, job.job_id, "failed")
         fails = False
         again = await jobs.retry(job.job_id)
-        assert again.state in {"queued", "running"}
         assert (again.error, again.exit_code) == (None, 0)
         assert (await reached(jobs, job.job_id, "done")).error is None
         with pytest.raises(UsageError):
