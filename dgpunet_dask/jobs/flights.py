@@ -6,6 +6,7 @@ Nothing here decides: `runner` says what is submitted, and again, and what becom
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import re
@@ -162,13 +163,18 @@ class Flights:
             raise WorkerKilled(stage=_stage_of(error, stage), deaths=error.allowed_failures + 1) from error
         except FutureCancelledError as error:
             raise SchedulerGone(f"{stage}: {error}") from error
+        except OSError as error:
+            if future.status == "error":  # the task's own
+                raise
+            raise SchedulerGone(f"{stage}: {error}") from error  # its connection broke while the result was fetched
         return parcel
 
     async def let_go(self, attempt: Attempt) -> None:
         """Cancel what an attempt has not finished, and forget its tasks."""
         unfinished = [f for f in attempt.futures.values() if not f.done()]
         if unfinished:
-            await asyncio.shield(self.dask.cancel(unfinished, reason="this attempt has ended"))
+            with contextlib.suppress(OSError):  # the scheduler is gone, and all of them with it
+                await asyncio.shield(self.dask.cancel(unfinished, reason="this attempt has ended"))
         for future in attempt.futures.values():
             future.release()
         if attempt in attempt.unit.attempts:
