@@ -55,8 +55,8 @@ class Attempting:
 
     Attributes
     ----------
-    failures
-        Why each unit failed for good, by number.
+    failures, errors
+        Why each unit failed for good, by number: in words, and the last error of those that failed under this head.
     ended
         Set whenever a unit has ended.
     left
@@ -68,6 +68,7 @@ class Attempting:
         self.job_id = record.status.job_id
         self.shortage = Shortage(flights, ports.learned, ports.on_oom, ports.sleep)
         self.failures: dict[int, str] = {}
+        self.errors: dict[int, DgpunetError] = {}
         self.ended = asyncio.Event()
         self.left: dict[str, tuple[str, str]] = {}
         self._warm: set[tuple[str, str | None]] = set()
@@ -379,6 +380,7 @@ class Attempting:
         poison = verdict.next == "quarantined"
         told = Quarantined(number=unit.number, attempts=len(failures), hosts=hosts) if poison else error
         self.failures[unit.number] = f"{told} {error}" if poison else str(error)
+        self.errors[unit.number] = error
         self.record.units(failed=len(self.failures))
         if not poison and len(self.failures) > self.record.allow_failed:
             raise error

@@ -241,9 +241,11 @@ class JobRunner:
             yield name, future.key, attempt.asked[name]
 
     def _check_failed(self) -> None:
-        """Raise where more units failed than the job may lose."""
-        failed = self.attempting.failures
+        """Raise where more units failed than the job may lose: with what all failed with, if not one of them went well."""
+        failed, errors = self.attempting.failures, self.attempting.errors
         if len(failed) > self.record.allow_failed:
+            if len(errors) == self.given and len({error.code for error in errors.values()}) == 1:
+                raise errors[min(errors)]
             first = failed[min(failed)]
             raise UnitsFailed(failed=len(failed), total=self.given, first=first, units=sorted(failed))
 
