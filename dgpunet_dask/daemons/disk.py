@@ -41,7 +41,7 @@ TIDY_LOW_S: Final = 60.0
 #: What was used within this time stays in the caches: a job that was just submitted may be about to use it.
 REST_S: Final = 3600.0
 #: How long jobs wait for room before they fail; and those of a command that has a cluster of its own, and somebody who looks at it.
-ROOM_S: Final = 600.0
+ROOM_S: Final = 30.0
 EMBEDDED_ROOM_S: Final = 15.0
 EVENTS_MOST: Final = 64 << 20
 

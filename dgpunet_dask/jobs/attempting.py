@@ -380,7 +380,7 @@ class Attempting:
         poison = verdict.next == "quarantined"
         told = Quarantined(number=unit.number, attempts=len(failures), hosts=hosts) if poison else error
         self.failures[unit.number] = f"{told} {error}" if poison else str(error)
-        self.errors[unit.number] = error
+        self.errors[unit.number] = type(error)(**{**error.fields, "attempts": len(failures)}) if poison else error
         self.record.units(failed=len(self.failures))
         if not poison and len(self.failures) > self.record.allow_failed:
             raise error

@@ -262,7 +262,10 @@ class Driver:
             log.exception("job %s was not cleared up well", record.status.job_id)
         state: JobState = "done" if error is None else "cancelled" if isinstance(error, JobCancelled) else "failed"
         try:
-            await written(lambda: self.move(record, state, error), self.ports.room)
+            if isinstance(error, DiskFull):  # it has been waited for
+                await self.move(record, state, error)
+            else:
+                await written(lambda: self.move(record, state, error), self.ports.room)
         except DiskFull as full:  # whoever waits must hear of it; the next head finds the job as it was, and goes on with it
             log.error("the end of job %s is not in the ledger: %s", record.status.job_id, full)
             record.move(state, error)

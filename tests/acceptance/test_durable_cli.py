@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,13 @@ def kill_head(cluster: Cli) -> None:
     os.kill(json.loads((cluster.home / "run" / "head.json").read_text())["pid"], signal.SIGKILL)
 
 
+def rest_of(command: subprocess.Popen[str]) -> tuple[tuple[str, str], int]:
+    """Return what a command still writes, also what lies in a buffer since a line was read, which `communicate` would lose; and its status."""
+    assert command.stdout is not None
+    assert command.stderr is not None
+    return (command.stdout.read(), command.stderr.read()), command.wait(120)
+
+
 def test_commands_and_clients_go_on_over_a_killed_head(cli: Cli, gated: Path, gate: Path) -> None:
     assert cli("up").code == 0
     submitting = cli.start("submit", gated, "--set", f"gate={gate}", "--key", "one", "--json")
@@ -122,7 +130,7 @@ def test_commands_and_clients_go_on_over_a_killed_head(cli: Cli, gated: Path, ga
             return states.pop(), [event["seq"] async for event in client.events(job_id)]
 
     state, seqs = asyncio.run(wait_in_python())
-    ended = [(command.communicate(timeout=120), command.returncode) for command in followers]
+    ended = [rest_of(command) for command in followers]
     assert [code for _, code in ended] == [0, 0, 0], ended
     results = [json.loads(out) for (out, _), _ in ended[:2]]
     assert state == "done"

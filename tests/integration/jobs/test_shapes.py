@@ -88,6 +88,6 @@ def test_a_stage_that_always_dies_fails_the_job_and_its_attempts_are_told(run: R
     status, _ = run({"read": SOURCE, "dying": {"run": "stages:Dying", "after": "read"}}, count=1)
     assert status.state == "failed"
     assert status.error is not None
-    assert "Unit 0 was given up after 3 attempt(s)" in status.error["message"]
-    assert "(exit status 3)" in status.error["message"]
+    assert status.error["code"] == "stage_host_lost"
+    assert "(exit status 3) during 3 attempt(s)" in status.error["message"]
     assert status.units.to_json() == {"total": 1, "done": 0, "reused": 0, "failed": 1, "attempts": 3}
