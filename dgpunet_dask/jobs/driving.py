@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 #: So many times as many light units are in flight.
 LIGHT_TIMES: Final = 8
+#: How long the ledger may take to note that a job has failed for want of room.
+FULL_END_S: Final = 5.0
 #: Before a job is started again by itself.
 RETRY_S: Final = 1.0
 
@@ -138,7 +140,7 @@ class Driver:
 
     @staticmethod
     def _again(record: JobRecord, error: DgpunetError) -> bool:
-        return isinstance(error, JobFailed) and record.job.tries <= record.job.retry
+        return isinstance(error, JobFailed) and 0 < record.job.tries <= record.job.retry
 
     async def _note_retry(self, record: JobRecord, error: DgpunetError) -> None:
         """Take a job to its next try. It does not end for those who wait."""
@@ -263,12 +265,14 @@ class Driver:
         state: JobState = "done" if error is None else "cancelled" if isinstance(error, JobCancelled) else "failed"
         try:
             if isinstance(error, DiskFull):  # it has been waited for
-                await self.move(record, state, error)
+                async with asyncio.timeout(FULL_END_S):  # what the ledger owes the disk stands before this
+                    await self.move(record, state, error)
             else:
                 await written(lambda: self.move(record, state, error), self.ports.room)
-        except DiskFull as full:  # whoever waits must hear of it; the next head finds the job as it was, and goes on with it
-            log.error("the end of job %s is not in the ledger: %s", record.status.job_id, full)
-            record.move(state, error)
+        except (DiskFull, TimeoutError) as full:  # whoever waits must hear of it; the next head finds the job as it was, and goes on with it
+            log.error("the end of job %s is not in the ledger: %s", record.status.job_id, full or "it waits for room")
+            if not record.final:
+                record.move(state, error)
         await in_thread(past.clear_up, record)
         record.let_go()
 
