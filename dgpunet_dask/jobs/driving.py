@@ -30,7 +30,7 @@ from dgpunet_dask.jobs.plan import HeadHost, JobPlan, StagePlan, facts_from_wire
 from dgpunet_dask.jobs.quotas import check_units
 from dgpunet_dask.jobs.record import JobRecord
 from dgpunet_dask.jobs.roots import bounded
-from dgpunet_dask.jobs.runner import JobRunner, Ports
+from dgpunet_dask.jobs.runner import JobRunner, Ports, at_once
 from dgpunet_dask.jobs.sourcing import anew
 from dgpunet_dask.jobs.store import checked_digest, read_workload
 from dgpunet_dask.jobs.threads import in_thread
@@ -57,10 +57,6 @@ RETRY_S: Final = 1.0
 
 #: Whether a fleet, which may still grow, will do.
 Enough = Callable[[Fleet], bool]
-
-
-async def _at_once() -> None:
-    """Wait for nothing."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ class ServicePorts:
     on_oom: Callable[[Demand], OnOom] = lambda _: DEFAULT_ON_OOM
     policy: Callable[[], Policy] = lambda: NO_POLICY
     find_model: FindModel | None = None
-    room: Callable[[], Awaitable[None]] = _at_once
+    room: Callable[[], Awaitable[None]] = at_once
     settings: Callable[[], Settings] = lambda: DEFAULTS
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 

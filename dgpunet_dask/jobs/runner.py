@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 WIDEN_S: Final = 2.0
 
 
-async def _at_once() -> None:
+async def at_once() -> None:
     """Wait for nothing."""
 
 
@@ -87,7 +87,7 @@ class Ports:
     learned: Learning = field(default_factory=Learning)
     on_oom: Callable[[Demand], OnOom] = lambda _: DEFAULT_ON_OOM
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    room: Callable[[], Awaitable[None]] = _at_once
+    room: Callable[[], Awaitable[None]] = at_once
     devices: Callable[[], Mapping[str, Device]] = _no_devices
     clock: Clock = field(default_factory=SystemClock)
     could: Callable[[StagePlan, Collection[str]], bool] = lambda _stage, _avoid: False
