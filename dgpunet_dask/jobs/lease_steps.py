@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from dgpunet_dask.errors import NoSuchJob
-from dgpunet_dask.jobs.ledger_steps import Db, Row, dumped, event, loaded, put_unit_state
+from dgpunet_dask.jobs.ledger_steps import Db, Row, dumped, event, job_row, loaded, put_unit_state
 from dgpunet_dask.jobs.rows import AttemptRow
 from dgpunet_dask.jobs.states import UnitState
 
@@ -141,8 +141,10 @@ def lost(db: Db, job_id: str, unit_id: str, epoch: int, now: float, *, cause: st
 
 
 def damaged(db: Db, job_id: str, unit_id: str, epoch: int, now: float, *, evidence: Mapping[str, Any]) -> bool:
-    """Take back a commit whose files are gone or damaged: the unit is ready again. False: that is not its commit."""
+    """Take back a commit whose files are gone or damaged: the unit is ready again. False: that is not its commit, or its job is done."""
     unit = _key(db, job_id, unit_id)
+    if job_row(db, job_id).state == "done":  # nothing is computed for it again
+        return False
     done = db.execute(
         "UPDATE attempts SET state = 'damaged', cause = 'disk', evidence = ? WHERE unit = ? AND epoch = ? AND state = 'committed'",
         (dumped(evidence), unit, epoch),

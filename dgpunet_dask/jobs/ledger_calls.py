@@ -159,7 +159,7 @@ class LedgerCalls(ABC):
         )
 
     async def damaged(self, job_id: str, unit_id: str, epoch: int, *, evidence: Mapping[str, Any]) -> bool:
-        """Take back a commit whose files are gone or damaged; its unit is ready again. False: that is not its commit."""
+        """Take back a commit whose files are gone or damaged; its unit is ready again. False: that is not its commit, or its job is done."""
         return await self._do(lambda db: lease_steps.damaged(db, job_id, unit_id, epoch, self._clock.wall(), evidence=evidence))
 
     async def unknown(self) -> list[AttemptRow]:

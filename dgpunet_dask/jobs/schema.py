@@ -187,6 +187,10 @@ _TRIGGERS: Final = "\n".join([
     refuse("attempts_move", "UPDATE OF state ON attempts", f"NOT {allowed(ATTEMPT_TRANSITIONS)}", "an attempt cannot go there from its state"),
     refuse("attempts_late", "UPDATE OF state ON attempts",
            f"NEW.state = 'committed' AND NEW.epoch / {EPOCHS_A_BOOT} IS NOT (SELECT max(boot) FROM boots)", "the epoch is not of the present boot"),
+    refuse("attempts_kept", "UPDATE OF state ON attempts", "NEW.state = 'damaged' AND (SELECT j.state FROM units u JOIN jobs j ON j.seq = u.job"
+           " WHERE u.id = NEW.unit) = 'done'", "what a done job has committed stays"),
+    refuse("units_kept", "UPDATE OF state ON units", "NEW.state != 'committed' AND OLD.state = 'committed'"
+           " AND (SELECT state FROM jobs WHERE seq = NEW.job) = 'done'", "what a done job has committed stays"),
     refuse("boots_grow", "INSERT ON boots", "NEW.boot <= (SELECT max(boot) FROM boots)", "boots grow"),
     refuse("boots_fixed", "UPDATE ON boots", "1", "boots stay"),
     refuse("boots_stay", "DELETE ON boots", "1", "boots stay"),

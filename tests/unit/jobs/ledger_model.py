@@ -167,7 +167,7 @@ class Model:
     def damaged(self, job: str, unit: str, epoch: int) -> bool:
         key = self._unit(job, unit)
         one = self.tries.get(epoch)
-        if one is None or one.unit != key or one.state != "committed":
+        if one is None or one.unit != key or one.state != "committed" or self.jobs[job].state == "done":
             return False
         one.state = "damaged"
         found = self.units[key]

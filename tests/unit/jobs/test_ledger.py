@@ -328,6 +328,16 @@ def test_a_damaged_result_is_computed_again(one: Held) -> None:
     assert commits(one, "u", one.lease("j", "u"))
 
 
+def test_what_a_done_job_has_committed_stays(one: Held) -> None:
+    pass_ = running(one)
+    epoch = leased(one)
+    commits(one, "u", epoch)
+    one.end_pass("j", pass_, 1)
+    one.move("j", "done")
+    assert not one.damaged("j", "u", epoch, evidence={})
+    assert (one.unit("j", "u").state, one.attempts("j")[-1].state, one.faults()) == ("committed", "committed", [])
+
+
 def test_where_an_attempt_runs_is_known_before_it_ends(one: Held) -> None:
     running(one)
     one.placed("j", "u", leased(one), "h/gpu1", "h")

@@ -26,6 +26,9 @@ def raw(tmp_path: Path) -> Iterator[sqlite3.Connection]:
         one.fail("j", "f", leased(one, "f", 3), cause="user", evidence={}, to="failed")
         one.submit([new_job("queued"), new_job("done")])
         one.move("done", "running")
+        one.begin_pass("done")
+        commits(one, "d", leased(one, "d", 0, "done"), "done")
+        one.end_pass("done", 1, 1)
         one.move("done", "done")
     with sqlite3.connect(path, isolation_level=None) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
@@ -71,6 +74,8 @@ BROKEN = {
     "a committed unit without results": "UPDATE units SET results = NULL WHERE unit_id = 'c'",
     "a committed unit that is ready again": "UPDATE units SET state = 'ready', epoch = NULL, results = NULL, counts = NULL WHERE unit_id = 'c'",
     "a committed unit under another epoch": f"UPDATE units SET epoch = {first_epoch(1) + 2} WHERE unit_id = 'c'",
+    "a commit of a done job that is taken back": f"UPDATE attempts SET state = 'damaged', cause = 'disk' WHERE {UNIT.format('d')}",
+    "a committed unit of a done job that is dropped": "UPDATE units SET state = 'dropped' WHERE unit_id = 'd'",
     "a unit with a live attempt that is ready": "UPDATE units SET state = 'ready' WHERE unit_id = 'l'",
     "a second commit": f"UPDATE attempts SET state = 'committed', ended_s = 1 WHERE {UNIT.format('f')}",
     "a second live lease": f"INSERT INTO attempts (epoch, unit, slot, try_no, leased_s) SELECT {first_epoch(1) + 9}, id, 0, 1, 1 FROM units"
