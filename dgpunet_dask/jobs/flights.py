@@ -86,11 +86,15 @@ class Attempt:
 
 @dataclass(eq=False)
 class Unit:
-    """One unit on its way: what the source gave, its attempts, and what was tried where memory was short."""
+    """One unit on its way: what the source gave, its attempts, and what was tried where memory was short.
+
+    `turn`: among the units of its job that wait for a device the lowest is served first (`longest`).
+    """
 
     number: int
     unit_id: str
     source: Parcel
+    turn: int = 0
     attempts: list[Attempt] = field(default_factory=list)
     tries: dict[str, Tries] = field(default_factory=lambda: defaultdict(Tries))
     serial: Iterator[int] = field(default_factory=itertools.count)
@@ -137,7 +141,7 @@ class Flights:
         key = unit_key(plan.spec.name, self.job_id, attempt.number, serial)
         spec = replace(plan.call.spec, unit=attempt.unit.unit_id, epoch=attempt.epoch, copy=attempt.copy)
         call = replace(plan.call, spec=spec, retries=0)  # a process that died is another attempt, with a lease and a cause of its own
-        submit = functools.partial(self.dask.submit, run_stage, call, upstream, key=key, pure=False, priority=-attempt.number)
+        submit = functools.partial(self.dask.submit, run_stage, call, upstream, key=key, pure=False, priority=-attempt.unit.turn)
         if plan.demand is None:
             return submit(resources={"LIGHT": 1})
         with dask.annotate(demand=plan.demand.to_mapping()):

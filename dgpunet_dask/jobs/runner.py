@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -24,6 +25,7 @@ from dgpunet_dask.jobs.commit import commit_frames, commit_text
 from dgpunet_dask.jobs.flights import Flights, Unit
 from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.ledger import Ledger
+from dgpunet_dask.jobs.longest import LongestFirst
 from dgpunet_dask.jobs.persisting import written
 from dgpunet_dask.jobs.plan import JobPlan, StagePlan
 from dgpunet_dask.jobs.record import JobRecord
@@ -115,6 +117,8 @@ class JobRunner:
         self.results = record.folder / "results"
         self.flights = Flights(ports.dask, plan, self.job_id)
         self.attempting = Attempting(record, plan, ledger, self.flights, ports)
+        self.turns = LongestFirst()
+        self.most = 1
         self.items = 0
         self.given = 0
 
@@ -141,10 +145,10 @@ class JobRunner:
         counts = await self.ledger.counts(self.job_id)
         self.record.units(done=0, reused=0, failed=0, attempts=counts.attempts, total=None)
         await self.attempting.begin()
-        most = await self.ports.in_flight()
-        room = asyncio.Semaphore(most)
+        self.most = await self.ports.in_flight()
+        room = asyncio.Semaphore(self.most)
         async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(self._widen(room, most)), group.create_task(self.attempting.watch())]
+            helpers = [group.create_task(self._widen(room)), group.create_task(self.attempting.watch())]
             await self._pull(group, room, pass_)
             await self._drained()
             for helper in helpers:
@@ -181,10 +185,15 @@ class JobRunner:
                 if await self._settled(row):
                     room.release()
                     continue
-                unit = self.flights.units[row.number] = Unit(row.number, unit_id, Parcel(piece.frames, piece.items))
-                group.create_task(self._unit(unit)).add_done_callback(lambda _: room.release())
+                group.create_task(self._unit(self._begun(row.number, unit_id, piece))).add_done_callback(lambda _: room.release())
         finally:
             await source.close()
+
+    def _begun(self, number: int, unit_id: str, piece: CallResult) -> Unit:
+        """Return a unit that is on its way from now on."""
+        parcel = Parcel(piece.frames, piece.items)
+        unit = self.flights.units[number] = Unit(number, unit_id, parcel, self.turns.turn(number, sys.getsizeof(parcel), self.most))
+        return unit
 
     def _died(self, stage: StagePlan) -> Callable[[DgpunetError], None]:
         """Return what tells of a death of the source's or the gather stage's process, after which it is started again."""
@@ -223,17 +232,17 @@ class JobRunner:
             self.attempting.ended.set()
         self._progress()
 
-    async def _widen(self, room: asyncio.Semaphore, most: int) -> None:
-        """Make room for more units than `most` where the fleet has grown. What has gone leaves its room: others do its work."""
+    async def _widen(self, room: asyncio.Semaphore) -> None:
+        """Make room for more units where the fleet has grown. What has gone leaves its room: others do its work."""
         while True:
             await self.ports.sleep(WIDEN_S)
             try:
                 now = await self.ports.in_flight()
             except DgpunetError:  # the scheduler is away, and comes back
                 continue
-            for _ in range(now - most):
+            for _ in range(now - self.most):
                 room.release()
-            most = max(most, now)
+            self.most = max(self.most, now)
 
     def pending(self) -> Iterator[tuple[str, str, Demand | None]]:
         """Yield stage, key and demand of each task that waits for a device or runs: not of those that wait for an earlier stage."""

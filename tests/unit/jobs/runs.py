@@ -46,6 +46,7 @@ class Start:
     copy: bool
     demand: Mapping[str, Any]
     key: str
+    priority: int = 0
 
 
 class FakeFuture:
@@ -96,13 +97,13 @@ class FakeDask:
     nth: Counter[tuple[str, int]] = field(default_factory=Counter)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def submit(self, _: Any, call: StageCall, upstream: Any, *, key: str, **more: Any) -> FakeFuture:
+    def submit(self, _: Any, call: StageCall, upstream: Any, *, key: str, priority: int, **more: Any) -> FakeFuture:
         import dask
 
         number, stage = number_of_key(key), call.spec.stage
         assert number is not None
         demand = {} if "resources" in more else dask.get_annotations()["demand"]
-        start = Start(stage, number, self.nth[stage, number], int(call.spec.epoch or 0), bool(call.spec.copy), demand, key)
+        start = Start(stage, number, self.nth[stage, number], int(call.spec.epoch or 0), bool(call.spec.copy), demand, key, priority)
         self.nth[stage, number] += 1
         self.starts.append(start)
         future = FakeFuture(start, upstream)
