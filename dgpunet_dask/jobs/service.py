@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final
 from dgpunet_dask import failpoints
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import DependencyFailed, DgpunetError, JobCancelled, JobLost, NoSuchJob, UsageError
+from dgpunet_dask.errors import DependencyFailed, DgpunetError, DiskFull, JobCancelled, JobLost, NoSuchJob, UsageError
 from dgpunet_dask.jobs import past
 from dgpunet_dask.jobs.accepting import Asked, asked, ids, shipped_digests, user_of
 from dgpunet_dask.jobs.admission import Candidate, hopeless, startable
@@ -338,12 +338,18 @@ class JobService:
         """Begin the jobs whose turn it is, and end those that wait for one that will never be done."""
         if self._closing:
             return
-        while lost := hopeless(self._candidates(), self._states()):
-            for job_id, (after, state) in lost.items():
-                await self._end_undriven(self._records[job_id], "failed", DependencyFailed(job_id=job_id, after=after, state=state))
+        try:
+            await self._end_hopeless()
+        except DiskFull as error:  # they end when the next job does, and keep nobody waiting who has hope
+            log.warning("jobs that will never begin stay for now: %s", error)
         running = [self._records[job_id].status.owner for job_id in self._tasks]
         for job_id in startable(self._candidates(), running, self._states()):
             self._tasks[job_id] = asyncio.create_task(self._drive(self._records[job_id]), name=job_id)
+
+    async def _end_hopeless(self) -> None:
+        while lost := hopeless(self._candidates(), self._states()):
+            for job_id, (after, state) in lost.items():
+                await self._end_undriven(self._records[job_id], "failed", DependencyFailed(job_id=job_id, after=after, state=state))
 
     def _states(self) -> dict[str, str]:
         return {job_id: record.status.state for job_id, record in self._records.items()}

@@ -119,6 +119,30 @@ async def test_a_job_whose_end_finds_no_room_in_the_ledger_ends_once_there_is(ho
         assert (await reached(jobs, job.job_id, "failed")).exit_code == 100
 
 
+async def test_a_job_without_hope_whose_end_finds_no_room_keeps_no_other_from_beginning(
+    home: Home, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = service(home, driven=False)
+    moves, full = jobs.ledger.move, True
+
+    async def move(job_id: str, state: Any, **more: Any) -> Any:
+        if state == "failed" and full:
+            raise DiskFull(path="ledger.db")
+        return await moves(job_id, state, **more)
+
+    monkeypatch.setattr(jobs.ledger, "move", move)
+    async with begun(jobs):
+        first = await one(jobs, digest)
+        hopeless = await one(jobs, digest, after=[first.job_id])
+        await jobs.cancel(first.job_id)
+        other = await one(jobs, digest)
+        await reached(jobs, other.job_id, "running")
+        assert (await jobs.show(hopeless.job_id)).state == "queued"
+        full = False
+        await jobs.cancel(other.job_id)
+        assert ((await reached(jobs, hopeless.job_id, "failed")).error or {})["code"] == "dependency_failed"
+
+
 @pytest.mark.parametrize("ends", ["done", "failed"])
 async def test_a_job_that_is_cancelled_while_it_ends_has_one_end(
     home: Home, digest: str, monkeypatch: pytest.MonkeyPatch, ends: str
