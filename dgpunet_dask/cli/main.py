@@ -23,6 +23,7 @@ from dgpunet_dask import __version__
 from dgpunet_dask.cli.context import CliContext, printable
 from dgpunet_dask.config.home import home_from
 from dgpunet_dask.errors import DgpunetError, DiskFull, Interrupted, UnreadablePath
+from dgpunet_dask.errors.fullness import NO_ROOM
 
 PROGRAM: Final = "dgpunet-dask"
 COMPLETION: Final = "_DGPUNET_DASK_COMPLETE"
@@ -187,7 +188,7 @@ def run(words: list[str]) -> int:
 
 def named(error: Exception) -> DgpunetError:
     """Return the error to tell for one that nobody caught: a file that the system refuses is the caller's to mend, wherever it was met."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         return DiskFull(path=error.filename or "$DGPUNET_HOME")
     if isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None:
         return UnreadablePath(path=os.fsdecode(error.filename), why=error.strerror)

@@ -24,6 +24,7 @@ from dgpunet_dask.cluster.peer_client import LISTING_S, Peer, PeerClient, PeerLi
 from dgpunet_dask.cluster.peer_wire import CHUNK
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import DgpunetError, DiskFull, FolderMissing, PeerFailed
+from dgpunet_dask.errors.fullness import NO_ROOM
 from dgpunet_dask.security.files import sync_folder
 from dgpunet_dask.stagehost import folders
 from dgpunet_dask.stagehost.environments import locked
@@ -135,7 +136,7 @@ class Blobs:
             except PeerFailed as error:
                 whys[peer.host] = str(error.fields["why"])
             except OSError as error:
-                if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                if error.errno not in NO_ROOM:
                     raise
                 full = error  # or this peer lists sizes that are not so
         if full is not None:

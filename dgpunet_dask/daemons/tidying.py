@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.rooms import Cut, Entry, events_cut, log_most
-from dgpunet_dask.jobs.fullness import is_full
+from dgpunet_dask.errors.fullness import is_full
 from dgpunet_dask.stagehost.environments import MARKER
 
 log = logging.getLogger(__name__)

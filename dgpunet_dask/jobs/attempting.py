@@ -22,21 +22,18 @@ from dgpunet_dask.jobs.publishing import publish, take_back
 from dgpunet_dask.jobs.record import JobRecord
 from dgpunet_dask.jobs.rows import UnitRow
 from dgpunet_dask.jobs.shortage import SHORT, Shortage
-from dgpunet_dask.jobs.straggling import Flight, stragglers
 from dgpunet_dask.jobs.task import Parcel, StageRecord
 from dgpunet_dask.jobs.threads import in_thread
-from dgpunet_dask.placement.estimate import device_class
+from dgpunet_dask.jobs.watching import Watch
 
 if TYPE_CHECKING:
     from dgpunet_dask.jobs.runner import Ports
 
 log = logging.getLogger(__name__)
 
-#: How often it is looked for units that are slow.
-WATCH_S: Final = 1.0
-#: How long a stage may take to load that was never seen to, in seconds.
-LOAD_S: Final = 60.0
-#: So many times, a second apart, it is looked whether a unit was placed where its call may still go on.
+#: How long it is waited between two looks at something that is to come, in seconds.
+LOOK_S: Final = 1.0
+#: So many times it is looked whether a unit was placed where its call may still go on.
 THERE_LOOKS: Final = 20
 #: Attempts of its job that the cause of a failure is told from.
 OTHERS: Final = 200
@@ -71,7 +68,7 @@ class Attempting:
         self.errors: dict[int, DgpunetError] = {}
         self.ended = asyncio.Event()
         self.left: dict[str, tuple[str, str]] = {}
-        self._warm: set[tuple[str, str | None]] = set()
+        self._watch = Watch(flights, ports)
         self._alone = asyncio.Lock()
         first = [stage for stage in plan.units if stage.spec.after == plan.source.spec.name]
         self._light_first = any(stage.demand is None for stage in first)  # of these nobody tells when they begin
@@ -192,7 +189,7 @@ class Attempting:
         running = asyncio.create_task(self._run(attempt))
         try:
             for _ in range(THERE_LOOKS):
-                done, _ = await asyncio.wait([running], timeout=WATCH_S)
+                done, _ = await asyncio.wait([running], timeout=LOOK_S)
                 if done or attempt.ending or set(attempt.avoid) <= set(attempt.places):
                     return await running
             raise _NotThere
@@ -320,7 +317,7 @@ class Attempting:
         for stage, found in records.items():
             self.record.count(found.counts)
             self.record.tally.note(stage, found.device, found.seconds)
-            self._warm.add((stage, found.device))
+            self._watch.worked(stage, found.device)
             self.ports.learned.unit(self.flights.stages[stage].demand, found)
             if found.log:
                 self.record.log(stage, found.log, unit=unit.number, device=found.device)
@@ -399,7 +396,7 @@ class Attempting:
                 await self.ports.in_flight()
             except DgpunetError as error:
                 log.info("job %s waits for the scheduler: %s", self.job_id, error)
-                await self.ports.sleep(WATCH_S)
+                await self.ports.sleep(LOOK_S)
             else:
                 await self.ports.learned.now()
                 return
@@ -418,34 +415,9 @@ class Attempting:
                 await self._lease_again(attempt)
             await self._started(attempt, str(row["device"]), str(row["stage"]))
 
-    # Slow units
-
     async def watch(self) -> None:
-        """Start a second copy of units that are much slower than they should be, until cancelled."""
-        while True:
-            await self.ports.sleep(WATCH_S)
-            waiting = {name for attempt, name, _ in self.flights.pending() if name not in attempt.places}
-            for flight in stragglers(self._flying(), self.ports.clock.monotonic(), waiting):
-                unit = self.flights.units[flight.number]
-                if self.ports.could(self.flights.stages[flight.stage], (flight.device,)):
-                    unit.copied = True
-                    unit.copy_asked.set()
-
-    def _flying(self) -> list[Flight]:
-        devices, estimates = self.ports.devices(), self.ports.learned.estimates
-        found = []
-        for attempt, name, _ in self.flights.pending():
-            demand = attempt.asked[name]
-            if demand is None or name not in attempt.places or attempt.places[name][0] not in devices:
-                continue
-            device, since_s = attempt.places[name]
-            kind = device_class(devices[device])
-            estimate = estimates.run_s(demand.stage, demand.model, kind)
-            if estimate is not None and (name, device) not in self._warm:
-                estimate += estimates.load_s(demand.stage, demand.model, kind) or LOAD_S
-            copied = attempt.unit.copied or attempt.copy or len(attempt.unit.attempts) > 1
-            found.append(Flight(number=attempt.number, stage=name, device=device, since_s=since_s, estimate_s=estimate, copied=copied))
-        return found
+        """Ask for a second copy of units that are much slower than they should be, until cancelled."""
+        await self._watch.run()
 
 
 def merged(into: dict[str, Any], *counts: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+from dgpunet_dask.errors.fullness import NO_ROOM
 from dgpunet_dask.hardware.xids import meaning_of
 
 CauseCode = Literal["user", "data", "gpu-oom", "host-oom", "gpu-hardware", "thermal", "network", "disk", "version", "system"]
@@ -24,7 +25,6 @@ _VERSION_CODES: Final = frozenset({"environment_failed", "newer_format"})
 #: A process ended, or had to be ended, without a word of its own.
 _DEATHS: Final = frozenset({"stage_host_lost", "stage_hung", "worker_killed"})
 _IMPORT_ERRORS: Final = frozenset({"ImportError", "ModuleNotFoundError"})
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNREACHED: Final = frozenset({
     errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN,
     errno.ETIMEDOUT, errno.EPIPE,
@@ -122,7 +122,7 @@ def attribute(evidence: Mapping[str, Any], *, elsewhere: Sequence[Other] = ()) -
 
 
 def _disk(case: _Case) -> Cause | None:
-    if case.errno in _FULL or case.error_code in _DISK_CODES:
+    if case.errno in NO_ROOM or case.error_code in _DISK_CODES:
         return Cause("disk", "certain", "no space was left on a disk")
     free, floor = case.free_disk_bytes, case.disk_floor
     if case.died and free is not None and floor is not None and free < floor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dgpunet_dask.errors import DiskFull
+from dgpunet_dask.errors.fullness import NO_ROOM
 from dgpunet_dask.security.files import sync_folder
 from dgpunet_dask.stagehost.frames import Buffer, write_frames
 
@@ -61,4 +61,4 @@ def _replacing(path: Path, hit: Step) -> Iterator[BinaryIO]:
 
 
 def _named(error: OSError, path: Path) -> Exception:
-    return DiskFull(path=path) if error.errno in (errno.ENOSPC, errno.EDQUOT) else error
+    return DiskFull(path=path) if error.errno in NO_ROOM else error

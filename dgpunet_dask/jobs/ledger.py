@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -33,6 +32,7 @@ from typing import Any, Final, TypeVar, cast
 
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.errors import DamagedFile, DiskFull, NewerFormat, StartFailed
+from dgpunet_dask.errors.fullness import NO_ROOM
 from dgpunet_dask.jobs import lease_steps, ledger_steps, schema
 from dgpunet_dask.jobs.ledger_calls import LedgerCalls, Manner
 from dgpunet_dask.jobs.ledger_steps import Db
@@ -323,7 +323,7 @@ class Ledger(LedgerCalls):
 
     def _told(self, error: BaseException) -> BaseException:
         """Return the product's error for what SQLite or the system said."""
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             return DiskFull(path=self.path)
         primary = _primary(error)
         if not isinstance(error, sqlite3.Error) or primary in (None, sqlite3.SQLITE_ERROR):  # the latter: a statement of ours is wrong

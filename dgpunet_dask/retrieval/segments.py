@@ -9,7 +9,6 @@ Writing streams: neither chunks nor vectors are ever held whole.
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from dgpunet_dask.errors import DiskFull
+from dgpunet_dask.errors.fullness import NO_ROOM
 from dgpunet_dask.security.files import sync_folder
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def disk_full_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
             raise DiskFull(path=path) from error
         raise
 

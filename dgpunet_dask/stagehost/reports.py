@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import traceback
 from collections.abc import Mapping
@@ -11,10 +10,10 @@ from typing import Any, Final
 
 from dgpunet_dask import errors
 from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed, MalformedFile, Problem, StageFailed
+from dgpunet_dask.errors.fullness import full_in, says_full
 from dgpunet_dask.stagehost.oom import Shortage, oom_in, out_of_memory, parse_shortage
 from dgpunet_dask.stagehost.spec import StageCallSpec
 
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 #: A traceback is cut to its last characters: what raised stands there.
 _TRACEBACK_LETTERS: Final = 20_000
 #: Of a message the first ones; Dask replaces an exception whose text is longer than 10,000 by one that has lost its class.
@@ -30,8 +29,8 @@ def failure_of(error: BaseException, stage: str, card: StageCallSpec | None = No
     """
     if isinstance(error, DgpunetError) and _known(type(error).__name__) is type(error):
         return error
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return disk_full(error.filename or "the job's folder")
+    if says_full(error):  # what it has met and dealt with is its own affair
+        return disk_full(_file_of(error) or "the job's folder")
     text = "".join(traceback.format_exception(error))[-_TRACEBACK_LETTERS:]
     oom = None if card is None else oom_in(error)
     if card is not None and oom is not None:
@@ -81,11 +80,16 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def full_disk(error: BaseException) -> DiskFull | None:
-    """Return the error to tell where the system has no room left, whoever met it first; ``None`` for anything else."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return disk_full(error.filename or "$DGPUNET_HOME")
-    return None
+def full_disk(error: BaseException) -> DgpunetError | None:
+    """Return the error to tell where `is_full` says that the system has no room left, whoever met it first; ``None`` for anything else."""
+    found = full_in(error)
+    if found is None or isinstance(found, DgpunetError):
+        return found
+    return disk_full(_file_of(found) or "$DGPUNET_HOME")
+
+
+def _file_of(error: BaseException) -> str | None:
+    return error.filename if isinstance(error, OSError) else None
 
 
 def disk_full(path: Path | str) -> DiskFull:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import shlex
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from dgpunet_dask.cli.forms import FORMS
 from dgpunet_dask.client import AsyncClient, Client
 from tests.acceptance.conftest import Cli, Ran
+from tests.acceptance.counting import kill_head, workload
 from tests.helpers import ROOT, until
 
 pytestmark = pytest.mark.long
@@ -35,21 +34,7 @@ stages:
 """
 
 #: The first half of the units passes at once, the rest once the gate is open. The bad one fails as long as the gate is shut.
-STAGES = """\
-import time
-from pathlib import Path
-
-from dgpunet_dask import Demand, Stage
-
-
-class Read(Stage):
-    def load(self, *, count: int) -> None:
-        self.n = count
-
-    def __call__(self):
-        yield from range(self.n)
-
-
+WORK = """\
 class Work(Stage):
     demand = Demand(vram="1GiB", cpu_ok=True)
 
@@ -69,11 +54,7 @@ class Work(Stage):
 
 @pytest.fixture
 def gated(tmp_path: Path) -> Path:
-    folder = tmp_path / "gated"
-    folder.mkdir()
-    (folder / "job.yaml").write_text(WORKLOAD)
-    (folder / "stages.py").write_text(STAGES)
-    return folder
+    return workload(tmp_path / "gated", WORKLOAD, WORK)
 
 
 @pytest.fixture
@@ -92,10 +73,6 @@ def checked(form: str, ran: Ran) -> Any:
 
 def half_done(cluster: Cli, job_id: str, count: int = 10) -> None:
     until(lambda: cluster("jobs", "show", job_id, "--json").json["units"]["done"] >= count, timeout_s=60)
-
-
-def kill_head(cluster: Cli) -> None:
-    os.kill(json.loads((cluster.home / "run" / "head.json").read_text())["pid"], signal.SIGKILL)
 
 
 def rest_of(command: subprocess.Popen[str]) -> tuple[tuple[str, str], int]:

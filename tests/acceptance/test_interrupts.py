@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 
 from dgpunet_dask.client import Client
 from tests.acceptance.conftest import Cli
+from tests.acceptance.counting import kill_head, workload
 from tests.helpers import processes_with_home, until
 
 WORKLOAD = """\
@@ -27,21 +27,7 @@ stages:
   wait: {run: "stages:Wait", after: read}
 """
 
-STAGES = """\
-import time
-from pathlib import Path
-
-from dgpunet_dask import Demand, Stage
-
-
-class Read(Stage):
-    def load(self, *, count: int) -> None:
-        self.n = count
-
-    def __call__(self):
-        yield from range(self.n)
-
-
+WAIT = """\
 class Wait(Stage):
     demand = Demand(vram="1GiB", cpu_ok=True)
 
@@ -59,11 +45,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Path:
-    folder = tmp_path / "slow"
-    folder.mkdir()
-    (folder / "job.yaml").write_text(WORKLOAD)
-    (folder / "stages.py").write_text(STAGES)
-    return folder
+    return workload(tmp_path / "slow", WORKLOAD, WAIT)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
@@ -103,7 +85,7 @@ def test_a_job_of_an_embedded_cluster_whose_head_is_killed_is_lost_at_once(cli: 
     command = cli.start("submit", slow, "--set", f"marker={marker}", "--json")
     until(marker.exists, timeout_s=60)
     began = time.monotonic()
-    os.kill(json.loads((cli.home / "run" / "head.json").read_text())["pid"], signal.SIGKILL)
+    kill_head(cli)
     out, told = command.communicate(timeout=60)
     assert command.returncode == 104, told
     assert json.loads(out)["error"]["code"] == "lost"

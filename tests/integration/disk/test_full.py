@@ -17,8 +17,8 @@ from dgpunet_dask.daemons import disk as disk_module
 from dgpunet_dask.daemons.disk import Disk, DiskPorts, total_and_free
 from dgpunet_dask.daemons.tidying import Caches, EventsCut, cut_log, cut_logs
 from dgpunet_dask.errors import DiskFull
+from dgpunet_dask.errors.fullness import is_full
 from dgpunet_dask.jobs.commit import commit_frames
-from dgpunet_dask.jobs.fullness import is_full
 
 MIB = 1 << 20
 SmallDisk = Callable[[int], Path]

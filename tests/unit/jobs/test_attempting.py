@@ -20,10 +20,10 @@ from dgpunet_dask.errors import (
     UnitsFailed,
     Unplaceable,
 )
-from dgpunet_dask.jobs.attempting import WATCH_S
 from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.requeue import FOREIGN_RETRIES
 from dgpunet_dask.jobs.task import Seen, StageRecord
+from dgpunet_dask.jobs.watching import WATCH_S
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.policy import OnOom
 from dgpunet_dask.stagehost.frames import read_frames, unpack

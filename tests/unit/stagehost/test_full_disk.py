@@ -6,7 +6,8 @@ import errno
 
 import pytest
 
-from dgpunet_dask.stagehost.reports import full_disk
+from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed, LowDisk, StageFailed
+from dgpunet_dask.stagehost.reports import failure_of, full_disk
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -14,6 +15,31 @@ def test_no_room_is_a_full_disk_with_its_path(number):
     found = full_disk(OSError(number, "no room", "run/log"))
     assert found is not None
     assert (found.exit_code, found.fields["path"]) == (100, "run/log")
+
+
+def test_it_is_told_from_behind_what_was_raised_over_it():
+    error = JobFailed(why="x")
+    error.__cause__ = OSError(errno.ENOSPC, "no room", "run/log")
+    found = full_disk(ExceptionGroup("several", [ValueError("x"), error]))
+    assert isinstance(found, DiskFull)
+    assert found.fields["path"] == "run/log"
+
+
+@pytest.mark.parametrize("error", [DiskFull(path="run/log"), LowDisk(path="run/log", free="1 MiB", floor="2 MiB")], ids=["full", "low"])
+def test_what_we_say_ourselves_stays_as_it_is(error: DgpunetError):
+    assert full_disk(ExceptionGroup("several", [error])) is error
+
+
+def test_without_a_path_it_is_the_home_s_disk():
+    found = full_disk(OSError(errno.ENOSPC, "no room"))
+    assert found is not None
+    assert found.fields == {"path": "$DGPUNET_HOME", "free_disk_bytes": None}
+
+
+def test_a_stage_that_has_dealt_with_a_full_disk_fails_by_its_own_error():
+    error = ValueError("x")
+    error.__context__ = OSError(errno.ENOSPC, "no room", "run/log")
+    assert isinstance(failure_of(error, "s"), StageFailed)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), OSError("no number"), ValueError("x")])

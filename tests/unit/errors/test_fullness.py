@@ -9,7 +9,7 @@ import sqlite3
 import pytest
 
 from dgpunet_dask.errors import DiskFull, JobFailed, LowDisk, StageFailed
-from dgpunet_dask.jobs.fullness import is_full
+from dgpunet_dask.errors.fullness import full_in, is_full, says_full
 
 
 def raised_from(error: BaseException, cause: BaseException | None = None) -> BaseException:
@@ -52,6 +52,18 @@ def test_so_do_we_and_sqlite() -> None:
 )
 def test_anything_else_is_something_else(error: BaseException | None) -> None:
     assert not is_full(error)
+
+
+def test_the_one_that_says_so_is_found_behind_others() -> None:
+    error = OSError(errno.ENOSPC, "no room", "/x")
+    assert full_in(raised_from(error, JobFailed(why="x"))) is error
+    assert full_in(ValueError("x")) is None
+
+
+def test_an_error_may_not_say_what_lies_behind_it() -> None:
+    error = OSError(errno.ENOSPC, "no room", "/x")
+    assert says_full(error)
+    assert not says_full(raised_from(error, JobFailed(why="x")))
 
 
 def test_what_was_put_away_does_not_count() -> None:

@@ -6,23 +6,31 @@ import errno
 from collections.abc import Iterator
 from typing import Final
 
-from dgpunet_dask.errors import DiskFull, LowDisk
+from dgpunet_dask.errors.cluster import LowDisk
+from dgpunet_dask.errors.jobs import DiskFull
 
-_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: What the system says where a disk or a quota has no room.
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 #: SQLITE_FULL, which SQLite's errors carry as `sqlite_errorcode`; its extended codes have it in their last byte.
 _SQLITE_FULL: Final = 13
 
 
 def is_full(error: BaseException | None) -> bool:
     """Whether `error`, or what it was raised from or during, tells of a disk or quota without room."""
-    return any(_is_full(one) for one in _chain(error))
+    return full_in(error) is not None
 
 
-def _is_full(error: BaseException) -> bool:
+def full_in(error: BaseException | None) -> BaseException | None:
+    """Return what tells of a disk or quota without room: `error` itself, or one that it was raised from or during; ``None`` if none does."""
+    return next((one for one in _chain(error) if says_full(one)), None)
+
+
+def says_full(error: BaseException) -> bool:
+    """Whether `error` itself tells of a disk or quota without room, whatever lies behind it."""
     code = getattr(error, "sqlite_errorcode", None)
     return (
         isinstance(error, DiskFull | LowDisk)
-        or (isinstance(error, OSError) and error.errno in _ERRNOS)
+        or (isinstance(error, OSError) and error.errno in NO_ROOM)
         or (isinstance(code, int) and code & 0xFF == _SQLITE_FULL)
     )
 
