@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from dgpunet_dask.errors import DiskFull
 from dgpunet_dask.errors.fullness import NO_ROOM
 from dgpunet_dask.security.files import sync_folder
 from dgpunet_dask.stagehost.frames import Buffer, write_frames
 
+#: How the names of files end that are being written. They begin with a dot.
+TEMPORARY: Final = ".tmp"
 #: Called between the steps, by their names.
 Step = Callable[[str], None]
 
@@ -42,7 +44,7 @@ def commit_text(path: Path, text: str) -> None:
 @contextmanager
 def _replacing(path: Path, hit: Step) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes `path`, durably, once the body has ended well; else it goes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
             hit("publish.opened")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.errors import DiskFull
-from dgpunet_dask.jobs.commit import commit_text
+from dgpunet_dask.jobs.commit import TEMPORARY, commit_text
 from dgpunet_dask.jobs.record import JobRecord, last_seq
 from dgpunet_dask.jobs.rows import JobRow
 from dgpunet_dask.jobs.sidecar import FORMAT_VERSION
@@ -50,6 +52,17 @@ def clear_up(record: JobRecord) -> None:
     shutil.rmtree(record.folder / "scratch", ignore_errors=True)
     if record.status.state == "done" and (record.folder / "result.frames").is_file():
         shutil.rmtree(record.folder / "results", ignore_errors=True)
+
+
+def sweep(records: Iterable[JobRecord]) -> None:
+    """Remove what a head that was killed has left in jobs' folders: files that it was writing, and what it was about to remove."""
+    for record in records:
+        if record.final:
+            clear_up(record)
+        for folder in (record.folder,) if record.final else (record.folder, record.folder / "results"):
+            for path in folder.glob(f".*{TEMPORARY}"):
+                with contextlib.suppress(OSError):  # it stays until the next head begins
+                    path.unlink()
 
 
 def bind(folder: Path) -> None:

@@ -97,6 +97,7 @@ class JobService:
         for row in await self.ledger.jobs():
             counts = await self.ledger.counts(row.job_id)
             self._records[row.job_id] = past.record_of(row, counts, self.home.jobs / row.job_id, self.clock)
+        await in_thread(past.sweep, list(self._records.values()))
         self.learned.load()
         self._followers = [asyncio.create_task(self.learned.run(), name="learning"), asyncio.create_task(self._watch_placements())]
         await self._take_over()

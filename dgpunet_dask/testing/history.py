@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dgpunet_dask.errors import DamagedFile, NewerFormat
 from dgpunet_dask.jobs import lease_steps, ledger_steps, schema
+from dgpunet_dask.jobs.commit import TEMPORARY
 from dgpunet_dask.jobs.ledger import AttemptRow, JobRow, UnitRow, read_copy
 from dgpunet_dask.jobs.ledger_steps import Db
 from dgpunet_dask.jobs.rebuild import digest_of
@@ -52,6 +53,7 @@ def _job_faults(db: Db, row: JobRow, home: Path) -> Iterator[str]:
     if row.state not in FINAL_STATES:
         yield f"it has no end: it is {row.state}"
     attempts = lease_steps.attempts(db, row.job_id, None, -1)
+    yield from (f"{path.name} was left in its folder" for path in (home / "jobs" / row.job_id).rglob(f".*{TEMPORARY}"))
     yield from _late_commits(attempts, _boots(db))
     units = ledger_steps.committed(db, row.job_id, -1, -1)
     commits = Counter(a.unit_id for a in attempts if a.state == "committed")

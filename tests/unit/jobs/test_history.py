@@ -68,6 +68,11 @@ def test_a_ledger_is_left_as_it_is(home: Path) -> None:
     assert {f.name: f.read_bytes() for f in home.iterdir() if f.is_file()} == before
 
 
+def test_a_file_that_was_never_finished(home: Path) -> None:
+    (home / "jobs" / "j" / "results" / ".ab.leaf.1.frames.77.tmp").touch()
+    assert check(home) == ["job j: .ab.leaf.1.frames.77.tmp was left in its folder"]
+
+
 def test_an_acknowledged_job_that_is_gone(home: Path) -> None:
     assert check(home, acknowledged={"k": "queued"}) == ["job k was acknowledged and is not in the ledger"]
 

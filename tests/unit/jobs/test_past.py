@@ -71,6 +71,18 @@ def test_what_retry_or_the_client_needs_stays(tmp_path: Path, state: str, gather
     assert not (tmp_path / "scratch").exists()
 
 
+@pytest.mark.parametrize("state", ["done", "running"])
+def test_what_a_killed_head_was_writing_and_removing_goes_with_the_next(tmp_path: Path, state: str) -> None:
+    names = (".job.json.77.tmp", "job.json", "result.frames", "results/.ab.leaf.1.frames.77.tmp", "results/ab.leaf.1.frames", "scratch/x")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    past.sweep([record(tmp_path, JobRow(**{**vars(ROW), "state": state, "ended_s": 101.0 if state == "done" else None}))])
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    of_running = {"results/ab.leaf.1.frames", "scratch/x"} if state == "running" else set()
+    assert left == {"job.json", "result.frames"} | of_running
+
+
 def test_a_job_is_bound_to_its_command_until_its_head_stays(tmp_path: Path) -> None:
     past.bind(tmp_path)
     assert past.is_bound(tmp_path)
