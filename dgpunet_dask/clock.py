@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Protocol
+from collections.abc import Awaitable
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Clock(Protocol):
@@ -23,3 +27,15 @@ class SystemClock:
     monotonic = staticmethod(time.monotonic)
     #: Seconds since 1970-01-01 UTC.
     wall = staticmethod(time.time)
+
+
+async def within(limit_s: float, answer: Awaitable[T]) -> T:
+    """Return what is awaited. Unlike `asyncio.wait_for` of Python 3.11 it loses no cancellation.
+
+    Raises
+    ------
+    TimeoutError
+        If it takes longer than `limit_s` seconds.
+    """
+    async with asyncio.timeout(limit_s):
+        return await answer

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from dgpunet_dask.cluster.wire import JobArray, array_from_wire, error_from_wire, job_from_wire
-from dgpunet_dask.errors import DgpunetError, NoHead, NotAllowed
+from dgpunet_dask.errors import DgpunetError, NoHead, NoSuchJob, NotAllowed
 from dgpunet_dask.model.job import JobStatus
 
 T = TypeVar("T")
@@ -23,6 +24,7 @@ READ_S: Final = 60.0
 ALIVE_S: Final = 5.0
 #: How much longer than it was told to wait a head may take to answer a question for events.
 EVENTS_LATE_S: Final = 30.0
+_JOB_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 #: What the API calls a request that came without a key that counts.
 UNKNOWN_KEY: Final = 401
 
@@ -180,6 +182,8 @@ def quoted(part: str) -> str:
 
 
 def _of(job_id: str, rest: str = "") -> str:
+    if not _JOB_ID.fullmatch(job_id):  # no head would take it for an id
+        raise NoSuchJob(job_id=job_id)
     return f"/v1/jobs/{quoted(job_id)}{rest}"
 
 

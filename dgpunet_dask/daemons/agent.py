@@ -118,7 +118,8 @@ async def _described(fleet_file: Path, stop: asyncio.Event) -> dict[str, Any] | 
         with contextlib.suppress(FileNotFoundError):
             return dict(json.loads(fleet_file.read_text()))  # noqa: ASYNC240  # before anything is served
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _POLL_S)
+            async with asyncio.timeout(_POLL_S):
+                await stop.wait()
     return None
 
 

@@ -48,14 +48,16 @@ async def run_apart(uuid: str, seed: int) -> Result:
     except OSError as error:
         return _unrun(f"its process did not start: {error}")
     try:
-        printed, told = await asyncio.wait_for(child.communicate(), LIMIT_S)
+        async with asyncio.timeout(LIMIT_S):
+            printed, told = await child.communicate()
     except TimeoutError:
         return _unrun(f"it did not end within {LIMIT_S:g} s")
     finally:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
         with contextlib.suppress(TimeoutError):  # one that hangs inside the driver does not end of a kill either
-            await asyncio.wait_for(child.wait(), KILL_S)
+            async with asyncio.timeout(KILL_S):
+                await child.wait()
     last = told.decode(errors="replace").strip().rpartition("\n")[2][:300]
     return _result_in(printed.decode(errors="replace")) or _unrun(f"its process ended with status {child.returncode}: {last}")
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 from distributed import Client
 
+from dgpunet_dask.clock import within
 from dgpunet_dask.cluster.decisions import DecisionFiles
 from dgpunet_dask.cluster.fleets import charged_by_device, fleet_digest, fleet_to_json, live_fleet, worker_rows
 from dgpunet_dask.cluster.headfile import HeadFile, write_head_file
@@ -196,7 +197,7 @@ class Head:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.recording.drain(), LAST_S)
+                await within(LAST_S, self.recording.drain())
 
     def _task_learning(self) -> TaskLearning:
         kept = Learning(self.home.learned_tasks)
@@ -213,7 +214,7 @@ class Head:
             yield self.client
         finally:
             with contextlib.suppress(TimeoutError, OSError):
-                await asyncio.wait_for(self.client.close(timeout=1), 2)
+                await within(2, self.client.close(timeout=1))
 
     def _security(self) -> Any:
         """Return how Dask's connections are secured, ``None`` on 127.0.0.1."""
@@ -249,7 +250,7 @@ class Head:
 
     async def _joined(self, client: Client) -> set[str]:
         try:
-            found = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), ASK_S)
+            found = await within(ASK_S, client.scheduler.identity(n_workers=-1))
         except (OSError, TimeoutError):
             return set()
         return {str(worker["name"]) for worker in found["workers"].values() if worker["status"] == "running"}
@@ -273,7 +274,7 @@ class Head:
             if self.stopping.is_set():  # else it broke, and its successor needs to know where it was
                 self.home.head_file.unlink(missing_ok=True)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.service.close(), STOP_S)
+                await within(STOP_S, self.service.close())
             for server in servers:
                 server.stop()
                 await server.close_all_connections()
@@ -376,7 +377,7 @@ class Head:
             If the scheduler does not answer: it is being restarted.
         """
         try:
-            return await asyncio.wait_for(getattr(self._dask().scheduler, name)(**arguments), ASK_S)
+            return await within(ASK_S, getattr(self._dask().scheduler, name)(**arguments))
         except (OSError, TimeoutError) as error:
             raise StartFailed(why=f"the scheduler does not answer ({error})", logs=self.home.run / "logs") from error
 

@@ -99,7 +99,8 @@ class OwnedProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.ended(), grace_s)
+                async with asyncio.timeout(grace_s):
+                    await self.ended()
         self.kill()
         return int(self.process.returncode)
 

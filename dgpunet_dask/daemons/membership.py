@@ -374,7 +374,8 @@ class Membership(Inviting):
     async def _leave(self, host: str, workers: Sequence[str]) -> None:
         try:
             if workers:
-                await asyncio.wait_for(self.reach.retire(workers), RETIRE_S)
+                async with asyncio.timeout(RETIRE_S):
+                    await self.reach.retire(workers)
         except (TimeoutError, OSError, DgpunetError) as error:
             log.warning("the workers of %s did not hand over everything and are ended: %s", host, error)
             await self._lose(host)

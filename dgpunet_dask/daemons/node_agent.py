@@ -152,7 +152,8 @@ class NodeAgent:
 
     async def _close(self) -> None:
         with contextlib.suppress(DgpunetError, TimeoutError):
-            await asyncio.wait_for(asyncio.to_thread(self.api.leave), LEAVE_S)
+            async with asyncio.timeout(LEAVE_S):
+                await asyncio.to_thread(self.api.leave)
         await self.workers.stop()
         await self.server.stop()
         await self.hosts.stop()

@@ -58,7 +58,8 @@ async def _run(make: Any, args: argparse.Namespace) -> None:
 
     async def until_told() -> None:
         await wait_for_signals()
-        await asyncio.wait_for(worker.close(), CLOSE_S)
+        async with asyncio.timeout(CLOSE_S):
+            await worker.close()
 
     tasks = [asyncio.create_task(until_finished()), asyncio.create_task(until_told())]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

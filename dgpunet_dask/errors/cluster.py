@@ -44,7 +44,7 @@ class NotFound(DgpunetError):
 
 
 class NoSuchWorkload(NotFound):
-    """There is no workload {name!r}{hint}. Give a shipped name ({known}) or the path of a folder with a job.yaml."""
+    """There is no workload {name!r}{hint} Give a shipped name ({known}) or the path of a folder with a job.yaml."""
 
     code = "no_workload"
 
@@ -56,7 +56,7 @@ class NoSuchJob(NotFound):
 
 
 class NoSuchIndex(NotFound):
-    """There is no index {name!r}{hint}. `dgpunet-dask index list` shows those there are; `submit embed-codebase` makes one."""
+    """There is no index {name!r}{hint} `dgpunet-dask index list` shows those there are; `submit embed-codebase` makes one."""
 
     code = "no_index"
 

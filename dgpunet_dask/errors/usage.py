@@ -42,7 +42,7 @@ class UnreadablePath(UsageError):
 
 
 class UnknownParameter(UsageError):
-    """Workload {workload} has no parameter {name!r}{hint}. Its parameters: {known}."""
+    """Workload {workload} has no parameter {name!r}{hint} Its parameters: {known}."""
 
     code = "unknown_parameter"
 

@@ -25,8 +25,6 @@ from dgpunet_dask.stagehost.folders import workload_digest as digest_of
 ARRAY_MOST: Final = 1000
 KEY_LETTERS: Final = 200
 _DIGEST_LETTERS: Final = 64
-#: What a relative path would be taken from: a hub's name must not become a folder that happens to be there.
-_NOWHERE: Final = Path("/dev/null")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def asked(home: Home, request: Mapping[str, Any], roots: Sequence[Path]) -> Aske
     sets = [{**_mapping(request, "params"), **_entry(more)} for more in request.get("array") or [{}]]
     if not user.operates:
         sets = [bounded(workload, values, roots, (home.root,)) for values in sets]
-    return Asked(workload, tuple(complete_params(workload, values, cwd=_NOWHERE) for values in sets), user, request)
+    return Asked(workload, tuple(complete_params(workload, values, cwd=None) for values in sets), user, request)
 
 
 def user_of(request: Mapping[str, Any]) -> User:

@@ -328,11 +328,16 @@ class Attempting:
         device = error.fields.get("device") or attempt.device(self.flights.stages)
         facts = self.ports.devices().get(str(device))
         suspected = not isinstance(error, WorkerKilled) or self._suspect(failures)
-        failures.append(Failure(error=error, host=None if facts is None else facts.host, device=device, alone=suspected))
-        stage = self.flights.stages.get(str(error.fields.get("stage")))
+        failures.append(Failure(error=error, host=None if facts is None else facts.host, device=device, alone=suspected, stage=self._stage_of(attempt, error)))
+        stage = self.flights.stages.get(failures[-1].stage)
         verdict = judge(failures, 2 if stage is None else stage.spec.retries)
         await self._note_failure(attempt, error, to="ready" if verdict.next == "again" else verdict.next)
         return verdict
+
+    def _stage_of(self, attempt: Attempt, error: DgpunetError) -> str:
+        """Return the stage that `error` came from, as far as that is known: our own errors need not say."""
+        placed = attempt.last_place(self.flights.stages)
+        return str(error.fields.get("stage") or (placed[0] if placed else "-"))
 
     def _elsewhere(self, error: DgpunetError, avoid: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
         """Return what the stage that failed is to avoid: all devices of the hosts of these, or these alone, where any other could take it."""
@@ -359,7 +364,7 @@ class Attempting:
         ))  # fmt: skip
         self._tell(attempt, "failed", cause=cause.code, why=cause.why, message=str(error))
         if evidence.get("log_tail"):
-            self.record.log(str(error.fields.get("stage")), str(evidence["log_tail"]), unit=attempt.number, device=device)
+            self.record.log(self._stage_of(attempt, error), str(evidence["log_tail"]), unit=attempt.number, device=device)
 
     async def _written(self, step: Callable[[], Awaitable[bool]]) -> bool:
         return await written(step, self.ports.room, self.ports.sleep)
@@ -382,7 +387,7 @@ class Attempting:
         if not poison and len(self.failures) > self.record.allow_failed:
             raise error
         if error.fields.get("traceback"):  # that of an error which ends the job is told with its end
-            self.record.log(str(error.fields.get("stage")), str(error.fields["traceback"]), unit=unit.number)
+            self.record.log(failures[-1].stage, str(error.fields["traceback"]), unit=unit.number)
 
     # Loss
 

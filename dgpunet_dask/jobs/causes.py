@@ -109,7 +109,7 @@ def attribute(evidence: Mapping[str, Any], *, elsewhere: Sequence[Other] = ()) -
     evidence
         What is known; whatever is missing or ``None`` was not reported. ``error_code`` (of our errors), ``error_kind`` (the class that a stage
         raised), ``errno``, ``exit_signal`` (``SIGKILL``), ``exit_status``, ``cgroup_oom_kills`` (since the call began), ``xid`` (numbers),
-        ``thermal`` (whether the card was slowed by heat), ``free_disk_bytes`` and ``disk_floor`` (bytes), ``versions_differ``, ``host_lost``,
+        ``thermal`` (whether the card was slowed by heat), ``free_disk_bytes`` and ``disk_floor`` (bytes), ``versions_differ``, ``host_lost``, ``usage`` (it is a `UsageError`),
         ``device``, ``host``, ``log_tail``.
     elsewhere
         Earlier attempts of the same unit, and what became of other units of the job and of that host.
@@ -198,6 +198,8 @@ def _code(case: _Case) -> Cause | None:
     if case.error_code == "stage_failed":
         told = f"its code raised {case.error_kind or 'an exception'}"
         return Cause("data", "likely", f"{told}, and not for other units") if case.others_passed else Cause("user", "likely", told)
+    if case.usage:
+        return Cause("user", "likely", "what it was asked for will not do")
     if case.exit_signal == "SIGKILL":
         return Cause("system", "guess", "somebody killed its process; the kernel did not, for want of memory")
     if case.died:

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from dgpunet_dask.errors import DgpunetError, DiskFull, Unplaceable
+from dgpunet_dask.errors import DgpunetError, DiskFull, Unplaceable, UsageError
 from dgpunet_dask.jobs.causes import Other
 from dgpunet_dask.jobs.rows import AttemptRow
 
@@ -30,6 +30,8 @@ def evidence_of(error: DgpunetError, *, device: str | None, host: str | None, un
     """
     fields = {name: _short(error.fields[name]) for name in _KEPT if error.fields.get(name) is not None}
     found: dict[str, Any] = {"error_code": error.code, "message": _short(str(error)), **fields, "device": device, "host": host}
+    if isinstance(error, UsageError):
+        found["usage"] = True
     if isinstance(error, DiskFull):
         found["errno"] = errno.ENOSPC
     return {name: value for name, value in {**found, "units_done": units_done}.items() if value is not None}

@@ -36,12 +36,15 @@ class Failure:
         Where, as far as that is known.
     alone
         Whether no other unit of ours ran in the process that died, so that this one must have been it.
+    stage
+        That of the unit, ``-`` where it is not known.
     """
 
     error: DgpunetError
     host: str | None = None
     device: str | None = None
     alone: bool = True
+    stage: str = "-"
 
     @property
     def killed(self) -> bool:

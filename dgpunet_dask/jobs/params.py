@@ -32,8 +32,8 @@ def split_settings(settings: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def cast_params(workload: Workload, pairs: Iterable[tuple[str, str]], *, cwd: Path) -> dict[str, Any]:
-    """Return every parameter's value: what `pairs` set, cast, else the default. Relative paths are taken from `cwd`.
+def cast_params(workload: Workload, pairs: Iterable[tuple[str, str]], *, cwd: Path | None) -> dict[str, Any]:
+    """Return every parameter's value: what `pairs` set, cast, else the default. Relative paths are taken from `cwd`; without one none is taken.
 
     Raises
     ------
@@ -44,15 +44,21 @@ def cast_params(workload: Workload, pairs: Iterable[tuple[str, str]], *, cwd: Pa
     for key, text in pairs:
         if key not in workload.params:
             known = sorted(workload.params)
-            raise UnknownParameter(workload=workload.name, name=key, hint=did_you_mean(key, known), known=", ".join(known) or "none")
+            raise UnknownParameter(workload=workload.name, name=key, hint=did_you_mean(key, known) or ".", known=", ".join(known) or "none")
         given.setdefault(key, []).append(_CAST[workload.params[key].type](key, text, cwd))
     return {name: _value(workload.name, param, given.get(name, [])) for name, param in workload.params.items()}
 
 
-def complete_params(workload: Workload, values: Mapping[str, Any], *, cwd: Path) -> dict[str, Any]:
+def complete_params(workload: Workload, values: Mapping[str, Any], *, cwd: Path | None) -> dict[str, Any]:
     """Return `values` (plain Python values, lists for list parameters) checked and completed as `cast_params` does."""
-    pairs = [(key, str(item)) for key, value in values.items() for item in _items(value)]
+    pairs = [(key, _plain(key, item)) for key, value in values.items() for item in _items(value)]
     return cast_params(workload, pairs, cwd=cwd)
+
+
+def _plain(name: str, item: Any) -> str:
+    if isinstance(item, dict | list | tuple):
+        raise BadValue(what=name, value=item, why="give a text, a number, true or false, or a list of these")
+    return str(item)
 
 
 def _items(value: Any) -> list[Any]:
@@ -73,10 +79,11 @@ def _value(workload: str, param: Param, given: list[Any]) -> Any:
     return given[0]
 
 
-def _path(name: str, text: str, cwd: Path) -> str:
-    if not text:
-        raise BadValue(what=name, value=text, why="it names no path")
-    path = Path(os.path.normpath(cwd / Path(text).expanduser()))
+def _path(name: str, text: str, cwd: Path | None) -> str:
+    given = Path(text).expanduser()
+    if not text or (cwd is None and not given.is_absolute()):
+        raise BadValue(what=name, value=text, why="write the whole path" if text else "it names no path")
+    path = Path(os.path.normpath(given if cwd is None else cwd / given))
     if not path.exists():
         raise MissingPath(path=path)
     if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
@@ -84,21 +91,21 @@ def _path(name: str, text: str, cwd: Path) -> str:
     return str(path)
 
 
-def _name(name: str, text: str, _: Path) -> str:
+def _name(name: str, text: str, _: Path | None) -> str:
     if not _NAME.fullmatch(text):
         raise BadName(name=text, what=name)
     return text
 
 
-def _model(name: str, text: str, cwd: Path) -> str:
+def _model(name: str, text: str, cwd: Path | None) -> str:
     """A hub name stays as it is; a folder, which holds or starts with a separator or a dot, is the caller's."""
-    if text.startswith((".", "~", os.sep)) or (os.sep in text and (cwd / text).is_dir()):
+    if text.startswith((".", "~", os.sep)) or (cwd is not None and os.sep in text and (cwd / text).is_dir()):
         return _path(name, text, cwd)
     return text
 
 
-def _number(kind: Callable[[str], Any], word: str) -> Callable[[str, str, Path], Any]:
-    def cast(name: str, text: str, _: Path) -> Any:
+def _number(kind: Callable[[str], Any], word: str) -> Callable[[str, str, Path | None], Any]:
+    def cast(name: str, text: str, _: Path | None) -> Any:
         try:
             return kind(text)
         except ValueError:
@@ -107,13 +114,13 @@ def _number(kind: Callable[[str], Any], word: str) -> Callable[[str, str, Path],
     return cast
 
 
-def _bool(name: str, text: str, _: Path) -> bool:
+def _bool(name: str, text: str, _: Path | None) -> bool:
     if text.lower() not in _BOOLS:
         raise BadValue(what=name, value=text, why="write true or false")
     return _BOOLS[text.lower()]
 
 
-_CAST: Final[Mapping[str, Callable[[str, str, Path], Any]]] = {
+_CAST: Final[Mapping[str, Callable[[str, str, Path | None], Any]]] = {
     "path": _path,
     "name": _name,
     "model": _model,

@@ -161,7 +161,8 @@ class JobRecord:
         until = loop.time() + wait_s
         while self.seq <= since and not self.final and (left := until - loop.time()) > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), left)
+                async with asyncio.timeout(left):
+                    await self.changed.wait()
 
     def since(self, seq: int) -> list[dict[str, Any]] | None:
         """Return the events after number `seq`, ``None`` where not all of them are in memory."""

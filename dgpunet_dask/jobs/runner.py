@@ -33,7 +33,7 @@ from dgpunet_dask.jobs.rows import UnitRow
 from dgpunet_dask.jobs.sidecar import results_manifest
 from dgpunet_dask.jobs.sourcing import SourceReader, anew
 from dgpunet_dask.jobs.task import Parcel
-from dgpunet_dask.jobs.threads import in_thread
+from dgpunet_dask.jobs.threads import cancelled, in_thread
 from dgpunet_dask.jobs.units import result_name
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Device
@@ -151,8 +151,7 @@ class JobRunner:
             helpers = [group.create_task(self._widen(room)), group.create_task(self.attempting.watch())]
             await self._pull(group, room, pass_)
             await self._drained()
-            for helper in helpers:
-                helper.cancel()
+            await cancelled(*helpers)
         await written(lambda: self.ledger.end_pass(self.job_id, pass_, self.given), self.ports.room, self.ports.sleep)
         counts = await self.ledger.counts(self.job_id)  # the one true count: what was adopted may have begun under another head
         self.record.units(total=self.given, attempts=counts.attempts)

@@ -35,7 +35,7 @@ from dgpunet_dask.jobs.rebuild import rebuild
 from dgpunet_dask.jobs.record import JobRecord, events_on_disk
 from dgpunet_dask.jobs.rows import JobRow
 from dgpunet_dask.jobs.store import add_workload, checked_digest
-from dgpunet_dask.jobs.threads import in_thread
+from dgpunet_dask.jobs.threads import cancelled, in_thread
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.job import JobStatus, UnitCounts
 from dgpunet_dask.model.submitted import Submitted
@@ -308,9 +308,7 @@ class JobService:
         record, task = self._records[job_id], self._tasks.get(job_id)
         if task is not None:
             self.driver.cancelled.add(job_id)
-            if not task.cancelling():
-                task.cancel()  # once: a second one would interrupt its clearing up
-            await asyncio.wait([task])
+            await cancelled(task)
             self._ended_task(job_id, task)
         if not record.final:  # it had not begun
             await self._conclude(record, "cancelled", JobCancelled(job_id=job_id))
@@ -381,7 +379,8 @@ class JobService:
             del self._tasks[job_id]
 
     async def _tell_learned(self, estimates: Mapping[str, Any]) -> None:
-        await asyncio.wait_for(self.ports.dask().scheduler.dgpunet_estimates(estimates=estimates), TELL_S)
+        async with asyncio.timeout(TELL_S):
+            await self.ports.dask().scheduler.dgpunet_estimates(estimates=estimates)
 
     async def _watch_placements(self) -> None:
         """Copy placements into the events of their jobs while any job runs."""

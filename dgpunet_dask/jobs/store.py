@@ -36,7 +36,7 @@ def find_workload(name: str, *, cwd: Path) -> Path:
         if wanted in known:
             return known[wanted]
         if not (cwd / name).is_dir():
-            raise NoSuchWorkload(name=name, hint=did_you_mean(wanted, known), known=", ".join(known))
+            raise NoSuchWorkload(name=name, hint=did_you_mean(wanted, known) or ".", known=", ".join(known))
     folder = (cwd / Path(name).expanduser()).resolve()
     if not folder.exists():
         raise MissingPath(path=folder)

@@ -1,4 +1,4 @@
-"""Blocking calls away from the head's event loop, a thread each.
+"""Blocking calls away from the head's event loop, a thread each; and tasks that are cancelled and waited for.
 
 Not `asyncio.to_thread`: its pool has a handful of threads, and a source or a gather stage may keep one for hours, so that a few jobs
 would leave none for the commits of the others, nor for cancelling anything.
@@ -10,9 +10,23 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+
+#: A cancellation that a library has swallowed is sent again after this long. Not sooner: it would interrupt clearing up.
+AGAIN_S: Final = 60.0
+
+
+async def cancelled(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and return once all have ended, each in its own time."""
+    for task in tasks:
+        if not task.cancelling():
+            task.cancel()
+    while late := [task for task in tasks if not task.done()]:
+        await asyncio.wait(late, timeout=AGAIN_S)
+        for task in late:
+            task.cancel()  # one that has ended does not mind
 
 
 async def in_thread(function: Callable[..., T], *args: Any, stop: Callable[[], None] = lambda: None) -> T:

@@ -295,7 +295,7 @@ def open_index(home: Home, name: str, by: User = OPERATOR) -> tuple[Index, Manif
 
 def no_such_index(home: Home, name: str, by: User = OPERATOR) -> NoSuchIndex:
     """Return the error that names the nearest index that `by` may read: another's name must not tell that it is there."""
-    return NoSuchIndex(name=name, hint=did_you_mean(name, index_names(home, by)))
+    return NoSuchIndex(name=name, hint=did_you_mean(name, index_names(home, by)) or ".")
 
 
 def index_names(home: Home, by: User = OPERATOR) -> list[str]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: Who is killed when that part of the units is done.
 KILLS: Final = ((1 / 3, "head"), (1 / 2, "worker"), (2 / 3, "client"), (5 / 6, "child"))
 #: Python source has about so many bytes for each token of the small model's vocabulary.
-BYTES_PER_TOKEN: Final = 3.2
+BYTES_PER_TOKEN: Final = 4.3
 #: For telling a hang from work.
 END_S: Final = 1800.0
 SERVING_S: Final = 60.0

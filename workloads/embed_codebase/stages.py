@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgpunet_dask import Demand, Stage
 from dgpunet_dask.config.home import Home
+from dgpunet_dask.errors import BadValue
 
 if TYPE_CHECKING:
     from dgpunet_dask.retrieval.chunk import Chunk as ChunkRow
@@ -40,6 +41,8 @@ class Discover(Stage):
         from dgpunet_dask.retrieval.modelfiles import find_model
 
         _, home = _places(self)
+        if truncate_dim is not None and truncate_dim < 1:
+            raise BadValue(what="truncate_dim", value=truncate_dim, why="a vector has one number at least")
         roots = roots_of(path)
         name = index_name(index, roots)
         Index(home, name).check_publisher(self.context.user)  # before the model's files are read

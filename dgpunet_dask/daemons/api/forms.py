@@ -76,7 +76,7 @@ class JobRequest(Taken):
     workload: Annotated[str, Field(min_length=1, max_length=200)] = Field(description="the name of a shipped workload, or the digest of one that the head has")
     params: dict[str, Any] = Field({}, description="the workload's parameters")
     shared: bool = Field(False, description="whether every user may read the job and its results")
-    user: Annotated[str, Field(max_length=200)] | None = Field(None, description="whose job it is; only operators' word counts")
+    user: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f/\\]*$")] | None = Field(None, description="whose job it is; only operators' word counts")
     after: Annotated[list[JobId], Field(max_length=ARRAY_MAX)] = Field([], description="jobs that have to be done before this one starts")
     allow_failed: Annotated[int, Field(ge=0, le=COUNT_MAX), BeforeValidator(_whole)] = Field(0, description="how many units may fail without failing the job")
     retry: Annotated[int, Field(ge=0, le=1000), BeforeValidator(_whole)] = Field(0, description="how often the job is started again after it has failed")

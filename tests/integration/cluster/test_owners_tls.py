@@ -55,7 +55,7 @@ async def test_each_user_reads_what_is_theirs_or_shared(site, run):
     assert (code, json.loads(out)["hits"][0]["text"]) == (0, "the lazy dog")
     for words in (("search", "anns", "dog"), ("index", "show", "anns"), ("index", "share", "anns"), ("index", "remove", "anns")):
         code, out, err = await run("bob", *words)
-        assert (code, out, str(NoSuchIndex(name="anns", hint="")) in err) == (102, "", True)
+        assert (code, out, str(NoSuchIndex(name="anns", hint=".")) in err) == (102, "", True)
         assert "lazy" not in err
     assert site.shelf.opened == ["anns"]
 

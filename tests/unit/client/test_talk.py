@@ -33,6 +33,13 @@ def test_events_go_on_where_they_were_and_end_with_the_job() -> None:
     assert [path for _, path in head.asked if "since" in path] == ["/v1/jobs/j/events?since=0&wait=20.000", "/v1/jobs/j/events?since=1&wait=20.000"]
 
 
+@pytest.mark.parametrize("job_id", ["", "../../etc", "a b", "x" * 101])
+def test_what_can_be_no_id_is_no_job(job_id: str) -> None:
+    for ask in (calls.show, calls.cancel, calls.events, calls.progress):
+        with pytest.raises(NoSuchJob):
+            ask(job_id)
+
+
 def test_events_of_the_last_moment_are_not_missed() -> None:
     head = Head(**{"GET events": in_turn([RUNNING], [], [LOG], []), "GET j": job("failed")})
     head.run(head.job().events())

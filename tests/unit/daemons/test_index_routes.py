@@ -63,7 +63,7 @@ async def test_who_may_what_with_an_index(served, key, act, shared):
         await asyncio.to_thread(ACTS[act], served.as_user(key))
     assert Index(served.shelf.home, "x").manifest() == before
     if wanted is NoSuchIndex:
-        assert str(told.value) == str(NoSuchIndex(name="x", hint=""))
+        assert str(told.value) == str(NoSuchIndex(name="x", hint="."))
         assert served.shelf.opened == []
 
 

@@ -36,6 +36,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Other], str, str]] = {
     "a damaged file": ({"error_code": "damaged_file"}, [], "disk", "likely"),
     "killed by the kernel": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": 1}, [], "host-oom", "certain"),
     "no memory": ({**RAISED, "error_kind": "MemoryError"}, [], "host-oom", "likely"),
+    "asked for what is not to be had": ({"error_code": "bad_value", "usage": True, "host": "a"}, [], "user", "likely"),
     "killed by somebody": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": 0}, [], "system", "guess"),
     "killed, and nobody counts": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": None}, [], "system", "guess"),
     "off the bus": ({**DEAD, "xid": [79]}, [], "gpu-hardware", "certain"),

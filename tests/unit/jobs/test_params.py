@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,12 @@ def test_bad_settings_are_usage_errors(tmp_path: Path, settings: list[str], erro
     with pytest.raises(error, match=told) as caught:
         cast(tmp_path, *settings)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("path", "told"), [([[1]], "a list of these"), ({"a": 1}, "a list of these"), (1, "whole path"), ("x/y", "whole path"), ("", "no path")])
+def test_where_nobody_calls_from_somewhere_a_path_is_whole(path: Any, told: str) -> None:
+    with pytest.raises(BadValue, match=told):
+        complete_params(WORKLOAD, {"path": path}, cwd=None)
 
 
 def test_plain_values_are_checked_like_settings(tmp_path: Path) -> None:

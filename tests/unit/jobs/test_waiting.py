@@ -97,9 +97,9 @@ async def test_room_for_units_follows_the_fleet_as_it_grows_and_never_shrinks() 
 
     ports = Ports(None, None, in_flight, sleep=no_time)  # type: ignore[arg-type]
     runner = JobRunner.__new__(JobRunner)
-    runner.ports = ports
+    runner.ports, runner.most = ports, 4
     room = asyncio.Semaphore(0)
-    widening = asyncio.create_task(runner._widen(room, 4))
+    widening = asyncio.create_task(runner._widen(room))
     await asyncio.wait_for(asked.wait(), 5)
     widening.cancel()
     free = 0

@@ -265,7 +265,7 @@ def test_who_may_share_and_remove(home, by, shared, error):
     for act in (index.share, index.remove):
         with pytest.raises(error) as told:
             act(by)
-        assert error is NotAllowed or str(told.value) == str(NoSuchIndex(name="anns", hint=""))
+        assert error is NotAllowed or str(told.value) == str(NoSuchIndex(name="anns", hint="."))
     assert index.manifest() == before
 
 
