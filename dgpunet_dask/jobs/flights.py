@@ -162,7 +162,7 @@ class Flights:
 
     async def _result(self, future: Future, stage: str) -> Parcel:
         try:
-            parcel: Parcel = await future
+            return await fetched(future)
         except KilledWorker as error:
             raise WorkerKilled(stage=_stage_of(error, stage), deaths=error.allowed_failures + 1) from error
         except FutureCancelledError as error:
@@ -171,7 +171,6 @@ class Flights:
             if future.status == "error":  # the task's own
                 raise
             raise SchedulerGone(f"{stage}: {error}") from error  # its connection broke while the result was fetched
-        return parcel
 
     async def let_go(self, attempt: Attempt) -> None:
         """Cancel what an attempt has not finished, and forget its tasks."""
@@ -204,6 +203,24 @@ class Flights:
                     before = attempt.futures.get(str(self.stages[name].spec.after))
                     if future.status == "pending" and (before is None or before.status == "finished"):
                         yield attempt, name, future
+
+
+async def fetched(future: Future) -> Parcel:
+    """Return what a task gave. A caller that is cancelled leaves the fetching to its end.
+
+    Whoever fetches while others wait to do so shares one request of the client with them: a cancellation that reached it would cancel theirs
+    too, and one that reached it before it began would have every later one wait for a request that is cancelled already.
+    """
+    fetching = asyncio.ensure_future(future)
+    fetching.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also where nobody waits any more
+    try:
+        parcel: Parcel = await asyncio.shield(fetching)
+    except asyncio.CancelledError:
+        own = asyncio.current_task()
+        if own is None or own.cancelling():
+            raise
+        raise SchedulerGone("the fetching of its result was cancelled") from None  # a task group would take it for our end
+    return parcel
 
 
 def unit_key(stage: str, job_id: str, number: int, again: int = 0) -> str:
