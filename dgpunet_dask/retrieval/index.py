@@ -90,6 +90,11 @@ class Manifest:
         """What must agree for a row to be reused."""
         return self.model_digest, self.truncate_dim, self.chunker
 
+    @property
+    def content(self) -> tuple[str, ...]:
+        """What names all that it consists of: equal for two manifests that are read from the same files."""
+        return self.version, *self.segments
+
 
 def check_index_name(name: str) -> str:
     """Return `name` if an index may have it.
@@ -185,11 +190,11 @@ class Index:
         return self.folder / "versions" / manifest.version
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Wait for, and hold, the only right to change this index. The kernel lets go when the holder dies."""
+    def lock(self, right: str = "index") -> Iterator[None]:
+        """Wait for, and hold, the only right to change this index; or another `right`. The kernel lets go when the holder dies."""
         locks = self.home.root / "locks"
         locks.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(locks / f"index-{self.name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(locks / f"{right}-{self.name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -221,6 +226,15 @@ class Index:
                 return self._in_force(draft, kept)
             finally:
                 self.sweep()
+
+    def swap(self, made: Path | None, manifest: Manifest) -> None:
+        """Move a segment that was made apart, if any, to where it stays, and put `manifest`, which names it, in force. Only under the lock."""
+        if made is not None:
+            sync_folder(made)
+            made.rename(self.folder / "segments" / made.name)
+            sync_folder(self.folder / "segments")
+        self._replace_manifest(manifest)
+        self.sweep()
 
     def _in_force(self, draft: Draft, manifest: Manifest) -> Manifest:
         """Move what a draft holds to where it stays, and name it."""

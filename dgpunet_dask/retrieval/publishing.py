@@ -92,11 +92,11 @@ class Merge:
                 self._append_unit(writer, unit, live, counts)
             self._filler.flush()
             for segment in self._base():
-                _append(writer, segment, lambda key: key in live and key not in counts and key not in writer.by_key)
+                append_segment(writer, segment, lambda key: key in live and key not in counts and key not in writer.by_key)
             new = writer.rows
             merged = [segments[n] for n in along([held_of(s, live) for s in segments], new)]
             for segment in merged:
-                _append(writer, segment, live.__contains__)
+                append_segment(writer, segment, live.__contains__)
             counts |= writer.by_key
             stay = [s for s in segments if s not in merged]
             if not writer.rows:
@@ -130,7 +130,8 @@ def held_of(segment: Segment, live: Collection[str]) -> Held:
     return Held(segment.rows, sum(int(n) for key, n in zip(segment.keys, segment.count, strict=True) if key in live))
 
 
-def _append(writer: SegmentWriter, segment: Segment, wanted: Callable[[str], bool]) -> None:
+def append_segment(writer: SegmentWriter, segment: Segment, wanted: Callable[[str], bool]) -> None:
+    """Copy the chunks of the files whose key is `wanted`."""
     for chunks, vectors in segment.part(wanted):
         writer.append(chunks, vectors)
 
