@@ -18,6 +18,8 @@ from dgpunet_dask.retrieval.index import Index, Manifest, open_index
 from dgpunet_dask.retrieval.publishing import append_segment, held_of
 from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, SegmentWriter, disk_full_named
 
+#: Where a segment is written until it is in force; no publication looks there.
+_APART: Final = "compacting"
 #: How often a merge is begun again because a publication took up files meanwhile that it has left out. Then it is given up until the next.
 _TRIES: Final = 3
 
@@ -51,11 +53,15 @@ def compact(home: Home, name: str, by: User = OPERATOR, *, all_of_it: bool = Tru
         raise NotAllowed(what=f"compacting the index {name}", why="it is another user's")
     before = after = _size(index, manifest)
     with index.lock("compact"), disk_full_named(index.folder):
-        for _ in range(_TRIES):
-            index, manifest = open_index(home, name, by)
-            if _merged(index, manifest, all_of_it=all_of_it):
-                after = _size(*open_index(home, name, by))
-                break
+        shutil.rmtree(index.folder / _APART, ignore_errors=True)  # of one that was killed: there is no other while this lock is held
+        try:
+            for _ in range(_TRIES):
+                index, manifest = open_index(home, name, by)
+                if _merged(index, manifest, all_of_it=all_of_it):
+                    after = _size(*open_index(home, name, by))
+                    break
+        finally:
+            shutil.rmtree(index.folder / _APART, ignore_errors=True)
     return Compacted(before[0], after[0], before[1], after[1])
 
 
@@ -77,19 +83,14 @@ def _merged(index: Index, manifest: Manifest, *, all_of_it: bool) -> bool:
     chosen = [segments[n] for n in due([held_of(s, live) for s in segments], all_of_them=all_of_it)]
     if not chosen:
         return True
-    apart = index.folder / "compacting"
-    shutil.rmtree(apart, ignore_errors=True)  # of one that was killed: there is no other while its lock is held
-    try:
-        made = apart / uuid.uuid4().hex
-        made.mkdir(parents=True, mode=0o700)
-        with SegmentWriter(made) as writer:
-            for segment in chosen:
-                append_segment(writer, segment, live.__contains__)
-            if writer.rows:
-                writer.finish()
-        return _swapped(index, chosen, set(writer.by_key), made)
-    finally:
-        shutil.rmtree(apart, ignore_errors=True)
+    made = index.folder / _APART / uuid.uuid4().hex
+    made.mkdir(parents=True, mode=0o700)
+    with SegmentWriter(made) as writer:
+        for segment in chosen:
+            append_segment(writer, segment, live.__contains__)
+        if writer.rows:
+            writer.finish()
+    return _swapped(index, chosen, set(writer.by_key), made)
 
 
 def _swapped(index: Index, chosen: Sequence[Segment], kept: set[str], made: Path) -> bool:

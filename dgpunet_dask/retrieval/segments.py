@@ -155,7 +155,7 @@ class SegmentWriter:
 
         if self._vectors is None:
             self.dimension = dimension
-            self._chunks = self._open.enter_context(pa.ipc.new_file(self._new(CHUNKS), chunk_schema()))
+            self._chunks = pa.ipc.new_file(self._new(CHUNKS), chunk_schema())  # closed by `finish` alone: each closing adds an end
             self._vectors = self._new(VECTORS)
             self._vectors.write(_header(dimension, 0))
         if dimension != self.dimension:
