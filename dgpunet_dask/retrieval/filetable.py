@@ -82,12 +82,17 @@ def read_files(file: Path) -> Iterator[FileRow]:
             yield from map(FileRow, *columns)
 
 
-def read_paths(file: Path) -> dict[str, list[str]]:
-    """Return the paths of each file key: equal files have one key."""
+def read_keys(file: Path) -> dict[str, str]:
+    """Return the key of each file by its path."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(file, columns=["path", "key"])
+    return dict(zip(table.column("path").to_pylist(), table.column("key").to_pylist(), strict=True))
+
+
+def read_paths(file: Path) -> dict[str, list[str]]:
+    """Return the paths of each file key: equal files have one key."""
     found: dict[str, list[str]] = {}
-    for path, key in zip(table.column("path").to_pylist(), table.column("key").to_pylist(), strict=True):
+    for path, key in read_keys(file).items():
         found.setdefault(key, []).append(path)
     return found

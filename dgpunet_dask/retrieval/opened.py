@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from dgpunet_dask.errors import BadValue
 from dgpunet_dask.retrieval.filetable import FILES, read_paths
 from dgpunet_dask.retrieval.index import Index, Manifest
+from dgpunet_dask.retrieval.lexical import LexicalIndex
+from dgpunet_dask.retrieval.lexicon import LEXICAL
 from dgpunet_dask.retrieval.segments import VECTORS, Segment
+from dgpunet_dask.retrieval.signals import Candidate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +73,8 @@ class OpenIndex:
         self.manifest = manifest
         self.segments = [_Dense(folder) for folder in index.segments(manifest)]
         self.paths = read_paths(index.version(manifest) / FILES)
+        self.lexical = LexicalIndex(index.version(manifest) / LEXICAL)
+        self._at = {key: number for number, segment in enumerate(self.segments) for key in segment.keys}
         self._last: _Selection | None = None
 
     def nearest(self, vector: Vector, k: int, chosen: Filter = ALL) -> list[Place]:
@@ -77,6 +82,30 @@ class OpenIndex:
         selection = self._selected(chosen)
         found = [place for number, _ in enumerate(self.segments) for place in self._nearest_in(number, vector, k, selection)]
         return sorted(found, key=self._order)[:k]
+
+    def worded(self, query: str, count: int, chosen: Filter = ALL) -> list[Place]:
+        """Return the `count` chunks that have most of the words of `query`, best first, each for every file that has it."""
+        selection = self._selected(chosen)
+        keys = None if chosen.path is None else selection.paths.keys()
+        language = None if chosen.language is None else chosen.language.lower()
+        found = []
+        for hit in self.lexical.search(query, count, language=language, keys=keys):
+            number = self._at[hit.key]
+            row = self.segments[number].rows_of(hit.key).start + hit.ordinal
+            found += [Place(hit.score, path, number, row) for path in selection.paths.get(hit.key, ())]
+        return found
+
+    def cosine(self, place: Place, vector: Vector) -> float:
+        """Return the cosine of a chunk to a vector of length 1."""
+        return float(self.segments[place.segment].vectors[place.row] @ vector)
+
+    def candidate(self, place: Place, *, dense: float | None, lexical: float | None) -> Candidate:
+        """Return a chunk as the ranking sees it."""
+        segment, row = self.segments[place.segment], place.row
+        start, end = int(segment.starts[row]), int(segment.ends[row])
+        symbol, kind, scope, language, text = (segment.value(name, row) for name in ("symbol", "kind", "scope", "language", "text"))
+        key, ordinal = segment.key_of(row), segment.ordinal_of(row)
+        return Candidate(key, ordinal, place.path, start, end, symbol, kind, scope, language, text, dense, lexical)
 
     def _order(self, place: Place) -> tuple[float, str, int]:
         return -place.score, place.path, int(self.segments[place.segment].starts[place.row])
@@ -137,7 +166,7 @@ class _Dense(Segment):
 
         super().__init__(folder)
         self._faiss = faiss.read_index(str(folder / VECTORS), faiss.IO_FLAG_MMAP_IFC)
-        self.starts = self.chunks.column("start_line").to_numpy()
+        self.starts, self.ends = (self.chunks.column(name).to_numpy() for name in ("start_line", "end_line"))
         self._file_of = np.repeat(np.arange(len(self.keys)), self.count)
 
     @property
@@ -149,6 +178,14 @@ class _Dense(Segment):
     def key_of(self, row: int) -> str:
         """Return the key of the file that a row belongs to."""
         return self.keys[self._file_of[row]]
+
+    def ordinal_of(self, row: int) -> int:
+        """Return which of its file's chunks a row is."""
+        return row - int(self.first[self._file_of[row]])
+
+    def value(self, name: str, row: int) -> Any:
+        """Return a value of one row."""
+        return self.chunks.column(name)[row].as_py() if name in self.chunks.schema.names else None
 
     def nearest(self, vector: Vector, count: int, rows: Rows | None) -> list[tuple[float, int]]:
         """Return the `count` nearest rows, of all or of `rows`, best first. Scores are summed anew, each alone, so that they do not depend on the others."""

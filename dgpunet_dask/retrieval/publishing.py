@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.retrieval.compaction import Held, along
-from dgpunet_dask.retrieval.filetable import FILES, FileRow, write_files
+from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_keys, write_files
 from dgpunet_dask.retrieval.index import Draft, Index, Manifest
+from dgpunet_dask.retrieval.lexicon import LEXICAL, write_lexicon
 from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, SegmentWriter
 from dgpunet_dask.retrieval.vectorcache import Filler
 
@@ -64,6 +65,7 @@ class Merge:
         counts = {key: int(n) for segment in segments for key, n in zip(segment.keys, segment.count, strict=True)}
         segments, made = self._added(draft, segments, live, counts)
         files = write_files(draft.version / FILES, (replace(row, chunks=counts.get(row.key, 0)) for row in self._listed()))
+        self._write_lexicon(draft, segments, made)
         self.chunks = sum(counts.get(row.key, 0) for row in self._listed())
         held = {key: counts[key] for key in live & counts.keys()}
         dimension = next((s.facts.dimension for s in (*segments, *made)), 0)
@@ -71,6 +73,17 @@ class Merge:
         names = tuple(s.folder.name for s in segments)
         rest = {"version": uuid.uuid4().hex, "segments": names, "published_s": self._clock.wall()}
         return Manifest(**{**asdict(self._manifest), **facts, **rest})
+
+    def _write_lexicon(self, draft: Draft, segments: Sequence[Segment], made: Sequence[Segment]) -> None:
+        base, before = None, dict[str, str]()
+        if draft.before is not None and draft.before.recipe == self._manifest.recipe:
+            try:
+                before = read_keys(self._index.version(draft.before) / FILES)
+                base = self._index.version(draft.before) / LEXICAL
+            except (OSError, ValueError):  # a damaged table: the scan has told of it
+                before = {}
+        now = {row.path: row.key for row in self._listed()}
+        write_lexicon(draft.version / LEXICAL, base, before, now, (*segments, *made))
 
     def _in_force(self, before: Manifest | None) -> list[Segment]:
         """Open what is in force; another recipe's rows are of no use, nor is a segment that is damaged."""

@@ -13,7 +13,8 @@ from dgpunet_dask.errors import MalformedFile, ModelUnavailable, Problem
 from dgpunet_dask.retrieval.encoder import Encoder, load_encoder
 from dgpunet_dask.retrieval.index import Manifest, open_index
 from dgpunet_dask.retrieval.modelfiles import MINILM, find_model, first_line
-from dgpunet_dask.retrieval.opened import ALL, Filter, OpenIndex, Place
+from dgpunet_dask.retrieval.opened import ALL, DIGITS, Filter, OpenIndex
+from dgpunet_dask.retrieval.rank import Ranked, fuse
 from dgpunet_dask.retrieval.segments import DamagedSegmentError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float32]
 
+#: Candidates of either kind for one query.
+_DEPTH: Final = 100
 #: How often a reader looks again when a segment goes between reading its name and opening it.
 _REOPEN: Final = 20
 #: Up to so many queries are done in numpy before torch would have been imported.
@@ -63,17 +66,28 @@ class Searcher:
         shared_ms = (time.perf_counter() - started) * 1000 / max(1, len(queries))
         for query, vector in zip(queries, vectors, strict=True):
             started = time.perf_counter()
-            hits = self._hits(vector, k, chosen)
+            hits = [_hit(ranked) for ranked in self.ranked(query.query, vector, k, chosen)]
             took_ms = round(shared_ms + (time.perf_counter() - started) * 1000, 3)
             answer: dict[str, Any] = {} if query.id is None else {"id": query.id}
             yield answer | {"index": self.index.name, "took_ms": took_ms, "hits": [asdict(h) for h in hits]}
 
-    def _hits(self, vector: Vector, k: int, chosen: Filter) -> list[Hit]:
-        return [self._hit(place) for place in self.index.nearest(vector, k, chosen)]
+    def ranked(self, query: str, vector: Vector, k: int, chosen: Filter = ALL) -> list[Ranked]:
+        """Return the `k` best chunks for a query and its vector, each with the reasons for its place.
 
-    def _hit(self, place: Place) -> Hit:
-        row = self.index.chunk(place)
-        return Hit(place.path, row["start_line"], row["end_line"], place.score, row["text"], row["symbol"], row["language"])
+        Candidates are the chunks nearest to the vector and those with most of the query's words; the rules of `rank` order them.
+        """
+        index, depth = self.index, max(_DEPTH, k + _DEPTH // 2)
+        dense = [index.candidate(place, dense=place.score, lexical=None) for place in index.nearest(vector, depth, chosen)]
+        worded = [
+            index.candidate(place, dense=index.cosine(place, vector), lexical=place.score) for place in index.worded(query, depth, chosen)
+        ]
+        return fuse(dense, worded, index.lexical.search_paths(query, _DEPTH), query)[:k]
+
+
+def _hit(ranked: Ranked) -> Hit:
+    found = ranked.candidate
+    score = round(ranked.score, DIGITS)
+    return Hit(found.path, found.start_line, found.end_line, score, found.text, found.symbol, found.language)
 
 
 def open_searcher(home: Home, name: str, queries: int = 1, torch_device: str = "cpu", loaded: Sequence[Encoder] = ()) -> Searcher:

@@ -13,10 +13,11 @@ from dgpunet_dask.retrieval import search as module
 from dgpunet_dask.retrieval.chunk import Chunk
 from dgpunet_dask.retrieval.filetable import FILES, FileRow, write_files
 from dgpunet_dask.retrieval.index import Index, Manifest
+from dgpunet_dask.retrieval.lexicon import LEXICAL, write_lexicon
 from dgpunet_dask.retrieval.opened import Filter, OpenIndex, path_filter
 from dgpunet_dask.retrieval.rows import Row, packed
 from dgpunet_dask.retrieval.search import Query, Searcher, open_searcher
-from dgpunet_dask.retrieval.segments import SegmentWriter
+from dgpunet_dask.retrieval.segments import Segment, SegmentWriter
 from tests.unit.retrieval.conftest import FakeEncoder
 
 
@@ -34,11 +35,13 @@ def make(home, vectors, paths=None, language="python", parts=1) -> OpenIndex:
     paths = paths or {f"f{n}.py": n for n in range(len(vectors))}
 
     def write(draft):
-        for part in range(parts):
-            with SegmentWriter(draft.new_segment()) as writer, pa.ipc.open_stream(packed(rows[part::parts])["chunks"]) as stream:
+        folders = [draft.new_segment() for _ in range(parts)]
+        for part, folder in enumerate(folders):
+            with SegmentWriter(folder) as writer, pa.ipc.open_stream(packed(rows[part::parts])["chunks"]) as stream:
                 writer.append(stream.read_all(), np.asarray(vectors[part::parts], np.float32))
                 writer.finish()
         write_files(draft.version / FILES, (FileRow(p, f"k{n}", language, 0, 0, 0, 0) for p, n in paths.items()))
+        write_lexicon(draft.version / LEXICAL, None, {}, {p: f"k{n}" for p, n in paths.items()}, [Segment(folder) for folder in folders])
         return Manifest(uuid.uuid4().hex, (), "fake", "digest-1", len(vectors[0]), None, 1, chunks=len(rows))
 
     Index(home, "x").publish(write)
@@ -49,10 +52,10 @@ def test_a_text_finds_itself_with_its_lines(ingest, tree, home):
     ingest(tree({"a.py": "first\nline\n\nsecond one", "b/c.md": "third"}))
     [answer] = Searcher(opened(home), FakeEncoder()).search([Query("second one")], 2)
     assert list(answer) == ["index", "took_ms", "hits"]
-    assert answer["hits"][0] == {
-        "path": "a.py", "start_line": 4, "end_line": 4, "score": 1.0, "text": "second one", "symbol": None, "language": "python",
-    }  # fmt: skip
-    assert answer["hits"][1]["score"] < 1.0
+    best, other = answer["hits"]
+    score = best.pop("score")
+    assert best == {"path": "a.py", "start_line": 4, "end_line": 4, "text": "second one", "symbol": None, "language": "python"}
+    assert score > other["score"]
 
 
 def test_queries_keep_their_ids_and_order(ingest, tree, home):
