@@ -62,13 +62,15 @@ class VectorCache:
     """
 
     def __init__(self, home: Home, space: str) -> None:
-        self.folder = home.root / "cache" / "vectors" / space
+        self.folder = home.vectors / space
         self._packs: dict[str, Pack] = {}
 
     def look_up(self, digests: Sequence[bytes]) -> list[Vectors | None]:
         """Return the float32 vector ``(dimension,)`` of each text, by its digest; ``None`` where it is not known."""
         import numpy as np
 
+        with contextlib.suppress(OSError):
+            os.utime(self.folder)  # what was used last is removed last
         found: list[Vectors | None] = [None] * len(digests)
         wanted = _as_keys(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST))
         for pack in self._opened() if digests else ():
