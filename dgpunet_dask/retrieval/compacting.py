@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import Final
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import DamagedFile, NotAllowed
+from dgpunet_dask.errors import DamagedFile, DgpunetError, NotAllowed
 from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.compaction import due
 from dgpunet_dask.retrieval.filetable import FILES, read_paths
 from dgpunet_dask.retrieval.index import Index, Manifest, open_index
 from dgpunet_dask.retrieval.publishing import append_segment, held_of
 from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, SegmentWriter, disk_full_named
+
+log = logging.getLogger(__name__)
 
 #: Where a segment is written until it is in force; no publication looks there.
 _APART: Final = "compacting"
@@ -63,6 +66,14 @@ def compact(home: Home, name: str, by: User = OPERATOR, *, all_of_it: bool = Tru
         finally:
             shutil.rmtree(index.folder / _APART, ignore_errors=True)
     return Compacted(before[0], after[0], before[1], after[1])
+
+
+def compact_if_due(home: Home, name: str, by: User = OPERATOR) -> None:
+    """Merge the segments of which too much is passed over, if there are any. What goes wrong is told in the log: the index is as good without."""
+    try:
+        compact(home, name, by, all_of_it=False)
+    except DgpunetError as error:
+        log.warning("the segments of %s are not merged: %s", name, error)
 
 
 def _size(index: Index, manifest: Manifest) -> tuple[int, int]:

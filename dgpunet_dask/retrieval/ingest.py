@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from dgpunet_dask.errors import BadName, DamagedFile
 from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.chunk import CHUNKER_VERSION
 from dgpunet_dask.retrieval.discover import Entry, Root, Text, discover, folder_name, read_text
-from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_files
+from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_files, read_table, write_files
 from dgpunet_dask.retrieval.index import Index, Manifest, check_index_name
 from dgpunet_dask.retrieval.modelfiles import ModelFiles
 from dgpunet_dask.retrieval.publishing import Merge
@@ -32,7 +32,7 @@ from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, disk_f
 
 log = logging.getLogger(__name__)
 
-LISTING: Final = "listing.jsonl"
+LISTING: Final = "listing.parquet"
 SUMMARY: Final = "listing.json"
 BASE: Final = "base"
 #: A file written within so many seconds before it was read may have changed again within one tick of its clock; it is read anew.
@@ -153,19 +153,20 @@ class Scan:
 
     def files(self, entries: Iterable[Entry]) -> Iterator[SourceFile]:
         """Yield the files whose text the version in force does not have, each text once."""
-        found = 0
-        with disk_full_named(self._folder), (self._folder / LISTING).open("w", encoding="utf-8") as listing:
-            for entry in entries:
-                row, source = self._row(entry)
-                if row is None:
-                    continue
-                found += 1
-                self._count("files")
-                listing.write(json.dumps(astuple(row)) + "\n")
-                if source is not None:
-                    self._known.keys.add(source.key)
-                    yield source
-        self._write_summary(found)
+        rows: list[FileRow] = []
+        for entry in entries:
+            row, source = self._row(entry)
+            if row is None:
+                continue
+            rows.append(row)
+            self._count("files")
+            if source is not None:
+                self._known.keys.add(source.key)
+                yield source
+        with disk_full_named(self._folder):
+            (self._folder / LISTING).unlink(missing_ok=True)
+            write_files(self._folder / LISTING, rows)
+            self._write_summary(len(rows))
 
     def _skip(self, code: str, _path: str) -> None:
         self._skipped[code] = self._skipped.get(code, 0) + 1
@@ -304,19 +305,12 @@ def publish(
     if first is None and not summary["base"] and index.manifest() is None:
         return Published(index.name, None, 0, 0, 0)
     new = itertools.chain(() if first is None else (first,), with_rows)
-    merge = Merge(index, manifest, new, lambda: listed(folder), lambda: [Segment(part) for part in sorted((folder / BASE).glob("*"))], clock or SystemClock())
+    merge = Merge(index, manifest, new, read_table(folder / LISTING), lambda: [Segment(part) for part in sorted((folder / BASE).glob("*"))], clock or SystemClock())
     try:
         made = index.publish(merge.write, by, shared=shared)
     except DamagedSegmentError as error:
         raise DamagedFile(path=index.folder, why=error) from error
     return Published(index.name, made, merge.chunks, merge.embedded, merge.tokens)
-
-
-def listed(folder: Path) -> Iterator[FileRow]:
-    """Yield the files that a scan has listed."""
-    with (folder / LISTING).open(encoding="utf-8") as listing:
-        for line in listing:
-            yield FileRow(*json.loads(line))
 
 
 __all__ = ["Plan", "Published", "Scan", "SourceFile", "content_key", "index_name", "publish"]

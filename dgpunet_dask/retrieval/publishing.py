@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.retrieval.compaction import Held, along
-from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_keys, write_files
+from dgpunet_dask.retrieval.filetable import FILES, keys_of, read_keys, with_chunks, write_table
 from dgpunet_dask.retrieval.index import Draft, Index, Manifest
 from dgpunet_dask.retrieval.lexicon import LEXICAL, write_lexicon
 from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, SegmentWriter
@@ -28,8 +28,8 @@ class Merge:
         What is known of the new version before it is written.
     units
         New rows: ``{"chunks": an Arrow stream of `chunk_schema`, "vectors": (n, d) float32}``, and what was embedded for them.
-    listed
-        Opens the listing of the new version's files.
+    files
+        The new version's files, a table of `filetable.file_schema`.
     base
         Opens the segments that the scan has counted on.
     """
@@ -39,7 +39,7 @@ class Merge:
         index: Index,
         manifest: Manifest,
         units: Iterable[dict[str, Any]],
-        listed: Callable[[], Iterator[FileRow]],
+        files: pa.Table,
         base: Callable[[], Sequence[Segment]],
         clock: Clock,
     ) -> None:
@@ -47,7 +47,7 @@ class Merge:
         self._index = index
         self._manifest = manifest
         self._units = units
-        self._listed = listed
+        self._files = files
         self._base = base
         self._clock = clock
         self._filler = Filler(index.home)
@@ -60,13 +60,14 @@ class Merge:
         DamagedSegmentError
             If rows that are counted on cannot be read.
         """
-        live = {row.key for row in self._listed()}
+        live = set(self._files.column("key").to_pylist())
         segments = self._in_force(draft.before)
         counts = {key: int(n) for segment in segments for key, n in zip(segment.keys, segment.count, strict=True)}
         segments, made = self._added(draft, segments, live, counts)
-        files = write_files(draft.version / FILES, (replace(row, chunks=counts.get(row.key, 0)) for row in self._listed()))
+        listed = with_chunks(self._files, counts)
+        files = write_table(draft.version / FILES, listed)
         self._write_lexicon(draft, segments, made)
-        self.chunks = sum(counts.get(row.key, 0) for row in self._listed())
+        self.chunks = sum(listed.column("chunks").to_pylist())
         held = {key: counts[key] for key in live & counts.keys()}
         dimension = next((s.facts.dimension for s in (*segments, *made)), 0)
         facts = {"files": files, "chunks": sum(held.values()), "tokens": _tokens((*segments, *made), held), "dimension": dimension}
@@ -82,8 +83,7 @@ class Merge:
                 base = self._index.version(draft.before) / LEXICAL
             except (OSError, ValueError):  # a damaged table: the scan has told of it
                 before = {}
-        now = {row.path: row.key for row in self._listed()}
-        write_lexicon(draft.version / LEXICAL, base, before, now, (*segments, *made))
+        write_lexicon(draft.version / LEXICAL, base, before, keys_of(self._files), (*segments, *made))
 
     def _in_force(self, before: Manifest | None) -> list[Segment]:
         """Open what is in force; another recipe's rows are of no use, nor is a segment that is damaged."""

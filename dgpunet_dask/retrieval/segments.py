@@ -120,6 +120,8 @@ class SegmentWriter:
         self._open = ExitStack()
         self._files: list[BinaryIO] = []
         self._chunks: Any = None
+        self._pending: list[pa.Table] = []
+        self._waiting = 0
         self._vectors: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -143,14 +145,25 @@ class SegmentWriter:
         counts = _counts(chunks.column("key").to_pylist())
         if again := counts.keys() & self.by_key.keys():
             raise ValueError(f"the chunks of {min(again)} came in two parts")
-        writer, file = self._opened(int(vectors.shape[1]))
-        writer.write_table(chunks.cast(chunk_schema()).combine_chunks(), ROWS)
+        file = self._opened(int(vectors.shape[1]))
+        self._pending.append(chunks.cast(chunk_schema()))
+        self._waiting += len(chunks)
+        if self._waiting >= ROWS:
+            self._write_pending()
         file.write(vectors.astype("<f4", order="C", copy=False).tobytes())
         self.rows += len(chunks)
         self.tokens += sum(chunks.column("tokens").to_pylist())
         self.by_key |= counts
 
-    def _opened(self, dimension: int) -> tuple[Any, BinaryIO]:
+    def _write_pending(self) -> None:
+        """Write what was appended as one batch: many small ones would make the file slow to open."""
+        import pyarrow as pa
+
+        if self._pending:
+            self._chunks.write_table(pa.concat_tables(self._pending).combine_chunks())
+        self._pending, self._waiting = [], 0
+
+    def _opened(self, dimension: int) -> BinaryIO:
         import pyarrow as pa
 
         if self._vectors is None:
@@ -160,7 +173,7 @@ class SegmentWriter:
             self._vectors.write(_header(dimension, 0))
         if dimension != self.dimension:
             raise ValueError(f"a vector has {dimension} numbers where the others have {self.dimension}")
-        return self._chunks, self._vectors
+        return self._vectors
 
     def _new(self, name: str) -> BinaryIO:
         file = self._opener(self.folder / name)
@@ -177,6 +190,7 @@ class SegmentWriter:
         """
         if self._vectors is None or self.dimension is None:
             raise ValueError("a segment has one row at least")
+        self._write_pending()
         self._chunks.close()
         self._vectors.seek(0)
         self._vectors.write(_header(self.dimension, self.rows))

@@ -156,11 +156,15 @@ class Publish(Stage):
     """All units and what is reused as the index's new version, visible at once."""
 
     def __call__(self, batch: Iterable[dict[str, Any]]) -> list[Any]:  # type: ignore[override]  # a gather stage takes an iterable
-        """Publish, and report the numbers."""
+        """Publish, and report the numbers; then merge what is mostly passed over, while the new version is searched already."""
+        from dgpunet_dask.retrieval.compacting import compact_if_due
         from dgpunet_dask.retrieval.ingest import publish
 
-        done = publish(*_places(self), batch, by=self.context.user, shared=self.context.shared)
+        folder, home = _places(self)
+        done = publish(folder, home, batch, by=self.context.user, shared=self.context.shared)
         for name, value in (("chunks", done.chunks), ("tokens", done.tokens), ("embedded", done.embedded), ("reused", done.reused)):
             self.note(name, value)
         self.note("index", done.index)
+        if done.index is not None:
+            compact_if_due(home, done.index, self.context.user)
         return []

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dgpunet_dask.errors import DamagedFile, NoSuchIndex, NotAllowed
 from dgpunet_dask.model.owner import User
 from dgpunet_dask.retrieval import compacting, publishing
-from dgpunet_dask.retrieval.compacting import compact
+from dgpunet_dask.retrieval.compacting import compact, compact_if_due
 from dgpunet_dask.retrieval.index import Index, open_index
 from dgpunet_dask.retrieval.ingest import publish
 from dgpunet_dask.retrieval.opened import OpenIndex
@@ -221,3 +221,21 @@ def test_a_killed_compaction_leaves_the_index_and_the_next_one_clears_up(ingest,
     waiting.join(20)
     assert not apart.exists()
     assert (len(contents(home)), verify(home, "x").segments) == (26, 1)
+
+
+def test_what_is_due_is_merged_and_what_goes_wrong_is_only_told(ingest, tree, home, monkeypatch, caplog):
+    monkeypatch.setattr(publishing, "along", lambda *_: [])
+    root = tree(many(30))
+    ingest(root)
+    compact_if_due(home, "x")
+    tree(dict.fromkeys(many(20)))
+    before = ingest(root).manifest
+    compact_if_due(home, "x")
+    index, after = open_index(home, "x")
+    assert after.segments != before.segments
+    assert [segment.rows for segment in map(Segment, index.segments(after))] == [10]
+    tree(dict.fromkeys(many(9, 20)))
+    ingest(root)
+    (index.segments(after)[0] / KEYS).write_bytes(b"")
+    compact_if_due(home, "x")
+    assert "not merged" in caplog.text
