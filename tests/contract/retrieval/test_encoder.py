@@ -11,8 +11,8 @@ import pytest
 
 from dgpunet_dask.errors import BadValue, ModelUnavailable
 from dgpunet_dask.retrieval import modelfiles
-from dgpunet_dask.retrieval.bert_numpy import NumpyMinilm
 from dgpunet_dask.retrieval.batching import batches
+from dgpunet_dask.retrieval.bert_numpy import NumpyMinilm
 from dgpunet_dask.retrieval.encoder import load_encoder
 from dgpunet_dask.retrieval.modelfiles import find_model
 from dgpunet_dask.retrieval.tokens import load_tokens
