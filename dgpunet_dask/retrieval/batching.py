@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 _MEMORY_WORDS: Final = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "alloc_failed", "cannot allocate")
 
 
+#: Each of several batches that run at once should be followed by two more, so that none idles long at the end; none smaller than this.
+_TURNS: Final = 3
+_LEAST: Final = 256
+
+
 class TokenBatch(NamedTuple):
     """Inputs of one forward pass: which rows of the answer they are, their token ids (longest first), and what these were made of."""
 
@@ -35,6 +40,11 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def shared_budget(lengths: Sequence[int], budget: int, parallel: int) -> int:
+    """Return the padded tokens of a batch where `parallel` of them run at once: less than `budget` where there would be too few for all."""
+    return min(budget, max(_LEAST, sum(lengths) // (parallel * _TURNS))) if parallel > 1 else budget
 
 
 def windows(texts: Sequence[str], characters: int) -> Iterator[range]:

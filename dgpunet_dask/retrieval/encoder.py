@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from dgpunet_dask.errors import BadValue, DgpunetError, ModelUnavailable
-from dgpunet_dask.retrieval.batching import Budget, TokenBatch, batches, lacks_memory, windows
+from dgpunet_dask.retrieval.batching import Budget, TokenBatch, batches, lacks_memory, shared_budget, windows
 from dgpunet_dask.retrieval.modelfiles import MINILM, ModelFiles, find_model
 from dgpunet_dask.retrieval.tokens import TextTokens, load_tokens
 
@@ -63,6 +63,10 @@ class Engine(Protocol):
     @property
     def batch_tokens(self) -> int:
         """Padded tokens of one forward pass to begin with."""
+
+    @property
+    def parallel(self) -> int:
+        """How many batches it computes at once."""
 
     def pooled(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[list[int], Vectors]]:
         """Yield rows and vectors of each batch, in any order; what was not yielded before an error is not done."""
@@ -192,7 +196,8 @@ class EngineEncoder:
                 self._made_smaller(left, shortage)
 
     def _cut(self, window: TokenBatch) -> Iterator[TokenBatch]:
-        for batch in batches([len(i) for i in window.ids], self.budget.tokens):
+        lengths = [len(i) for i in window.ids]
+        for batch in batches(lengths, shared_budget(lengths, self.budget.tokens, self.engine.parallel)):
             yield _part(window, batch)
 
     def _made_smaller(self, left: TokenBatch, shortage: BaseException) -> None:

@@ -7,6 +7,7 @@ seen before cost nothing worth rounding lengths for.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -71,11 +72,19 @@ class OpenVinoEngine:
         self.dimension = files.hidden
         graph = bert_graph(files, float_weights(files), int8=precision == "int8")
         self._compiled = openvino.Core().compile_model(graph, "CPU", _settings(precision, threads))
-        self.requests = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self._queue = openvino.AsyncInferQueue(self._compiled, self.requests)
+        self.parallel = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._queue = openvino.AsyncInferQueue(self._compiled, self.parallel)
+        self._one = threading.Lock()
 
     def pooled(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[list[int], Vectors]]:
-        """Yield the rows and vectors ``(batch, hidden)`` of each batch, as they are done; vectors are not normalised."""
+        """Yield the rows and vectors ``(batch, hidden)`` of each batch, as they are done; vectors are not normalised.
+
+        Threads take turns: all cores are busy with one caller's batches.
+        """
+        with self._one:
+            yield from self._pooled(batches)
+
+    def _pooled(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[list[int], Vectors]]:
         done: list[tuple[list[int], Vectors]] = []
 
         def finished(request: Any, rows: list[int]) -> None:

@@ -41,6 +41,7 @@ class _Torch:
     """What both engines share: batches overlapped with their transfer, results copied back at the end."""
 
     name = "torch"
+    parallel = 1
     precision: str
     dimension: int
     torch_device: str

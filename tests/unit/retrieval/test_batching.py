@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgpunet_dask.retrieval.batching import Budget, batches, lacks_memory, packed, padded, windows
+from dgpunet_dask.retrieval.batching import Budget, batches, lacks_memory, packed, padded, shared_budget, windows
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)
 IDS = st.lists(st.lists(st.integers(1, 30_000), min_size=1, max_size=40), min_size=1, max_size=20)
@@ -30,6 +30,13 @@ def test_a_batch_ends_only_where_the_next_input_would_not_fit(lengths, budget):
     found = list(batches(lengths, budget))
     for batch in found[:-1]:
         assert lengths[batch[0]] * (len(batch) + 1) > budget
+
+
+@given(lengths=LENGTHS, budget=st.integers(1, 5000), parallel=st.integers(1, 64))
+def test_batches_that_run_at_once_are_never_larger_and_enough_for_all(lengths, budget, parallel):
+    found = shared_budget(lengths, budget, parallel)
+    assert min(budget, 256) <= found <= budget
+    assert found in {budget, 256} or sum(lengths) >= found * parallel * 3
 
 
 @given(texts=st.lists(st.text(max_size=30), max_size=30), characters=st.integers(1, 100))

@@ -30,7 +30,7 @@ class Letters:
 class Engine:
     """Vectors that tell what they were made of; batches above `room` padded tokens fail, each time."""
 
-    name, precision, dimension, batch_tokens = "fake", "fp32", 3, 64
+    name, precision, dimension, batch_tokens, parallel = "fake", "fp32", 3, 64, 1
 
     def __init__(self, room: int = 1 << 30, error: Exception | None = None) -> None:
         self.room = room

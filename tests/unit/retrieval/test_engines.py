@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,14 @@ def test_an_engine_may_be_asked_again_after_a_fault(files):
     with pytest.raises(KeyError):
         list(engine.pooled(broken()))
     assert np.array_equal(vectors_of(engine), wanted)
+
+
+def test_threads_that_share_an_engine_get_their_own_vectors(files):
+    engine = OpenVinoEngine(files, "fp32", 2)
+    wanted = vectors_of(engine)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda size: vectors_of(engine, size), [1, 2, 3, 4] * 4):
+            assert np.allclose(found, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(
