@@ -17,6 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from dgpunet_dask.errors import DgpunetError
+from dgpunet_dask.retrieval.batching import lacks_memory
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -30,7 +33,7 @@ CLOSE_ENOUGH: Final = 0.999
 #: Raised when engines change such that what was remembered does not hold any more.
 ENGINE_VERSION: Final = 1
 _LIBRARIES: Final = ("openvino", "torch", "transformers", "sentence-transformers", "tokenizers")
-#: Lines of a probe, and how many of a file are taken: about 1,500 tokens in all, a second at float32 on two cores for a small model.
+#: Lines of a probe, and how many of a file are taken: about 2,500 tokens in all, a second at float32 on two cores for a small model.
 _PROBE_LINES: Final = 16
 _PROBES_PER_FILE: Final = 3
 _PROBE_FILES: Final = ("batching.py", "chunk.py", "decode.py", "outline.py")
@@ -65,12 +68,15 @@ class Measured:
         The least of any probe to float32; ``None`` where it failed.
     why
         How it failed.
+    passing
+        Whether it failed for lack of memory, which another time there may be.
     """
 
     candidate: Candidate
     seconds: float | None = None
     cosine: float | None = None
     why: str | None = None
+    passing: bool = False
 
 
 def choose(measured: Sequence[Measured], least: float = CLOSE_ENOUGH) -> Candidate | None:
@@ -97,19 +103,26 @@ def measure(
     found: dict[Candidate, Measured] = {}
     for candidate in sorted(candidates, key=lambda c: c.precision != "fp32"):
         try:
-            embed = run(candidate)
-            vectors = embed()  # kernels are prepared in the first pass
-            started = timer()
-            vectors = embed()
-            seconds = timer() - started
+            vectors, seconds = _tried(run, candidate, timer)
+        except DgpunetError:  # what was asked wrongly is wrong with every candidate
+            raise
         except Exception as error:  # whatever a library raises for a device or a model that it cannot do
-            found[candidate] = Measured(candidate, why=f"{type(error).__name__}: {str(error).strip()[:200]}")
-            log.warning("%s at %s cannot run this model here (%s)", candidate.engine, candidate.precision, found[candidate].why)
+            why = f"{type(error).__name__}: {str(error).strip()[:200]}"
+            found[candidate] = Measured(candidate, why=why, passing=lacks_memory(error))
+            log.warning("%s at %s cannot run this model here (%s)", candidate.engine, candidate.precision, why)
             continue
         exact = vectors if exact is None and candidate.precision == "fp32" else exact
         cosine = None if exact is None else float((exact * vectors).sum(1).min())
         found[candidate] = Measured(candidate, seconds, cosine)
     return [found[candidate] for candidate in candidates]
+
+
+def _tried(run: Callable[[Candidate], Callable[[], Vectors]], candidate: Candidate, timer: Callable[[], float]) -> tuple[Vectors, float]:
+    """A function of its own, so that a candidate is gone before the next one is loaded: a card may not hold two."""
+    embed = run(candidate)
+    embed()  # kernels are prepared in the first pass
+    started = timer()
+    return embed(), timer() - started
 
 
 def probes() -> list[str]:

@@ -187,6 +187,16 @@ def test_a_processor_without_16_bit_numbers_compares_two_engines_at_float32(monk
     assert tried == [[Candidate("openvino", "fp32"), Candidate("torch", "fp32")]]
 
 
+def test_a_finding_made_for_lack_of_memory_is_not_kept(monkeypatch, tmp_path):
+    def measured(candidates, run, timer):
+        [*others, last] = candidates
+        return [*(selfcheck.Measured(c, why="MemoryError", passing=True) for c in others), selfcheck.Measured(last, 1.0, 1.0)]
+
+    monkeypatch.setattr(selfcheck, "measure", measured)
+    assert loaded(tiny_bert(tmp_path / "model"), tmp_path / "cache").engine.precision == "fp32"
+    assert not (tmp_path / "cache/engines").exists()
+
+
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_what_a_device_cannot_do_is_refused(tmp_path, precision):
     folder = tiny_bert(tmp_path / "model", "cls" if precision == "fp16" else "max")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dgpunet_dask.errors import BadValue
 from dgpunet_dask.retrieval import selfcheck
 from dgpunet_dask.retrieval.selfcheck import Candidate, Measured, Memory, choose, key_of, measure, probes, recalled
 
@@ -88,6 +90,36 @@ def test_a_candidate_that_fails_is_told_and_costs_the_others_nothing(caplog):
     assert half == Measured(HALF, why="RuntimeError: no such thing here")
     assert choose([half, exact]) == EXACT
     assert "openvino at bf16 cannot run this model here" in caplog.text
+
+
+def test_a_lack_of_memory_is_told_from_what_will_never_work():
+    def run(candidate: Candidate) -> Callable[[], np.ndarray]:
+        raise MemoryError if candidate == HALF else ValueError
+
+    assert [m.passing for m in measure([HALF, EXACT], run, float)] == [True, False]
+
+
+def test_what_was_asked_wrongly_is_said_at_once():
+    def run(candidate: Candidate) -> Callable[[], np.ndarray]:
+        raise BadValue(what="truncate_dim", value=0, why="it must be 1 at least")
+
+    with pytest.raises(BadValue):
+        measure([HALF, EXACT], run, float)
+
+
+def test_a_candidate_is_gone_before_the_next_one_is_loaded():
+    alive: weakref.WeakSet[Loaded] = weakref.WeakSet()
+
+    class Loaded:
+        def __call__(self) -> np.ndarray:
+            return np.ones((1, 1), np.float32)
+
+    def run(candidate: Candidate) -> Callable[[], np.ndarray]:
+        assert not alive
+        alive.add(loaded := Loaded())
+        return loaded
+
+    assert [m.why for m in measure([HALF, EXACT, SLOW], run, float)] == [None, None, None]
 
 
 def test_without_float32_nothing_is_known_to_be_close():
