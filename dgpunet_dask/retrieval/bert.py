@@ -6,14 +6,18 @@ of the model's safetensors file; query, key and value projections are joined int
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dgpunet_dask.retrieval.bertfiles import BertFiles, bare_names
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    #: Query, key and value ``(tokens, heads, size)`` of packed inputs, their bounds ``(inputs + 1,)`` and the longest's length, to what is seen.
+    PackedAttention = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,25 +44,50 @@ class Bert:
 
     def __call__(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """Return the last hidden states; `mask` is true at real tokens, ``None`` where all are."""
+        from torch.nn.functional import scaled_dot_product_attention
+
+        batch, length = ids.shape
+        attend = None if mask is None else mask[:, None, None, :]
+
+        def seen(qkv: Tensor) -> Tensor:
+            query, key, value = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            return scaled_dot_product_attention(query, key, value, attn_mask=attend).transpose(1, 2).reshape(batch, length, -1)
+
+        return self._blocks(self.words[ids] + self.positions[:length], seen)
+
+    def packed(self, ids: Tensor, positions: Tensor, bounds: Tensor, longest: int, attention: PackedAttention) -> Tensor:
+        """Return the last hidden states ``(tokens, hidden)`` of inputs that stand one after another, without padding.
+
+        Parameters
+        ----------
+        ids, positions
+            ``(tokens,)``: each token, and its place within its own input.
+        bounds, longest
+            Where each input begins, with the end, and how many tokens the longest has.
+        attention
+            Each token sees its own input's tokens.
+        """
+
+        def seen(qkv: Tensor) -> Tensor:
+            query, key, value = qkv.view(len(ids), 3, self.heads, -1).unbind(1)
+            return attention(query, key, value, bounds, longest).reshape(len(ids), -1)
+
+        return self._blocks(self.words[ids] + self.positions[positions], seen)
+
+    def _blocks(self, hidden: Tensor, seen: Callable[[Tensor], Tensor]) -> Tensor:
         from torch.nn.functional import layer_norm
 
-        hidden = self.words[ids] + self.positions[: ids.shape[1]]
         hidden = layer_norm(hidden, hidden.shape[-1:], *self.norm, self.epsilon)
-        attend = None if mask is None else mask[:, None, None, :]
         for layer in self.layers:
-            hidden = self._block(layer, hidden, attend)
+            hidden = self._block(layer, hidden, seen)
         return hidden
 
-    def _block(self, layer: _Layer, hidden: Tensor, attend: Tensor | None) -> Tensor:
-        from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
+    def _block(self, layer: _Layer, hidden: Tensor, seen: Callable[[Tensor], Tensor]) -> Tensor:
+        from torch.nn.functional import gelu, layer_norm, linear
 
-        batch, length, width = hidden.shape
-        query, key, value = (
-            linear(hidden, *layer.qkv).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        )
-        seen = scaled_dot_product_attention(query, key, value, attn_mask=attend).transpose(1, 2).reshape(batch, length, width)
-        hidden = layer_norm(hidden + linear(seen, *layer.out), (width,), *layer.out_norm, self.epsilon)
-        return layer_norm(hidden + linear(gelu(linear(hidden, *layer.up)), *layer.down), (width,), *layer.down_norm, self.epsilon)
+        width = hidden.shape[-1:]
+        hidden = layer_norm(hidden + linear(seen(linear(hidden, *layer.qkv)), *layer.out), width, *layer.out_norm, self.epsilon)
+        return layer_norm(hidden + linear(gelu(linear(hidden, *layer.up)), *layer.down), width, *layer.down_norm, self.epsilon)
 
 
 def _pair(weights: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
@@ -79,10 +108,9 @@ def _layer(weights: dict[str, Tensor], prefix: str) -> _Layer:
     )
 
 
-def load_bert(folder: Path, torch_device: str, dtype: torch.dtype) -> Bert:
-    """Load ``config.json`` and ``model.safetensors`` of `folder`."""
+def load_bert(files: BertFiles, torch_device: str, dtype: torch.dtype) -> Bert:
+    """Load the weights of `files` onto a device."""
     from safetensors.torch import load_file
 
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    weights = {k: w.to(torch_device, dtype) for k, w in load_file(folder / "model.safetensors").items() if w.is_floating_point()}
-    return Bert(weights, config["num_attention_heads"], config["num_hidden_layers"], config["layer_norm_eps"])
+    weights = {k: w.to(torch_device, dtype) for k, w in bare_names(load_file(files.weights)).items() if w.is_floating_point()}
+    return Bert(weights, files.heads, files.layers, files.epsilon)

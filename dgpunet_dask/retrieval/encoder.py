@@ -1,40 +1,35 @@
-"""Texts to vectors: tokenised, sorted by tokens, forwarded in batches of a padded token budget, pooled and normalised as float32.
+"""Texts to vectors: tokenised ahead in a thread, sorted by tokens, forwarded in batches of a padded token budget, normalised as float32.
 
-Two encoders with one interface: `MinilmEncoder` runs the shipped model with torch alone, `ModulesEncoder` drives the modules of any
-sentence-transformers model. Both give what `SentenceTransformer.encode_query` and `encode_document` give, normalised.
+A plain BERT encoder (the shipped model, most others) runs on OpenVINO on a CPU and on torch on a card; any other sentence-transformers model by its
+own modules. All give what `SentenceTransformer.encode_query` and `encode_document` give, normalised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from dgpunet_dask.errors import BadValue, DgpunetError, ModelUnavailable
+from dgpunet_dask.retrieval.batching import Budget, TokenBatch, batches, lacks_memory, shared_budget, windows
 from dgpunet_dask.retrieval.modelfiles import MINILM, ModelFiles, find_model
 from dgpunet_dask.retrieval.tokens import TextTokens, load_tokens
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from numpy.typing import NDArray
-    from torch import Tensor
 
     Vectors = NDArray[np.float32]
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+log = logging.getLogger(__name__)
 
-#: Padded tokens of one forward pass. On a CPU small ones keep activations in its cache; a GPU needs large ones to be busy.
-CPU_BATCH_TOKENS: Final = 4096
-GPU_BATCH_TOKENS: Final = 16384
-#: `auto` lowers the precision only where these vectors stay this close (cosine) to float32.
-_CLOSE_ENOUGH: Final = 0.9995
-_PROBES: Final = (
-    "def parse(text: str) -> list[int]:\n    return [int(part) for part in text.split(',')]",
-    "how are errors reported?",
-    "x",
-)
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+
+#: A window of texts holds about so many batches: enough to sort among, and little to wait for before the first is computed.
+_WINDOW_BATCHES: Final = 16
+_CHARACTERS_PER_TOKEN: Final = 4
 
 
 class Encoder(Protocol):
@@ -48,6 +43,33 @@ class Encoder(Protocol):
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
         """The same with the model's query prompt."""
+
+
+class Engine(Protocol):
+    """What runs a model: batches of token ids to pooled vectors."""
+
+    @property
+    def name(self) -> str:
+        """``openvino`` or ``torch``."""
+
+    @property
+    def precision(self) -> str:
+        """What it multiplies in."""
+
+    @property
+    def dimension(self) -> int:
+        """Numbers of a vector, before any truncation."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens of one forward pass to begin with."""
+
+    @property
+    def parallel(self) -> int:
+        """How many batches it computes at once."""
+
+    def pooled(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[list[int], Vectors]]:
+        """Yield rows and vectors of each batch, in any order; what was not yielded before an error is not done."""
 
 
 def load_encoder(
@@ -68,76 +90,61 @@ def load_encoder(
     torch_device
         ``cpu`` or ``cuda:0``.
     threads
-        Compute threads on a CPU; ``None`` leaves torch's number.
+        Compute threads on a CPU; ``None`` leaves the libraries' number.
     truncate_dim
         Keep the first so many numbers of a vector (Matryoshka models), before normalising.
     precision
-        ``auto``: bfloat16 (float16 before compute capability 8.0) where the hardware has it and vectors stay within cosine
-        0.9995 of float32.
+        ``auto``: the fastest on this device whose vectors stay within cosine 0.999 of float32, found by a short self-check. ``int8``
+        (on a CPU, plain BERT encoders only) is never taken unless it is asked for: it costs quality.
     cache
-        A folder for digests of large model files.
+        A folder for digests of large model files, and for what self-checks have found.
 
     Raises
     ------
     ModelUnavailable
         If it cannot be loaded for whatever reason.
     BadValue
-        If `truncate_dim` is below 1 or above the model's dimension.
+        If `truncate_dim` is below 1 or above the model's dimension, or the device cannot do `precision`.
     """
-    files = find_model(model, cache)
-    if threads is not None and torch_device == "cpu":
-        import torch
+    from dgpunet_dask.retrieval.engines import load_engine
 
-        torch.set_num_threads(max(1, threads))
+    files = find_model(model, cache)
     try:
-        return _load(files, torch_device, truncate_dim, precision)
+        tokens = load_tokens(files.name, files)
+        loaded = load_engine(files, tokens, torch_device, threads, truncate_dim, precision, cache)
     except DgpunetError:
         raise
     except Exception as error:  # whatever a broken model folder makes the libraries raise
         raise ModelUnavailable(model=model, why=f"{type(error).__name__}: {str(error)[:300]}") from error
+    return EngineEncoder(files, tokens, loaded.engine, truncate_dim, Budget(loaded.batch_tokens), loaded.remember)
 
 
-def _load(files: ModelFiles, torch_device: str, truncate_dim: int | None, precision: Precision) -> Encoder:
-    kind: type[MinilmEncoder | ModulesEncoder] = MinilmEncoder if files.name == MINILM else ModulesEncoder
-    lower = _lower_precision(torch_device)
-    wanted = precision if precision != "auto" else (lower or "fp32")
-    encoder = kind(files, torch_device, wanted, truncate_dim)
-    if precision == "auto" and wanted != "fp32" and kind is ModulesEncoder and not _stays_close(encoder, files, torch_device):
-        return kind(files, torch_device, "fp32", truncate_dim)
-    return encoder
+class EngineEncoder:
+    """An encoder on one engine.
 
+    Parameters
+    ----------
+    files, tokens, engine
+        The model, its tokenizer, and what runs it.
+    truncate_dim
+        Keep the first so many numbers.
+    budget
+        Padded tokens of a forward pass.
+    remember
+        Called with the budget after a lack of memory has made it smaller.
+    """
 
-def _stays_close(encoder: Encoder, files: ModelFiles, torch_device: str) -> bool:
-    """Whether lower precision does this model no harm. The shipped model is known not to mind; any other is tried."""
-    exact = ModulesEncoder(files, torch_device, "fp32", getattr(encoder, "truncate_dim", None))
-    return bool((exact.encode_documents(_PROBES) * encoder.encode_documents(_PROBES)).sum(1).min() >= _CLOSE_ENOUGH)
-
-
-def _lower_precision(torch_device: str) -> Precision | None:
-    """Return the 16-bit format that this device multiplies faster than float32, if any."""
-    import torch
-
-    if torch_device.startswith("cuda"):
-        return "bf16" if torch.cuda.get_device_capability(torch_device)[0] >= 8 else "fp16"
-    # without these instructions a CPU emulates bfloat16, a hundred times slower than float32
-    checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
-    return "bf16" if any(check is not None and check() for check in checks) else None
-
-
-def _dtype(precision: str) -> torch.dtype:
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-class _Batched:
-    """The loop both encoders share: sort by tokens, cut by budget, put back in order."""
-
-    files: ModelFiles
-    tokens: TextTokens
-    torch_device: str
-    truncate_dim: int | None
-    dimension: int
+    def __init__(
+        self, files: ModelFiles, tokens: TextTokens, engine: Engine, truncate_dim: int | None = None, budget: Budget | None = None,
+        remember: Callable[[int], None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self.files = files
+        self.tokens = tokens
+        self.engine = engine
+        self.truncate_dim = truncate_dim or files.settings.get("truncate_dim")
+        self.dimension = _checked_dimension(engine.dimension, self.truncate_dim)
+        self.budget = budget or Budget(engine.batch_tokens)
+        self._remember = remember
 
     def encode_documents(self, texts: Sequence[str]) -> Vectors:
         """Return ``(len(texts), dimension)`` float32 vectors of length 1."""
@@ -149,105 +156,73 @@ class _Batched:
 
     def _encode(self, texts: Sequence[str], prompt: str, task: str) -> Vectors:
         import numpy as np
-        import torch
 
-        ids = self.tokens.ids(texts, prompt)
         result = np.empty((len(texts), self.dimension), np.float32)
-        budget = CPU_BATCH_TOKENS if self.torch_device == "cpu" else GPU_BATCH_TOKENS
-        with torch.inference_mode():
-            pending = [
-                (batch, self._finish(self._pooled([texts[n] for n in batch], [ids[n] for n in batch], prompt, task)))
-                for batch in batches([len(i) for i in ids], budget)
-            ]
-            for batch, vectors in pending:  # copied back only now, so that a GPU is never waited for in between
-                result[batch] = vectors.cpu().numpy()
+        for span, ids in self._tokenised(texts, prompt):
+            self._embed(TokenBatch(list(span), ids, [texts[n] for n in span], prompt, task), result)
         return result
 
-    def _finish(self, pooled: Tensor) -> Tensor:
-        from torch.nn.functional import normalize
+    def _tokenised(self, texts: Sequence[str], prompt: str) -> Iterator[tuple[range, list[list[int]]]]:
+        """Yield windows with their token ids; the next one is tokenised meanwhile, in a thread (the tokenizer leaves the interpreter free)."""
+        spans = list(windows(texts, self.budget.tokens * _WINDOW_BATCHES * _CHARACTERS_PER_TOKEN))
+        if len(spans) <= 1:
+            yield from ((span, self.tokens.ids(texts, prompt)) for span in spans)
+            return
+        with ThreadPoolExecutor(1, "tokenize") as pool:
+            coming = pool.submit(self._ids, texts, spans[0], prompt)
+            for number, span in enumerate(spans):
+                ids = coming.result()
+                if number + 1 < len(spans):
+                    coming = pool.submit(self._ids, texts, spans[number + 1], prompt)
+                yield span, ids
 
-        return normalize(pooled.float()[:, : self.truncate_dim], dim=1)
+    def _ids(self, texts: Sequence[str], span: range, prompt: str) -> list[list[int]]:
+        return self.tokens.ids([texts[n] for n in span], prompt)
 
-    def _pooled(self, texts: list[str], ids: list[list[int]], prompt: str, task: str) -> Tensor:
-        raise NotImplementedError
+    def _embed(self, window: TokenBatch, result: Vectors) -> None:
+        """Fill the window's rows of `result`; where memory does not suffice, what is left is done in batches of half the size."""
+        left = window
+        while left.rows:
+            done: set[int] = set()
+            shortage: BaseException | None = None
+            try:
+                for rows, pooled in self.engine.pooled(self._cut(left)):
+                    result[rows] = normalised(pooled[:, : self.truncate_dim])
+                    done.update(rows)
+            except Exception as error:
+                shortage = error.with_traceback(None)  # its frames hold what fills the memory
+            left = _without(left, done)
+            if shortage is not None:
+                self._made_smaller(left, shortage)
 
+    def _cut(self, window: TokenBatch) -> Iterator[TokenBatch]:
+        lengths = [len(i) for i in window.ids]
+        for batch in batches(lengths, shared_budget(lengths, self.budget.tokens, self.engine.parallel)):
+            yield _part(window, batch)
 
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Yield batches of indices, longest first, each within `budget` padded tokens; one longer input is a batch of its own."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-class MinilmEncoder(_Batched):
-    """The shipped model: mean pooling over real tokens, on torch alone."""
-
-    def __init__(self, files: ModelFiles, torch_device: str, precision: Precision, truncate_dim: int | None) -> None:
-        from dgpunet_dask.retrieval.bert import load_bert
-
-        self.files = files
-        self.tokens = load_tokens(files.name, files)
-        self.torch_device = torch_device
-        self._bert = load_bert(files.folder, torch_device, _dtype(precision))
-        self.truncate_dim = truncate_dim
-        self.dimension = _checked_dimension(int(self._bert.words.shape[1]), truncate_dim)
-
-    def _pooled(self, texts: list[str], ids: list[list[int]], prompt: str, task: str) -> Tensor:  # the ids say it all
-        import numpy as np
-        import torch
-
-        longest, shortest = len(ids[0]), len(ids[-1])
-        padded = np.zeros((len(ids), longest), np.int64)
-        for row, tokens in zip(padded, ids, strict=True):
-            row[: len(tokens)] = tokens
-        lengths = torch.tensor([len(i) for i in ids], device=self.torch_device)
-        inputs = torch.from_numpy(padded).to(self.torch_device)
-        mask = torch.arange(longest, device=self.torch_device)[None, :] < lengths[:, None]
-        hidden = self._bert(inputs, None if longest == shortest else mask).float()
-        return (hidden * mask[:, :, None]).sum(1) / lengths[:, None]
+    def _made_smaller(self, left: TokenBatch, shortage: BaseException) -> None:
+        if not lacks_memory(shortage) or not self.budget.halve([len(i) for i in left.ids]):
+            raise shortage
+        log.warning("memory did not suffice on %s; batches have %d padded tokens from here on", self.engine.name, self.budget.tokens)
+        self._remember(self.budget.tokens)
 
 
-class ModulesEncoder(_Batched):
-    """Any sentence-transformers model: its own preprocessing and modules, in our batches."""
-
-    def __init__(self, files: ModelFiles, torch_device: str, precision: Precision, truncate_dim: int | None) -> None:
-        from sentence_transformers import SentenceTransformer
-
-        self.files = files
-        self.tokens = load_tokens(files.name, files)
-        self.torch_device = torch_device
-        with _quiet():
-            model = SentenceTransformer(str(files.folder), device=torch_device, trust_remote_code=False, local_files_only=True)
-        self._model: Any = model.eval().to(_dtype(precision))
-        self.truncate_dim = truncate_dim or model.truncate_dim
-        found = model.encode_document(["x"], truncate_dim=None)
-        self.dimension = _checked_dimension(int(found.shape[-1]), self.truncate_dim)
-
-    def _pooled(self, texts: list[str], ids: list[list[int]], prompt: str, task: str) -> Tensor:  # the model tokenises itself
-        from sentence_transformers.util import batch_to_device
-
-        features = batch_to_device(self._model.preprocess(texts, prompt=prompt or None, task=task), self.torch_device)
-        pooled: Tensor = self._model(features, task=task)["sentence_embedding"]
-        return pooled
+def _part(window: TokenBatch, chosen: Sequence[int]) -> TokenBatch:
+    return TokenBatch(
+        [window.rows[n] for n in chosen], [window.ids[n] for n in chosen], [window.texts[n] for n in chosen], window.prompt, window.task
+    )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading draws a progress bar of its own, which would garble ours."""
-    from transformers.utils import logging
+def _without(window: TokenBatch, done: set[int]) -> TokenBatch:
+    return _part(window, [n for n, row in enumerate(window.rows) if row not in done])
 
-    drawn = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if drawn:
-            logging.enable_progress_bar()
+
+def normalised(vectors: Vectors) -> Vectors:
+    """Return `vectors` as float32 of length 1; one of zeros stays one."""
+    import numpy as np
+
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
 def _checked_dimension(full: int, truncate_dim: int | None) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,10 +123,12 @@ class Embed(Stage):
         return Demand(vram=peak, resident=resident, ram=peak, cpu_ok=True)
 
     def load(self, *, model: str = "minilm", truncate_dim: int | None = None) -> None:
-        """Load the model."""
+        """Load the model; what its self-check finds out about this device is kept in the host's own home."""
         from dgpunet_dask.retrieval.encoder import load_encoder
 
-        self._encoder = load_encoder(model, self.context.torch_device, self.context.threads, truncate_dim=truncate_dim)
+        root = os.environ.get("DGPUNET_HOME")
+        cache = Path(root) / "cache" if root else None
+        self._encoder = load_encoder(model, self.context.torch_device, self.context.threads, truncate_dim=truncate_dim, cache=cache)
 
     def __call__(self, batch: list[Row]) -> list[Row]:
         """Give each chunk its vector; equal texts (licence headers, copies) are embedded once."""

@@ -11,9 +11,11 @@ import pytest
 
 from dgpunet_dask.errors import BadValue, ModelUnavailable
 from dgpunet_dask.retrieval import modelfiles
+from dgpunet_dask.retrieval.batching import batches
 from dgpunet_dask.retrieval.bert_numpy import NumpyMinilm
-from dgpunet_dask.retrieval.encoder import batches, load_encoder
+from dgpunet_dask.retrieval.encoder import load_encoder
 from dgpunet_dask.retrieval.modelfiles import find_model
+from dgpunet_dask.retrieval.selfcheck import probes
 from dgpunet_dask.retrieval.tokens import load_tokens
 
 TEXTS = [
@@ -114,6 +116,17 @@ def test_the_shipped_model_gives_what_sentence_transformers_gives(truncate_dim):
     agree(load_encoder("minilm", precision="fp32", truncate_dim=truncate_dim), wanted, 0.999999)
     agree(load_encoder("minilm", truncate_dim=truncate_dim), wanted, 0.999)
     agree(NumpyMinilm(files, truncate_dim), wanted, 0.999999)
+
+
+def test_a_cold_shell_s_vectors_are_those_of_the_index():
+    """A search from a cold shell embeds its query without any engine; what it is compared with was made by one."""
+    files = find_model("minilm")
+    texts = probes()[::3]
+    cold = NumpyMinilm(files).encode_queries(texts)
+    assert (cold * load_encoder("minilm", precision="fp32").encode_documents(texts)).sum(1).min() >= 0.999999
+    cosine = (cold * load_encoder("minilm").encode_documents(texts)).sum(1)
+    assert cosine.min() >= 0.999
+    assert cosine.mean() >= 0.9999
 
 
 def test_tokens_are_the_models_own():
