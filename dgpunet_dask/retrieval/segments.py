@@ -1,6 +1,7 @@
 """A segment: an immutable folder with the chunks of one version of an index, their vectors, and the files they come from.
 
-* ``chunks.parquet``: one row a chunk: key (content digest of its file), start_line, end_line, symbol, language, tokens, text;
+* ``chunks.parquet``: one row a chunk: key (content digest of its file), start_line, end_line, symbol, kind, scope, language,
+  tokens, text;
 * ``vectors.faiss``: a FAISS flat inner-product index, row for row;
 * ``files.parquet``: one row a file: path, key, chunks, and the stat by which the next version knows it unchanged.
 
@@ -66,6 +67,8 @@ def chunk_schema() -> pa.Schema:
         ("start_line", whole),
         ("end_line", whole),
         ("symbol", text),
+        ("kind", text),
+        ("scope", text),
         ("language", text),
     ]
     return pa.schema([*columns, ("tokens", whole), ("text", text)])
