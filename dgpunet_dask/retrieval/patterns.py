@@ -36,8 +36,12 @@ _JS_METHOD: Final = re.compile(
     rf"^\s+(?:(?:static|async|get|set|\*)\s*)*(?!(?:if|for|while|switch|catch|function|return)\b){_WORD}\s*\([^;]*\)\s*\{{\s*$"
 )
 _SHELL_FUNCTION: Final = re.compile(r"^(?:function\s+)?([A-Za-z_][\w-]*)\s*\(\)\s*\{?")
+_YAML_KEY: Final = re.compile(r"^(\"[^\"]+\"|'[^']+'|[^\s#\-\[{:][^:#]{0,100}?)\s*:(?:\s|$)")
+_TERRAFORM: Final = re.compile(r"^([a-z_]+(?:\s+\"[^\"]+\")*)\s*\{")
 
 _PATTERNS: Final = {
+    "yaml": (_YAML_KEY,),
+    "terraform": (_TERRAFORM,),
     "shell": (_SHELL_FUNCTION,),
     "go": (_GO_METHOD, _KEYWORD),
     "rust": (_IMPL, _KEYWORD),
@@ -74,7 +78,11 @@ def of_lines(lines: Sequence[str], language: str) -> list[Definition]:
         found = next((m for p in patterns if (m := p.match(line))), None)
         if found is not None:
             starts.append((number, len(line) - len(line.lstrip()), found))
-    return [Definition(s, _end(starts, n, len(lines)), found[1], _kind(found)) for n, (s, _, found) in enumerate(starts)]
+    kinds = {"yaml": "section", "terraform": "section"}
+    return [
+        Definition(start, _end(starts, n, len(lines)), _name(found[1]), kinds.get(language) or _kind(found))
+        for n, (start, _, found) in enumerate(starts)
+    ]
 
 
 def comments_above(lines: Sequence[str]) -> dict[int, int]:
@@ -84,6 +92,11 @@ def comments_above(lines: Sequence[str]) -> dict[int, int]:
         if line.lstrip().startswith(_ABOVE):
             found[row] = found.pop(row - 1, row)
     return found
+
+
+def _name(raw: str) -> str:
+    """Return a name; ``resource "a" "b"`` is called ``resource.a.b``."""
+    return ".".join(re.findall(r"[^\s\"']+", raw)) if '"' in raw or "'" in raw else raw
 
 
 def _kind(found: re.Match[str]) -> str:
