@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Final
 
 from dgpunet_dask.retrieval.outline import read_outline
-from dgpunet_dask.retrieval.regions import Region, regions
+from dgpunet_dask.retrieval.regions import LOOSE, Region, regions
 from dgpunet_dask.retrieval.syntax import Definition, Outline
 from dgpunet_dask.retrieval.tokens import TextTokens
 
@@ -25,8 +25,9 @@ from dgpunet_dask.retrieval.tokens import TextTokens
 CHUNKER_VERSION: Final = 2
 #: A row that no part begins at is a worse place than any that one does.
 _NO_PART: Final = 100
-#: A piece under half of its fair share is worth this many levels of depth.
+#: A piece under half of its fair share counts as so many levels of depth; a mere scrap, on either side, as more than any real depth.
 _THIN: Final = 2.0
+_SCRAP: Final = 10.0
 #: A blank line before a place is worth half a level.
 _BLANK: Final = 0.5
 
@@ -141,14 +142,16 @@ class _Lines:
 def _cut(lines: _Lines, outline: Outline, budget: int) -> list[_Piece]:
     pieces: list[_Piece] = []
     breaks: dict[int, int] | None = None
+    half = min(budget, LOOSE) // 2  # such parts are cut too where nothing better is at hand
     for region in regions(lines.lines, outline, lines.tokens, budget):
-        if lines.tokens(region.start, region.end) <= budget:
+        limit = budget if region.begins else min(budget, LOOSE)
+        if lines.tokens(region.start, region.end) <= limit:
             piece = _trimmed(lines.lines[region.start : region.end], region.start + 1, region.of)
             pieces += [] if piece is None else [piece]
             continue
-        if breaks is None:  # parts of half a budget are cut too where nothing better is at hand
-            breaks = outline.breaks(lambda start, end: lines.tokens(start, end) * 2 > budget)
-        pieces += _split(region, lines, breaks, budget)
+        if breaks is None:
+            breaks = outline.breaks(lambda start, end: lines.tokens(start, end) > half)
+        pieces += _split(region, lines, breaks, limit)
     return pieces
 
 
@@ -171,15 +174,16 @@ def _end(start: int, last: int, lines: _Lines, breaks: dict[int, int], budget: i
     limit = lines.fitting(start, budget)
     if limit >= last:
         return last
-    share = lines.tokens(start, last)
-    share = share // -(-share // budget)
+    left = lines.tokens(start, last)
+    share = left // -(-left // budget)
 
     def cost(row: int) -> tuple[float, int]:
         fill = lines.tokens(start, row)
         text = lines.lines[row]
         depth = breaks.get(row, _NO_PART + len(text) - len(text.lstrip()))
         blank = _BLANK if not lines.lines[row - 1].strip() else 0.0
-        return depth - blank + _THIN * (fill * 2 < share), abs(fill - share)
+        scrap = _SCRAP if min(fill, left - fill) * 4 < share else 0.0
+        return depth - blank + scrap + _THIN * (fill * 2 < share), abs(fill - share)
 
     return min(range(start + 1, limit + 1), key=cost)
 

@@ -19,6 +19,8 @@ from dgpunet_dask.retrieval.syntax import Definition, Outline
 ENOUGH: Final = 32
 #: No more tokens than this are made of several things, whatever the model could read: its one vector would stand for none of them.
 TOGETHER: Final = 256
+#: Statements and paragraphs that no definition or heading holds together: a text without headings is no one thing either.
+LOOSE: Final = 512
 _WORD: Final = re.compile(r"\w")
 #: What is cut at its parts though it fits, if two of them could stand for themselves twice over.
 _CONTAINERS: Final = CLASSES | {"module"}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: A parser reports its progress about once in 190 bytes of ordinary code; one that reports this often has lost its way.
 _BYTES_A_REPORT: Final = 40
-_REPORTS_FREE: Final = 2000
+_REPORTS_FREE: Final = 500
 #: More open brackets than this are data or damage, and some grammars take quadratic time over them.
 _DEEPEST: Final = 1000
 _BRACKETS: Final = re.compile(rb"[^()\[\]{}]+")

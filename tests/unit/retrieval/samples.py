@@ -196,13 +196,7 @@ SAMPLES: dict[str, tuple[str, Expected]] = {
         "function operator== 13 14 \n function many 15 17 \n type Number 18 18",
     ),
     "cuda": _written(
-        """
-        template <typename T>
-        __global__ void scale(T *x, T a) {
-            x[threadIdx.x] *= a;
-        }
-        """,
-        "function scale 1 4",
+        "template <typename T>\n__global__ void scale(T *x, T a) {\n    x[threadIdx.x] *= a;\n}\n", "function scale 1 4"
     ),
     "glsl": _written("struct S {\n  int a;\n};\nvoid main() {\n}\n", "struct S 1 3 \n function main 4 5"),
     "hlsl": _written("struct S {\n  int a;\n};\nfloat4 main() : SV_Target {\n}\n", "struct S 1 3 \n function main 4 5"),

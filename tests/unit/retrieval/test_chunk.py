@@ -15,7 +15,7 @@ from dgpunet_dask.retrieval.chunk import chunks_of
 from dgpunet_dask.retrieval.grammars import GRAMMARS
 from dgpunet_dask.retrieval.modelfiles import ModelFiles
 from dgpunet_dask.retrieval.outline import outline
-from dgpunet_dask.retrieval.regions import ENOUGH
+from dgpunet_dask.retrieval.regions import ENOUGH, LOOSE
 from dgpunet_dask.retrieval.tokens import TextTokens, load_tokens
 from tests.unit.retrieval.samples import SAMPLES
 
@@ -205,6 +205,13 @@ def test_a_roomy_model_does_not_make_one_vector_of_many_functions(wordpiece):
     text = "\n\n".join(f"def f{n}(x):\n" + "    x = other(x)\n" * 12 for n in range(20))
     chunks = list(chunks_of([("k", text, "python")], small(wordpiece, 8000)))
     assert [c.symbol for c in chunks] == [f"f{n}" for n in range(20)]
+
+
+def test_a_roomy_model_does_not_make_one_vector_of_a_text_without_headings(wordpiece):
+    text = "\n\n".join(f"Paragraph {n} tells something of its own, which has little to do with the others." for n in range(200))
+    chunks = list(chunks_of([("k", text, "text")], small(wordpiece, 8000)))
+    assert max(c.tokens for c in chunks) <= LOOSE
+    assert min(c.tokens for c in chunks) > LOOSE // 2
 
 
 def test_a_long_function_is_cut_between_its_statements(wordpiece):
