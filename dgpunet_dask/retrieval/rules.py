@@ -27,7 +27,7 @@ _GENERATED: Final = re.compile(
 )
 
 _EXTENSIONS: Final = """
-python: py pyi pyw pyx pxd    javascript: js mjs cjs jsx    typescript: ts mts cts tsx    rust: rs    go: go    java: java
+python: py pyi pyw pyx pxd    javascript: js mjs cjs jsx    typescript: ts mts cts    tsx: tsx    rust: rs    go: go    java: java
 kotlin: kt kts    scala: scala sc    c: c h    cpp: cc cpp cxx c++ hh hpp hxx h++ inl ipp    cuda: cu cuh    csharp: cs
 fsharp: fs fsx fsi    swift: swift    objective-c: m mm    ruby: rb rake gemspec    php: php phtml    perl: pl pm t
 lua: lua    r: r    julia: jl    zig: zig    nim: nim    d: d    dart: dart    elixir: ex exs    erlang: erl hrl

@@ -76,6 +76,8 @@ def chunk_schema() -> pa.Schema:
         ("start_line", whole),
         ("end_line", whole),
         ("symbol", text),
+        ("kind", text),
+        ("scope", text),
         ("language", text),
     ]
     return pa.schema([*columns, ("tokens", whole), ("text", text)])

@@ -215,6 +215,7 @@ def test_the_declared_dependencies_are_those_imported():
         for i in imports(source)
         if not i.typing_only
     }
+    names |= {"tree_sitter": "tree-sitter", "tree_sitter_language_pack": "tree-sitter-language-pack"}
     siblings = {source.path.stem for source in sources("workloads")}
     names |= {"huggingface_hub": "huggingface-hub", "pydantic_core": "pydantic"}
     used = {names.get(name, name) for name in found - sys.stdlib_module_names - {PACKAGE} - siblings}

@@ -83,7 +83,7 @@ class Chunk(Stage):
         from dgpunet_dask.retrieval.rows import Row
 
         space = batch[0].space if batch else ""
-        return [Row(chunk, space) for chunk in chunks_of([(f.key, f.text, f.language) for f in batch], self._tokens)]
+        return [Row(chunk, space) for chunk in chunks_of([(f.key, f.text, f.language) for f in batch], self._tokens, self.count)]
 
 
 class Reuse(Stage):

@@ -43,7 +43,7 @@ def test_a_mark_that_lies_is_told(data):
         ("tool", "#!/usr/bin/env -S python3.11 -u\n", "python"),
         ("run", "#!/bin/bash\n", "shell"), ("run", "#!/usr/bin/unknown\n", "text"), ("run", "#!", "text"),
         ("LICENSE", "", "text"), ("x.unknown", "", "text"),
-        (".bashrc", "", "shell"), ("a.b.tsx", "", "typescript"), ("a.R", "", "r"), ("c.py/file", "", "text"),
+        (".bashrc", "", "shell"), ("a.b.tsx", "", "tsx"), ("a.R", "", "r"), ("c.py/file", "", "text"),
     ],
 )  # fmt: skip
 def test_languages(path, text, language):
