@@ -48,6 +48,8 @@ class Corpus:
     files: dict[str, str] = field(default_factory=dict)
     questions: list[Question] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    #: Where functions begin, with or without docstring, by their own name: path and line of the ``def``.
+    defined: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,11 @@ class _Found:
 
     @property
     def start(self) -> int:
-        return min([self.node.lineno, *(d.lineno for d in self.node.decorator_list)])
+        return _start(self.node)
+
+
+def _start(node: Function) -> int:
+    return min([node.lineno, *(d.lineno for d in node.decorator_list)])
 
 
 def package_folder(name: str) -> Path:
@@ -81,7 +87,13 @@ def sources(folder: Path, limit: int | None) -> Iterator[tuple[str, str]]:
         yield path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
 
 
-def corpus_of(name: str, texts: Iterator[tuple[str, str]], *, renamed: bool = False) -> Corpus:
+def spans_of(text: str) -> dict[str, tuple[int, int]]:
+    """Return the lines of each function by its qualified name, the last of equal ones."""
+    tree = _parsed(text)
+    return {} if tree is None else {name: (_start(node), node.end_lineno or _start(node)) for node, name in _named(tree, "")}
+
+
+def corpus_of(name: str, texts: Iterator[tuple[str, str]], *, renamed: bool = False, keep_repeats: bool = False) -> Corpus:
     """Make the questions of a tree; with `renamed`, functions and their variables have names that say nothing."""
     corpus = Corpus(name)
     found: list[_Found] = []
@@ -91,10 +103,11 @@ def corpus_of(name: str, texts: Iterator[tuple[str, str]], *, renamed: bool = Fa
             corpus.left_out["files that do not parse"] += 1
             continue
         candidates = list(_functions(path, tree, text, corpus.left_out))
-        text = _rename(text, [f.node for f in candidates]) if renamed else text
-        corpus.files[path] = _blanked(text, tree)
+        for node, _ in _named(tree, ""):
+            corpus.defined.setdefault(node.name, []).append((path, node.lineno))
+        corpus.files[path] = _blanked(_rename(text, [f.node for f in candidates]) if renamed else text, tree)
         found += candidates
-    kept = _without_repeats(found, corpus)
+    kept = found if keep_repeats else _without_repeats(found, corpus)
     asked = Counter(f.paragraph for f in kept)
     for f in kept:
         if asked[f.paragraph] > 1:

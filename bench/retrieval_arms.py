@@ -112,8 +112,13 @@ class Ours:
     def ranked(self, query: str, cosines: np.ndarray) -> list[Ranked]:
         return fuse(*self.candidates(query, cosines), query)
 
-    def ranking(self, query: str, cosines: np.ndarray) -> list[int]:
-        return [self._pool.numbers[r.candidate.key, r.candidate.ordinal] for r in self.ranked(query, cosines)]
+    def numbers(self, ranked: Sequence[Ranked]) -> list[int]:
+        return [self._pool.numbers[r.candidate.key, r.candidate.ordinal] for r in ranked]
+
+
+def fusion_alone(ranked: Sequence[Ranked]) -> list[Ranked]:
+    """Return the ranking as it would be without any rule but the two of the fusion."""
+    return sorted(ranked, key=lambda r: -(r.why.get("dense", 0.0) + r.why.get("lexical", 0.0)))
 
 
 def best_cover(pool: Pool, by_path: dict[str, list[int]], path: str, start: int, end: int) -> int | None:

@@ -1,6 +1,6 @@
 """From two lists of candidates to one ranking: scores fused, then adjusted by rules that each say why. Pure.
 
-A candidate's score is the sum over `RULES` of weight × value, where a value lies between 0 and 1. The first two rules are the fusion
+A candidate's score is the sum over `RULES` of weight × value, where a value lies between 0 and 1, and of what its neighbours add. The first two rules are the fusion
 itself, a convex combination of normalised scores, which keeps what reciprocal ranks lose: by how much one hit is better than the next
 (Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval", 2023). The others know code. `bench/retrieval.py` says
 what each is worth, on packages that the weights were not chosen by.
@@ -8,7 +8,8 @@ what each is worth, on packages that the weights were not chosen by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -51,17 +52,17 @@ class Rule(NamedTuple):
     reason: str
 
 
-def _dense(asked: Asked, scores: Scores, candidate: Candidate) -> float:
+def _dense(_: Asked, scores: Scores, candidate: Candidate) -> float:
     if candidate.dense is None or scores.dense_high <= scores.dense_low:
         return 0.0
     return max(0.0, (candidate.dense - scores.dense_low) / (scores.dense_high - scores.dense_low))
 
 
-def _lexical(asked: Asked, scores: Scores, candidate: Candidate) -> float:
+def _lexical(_: Asked, scores: Scores, candidate: Candidate) -> float:
     return (candidate.lexical or 0.0) / scores.lexical_high if scores.lexical_high else 0.0
 
 
-def _path(asked: Asked, scores: Scores, candidate: Candidate) -> float:
+def _path(_: Asked, scores: Scores, candidate: Candidate) -> float:
     return scores.paths.get((candidate.path, candidate.key), 0.0) / scores.path_high if scores.path_high else 0.0
 
 
@@ -69,22 +70,23 @@ def _of(signal: Callable[[Asked, Candidate], float]) -> Value:
     return lambda asked, _, candidate: signal(asked, candidate)
 
 
-#: Chosen on development packages alone (see bench/retrieval.py), in steps of 0.05 or coarser: finer ones would only fit those packages.
+#: Chosen on the development packages of bench/retrieval.py alone, in coarse steps: finer ones would only fit those packages.
 RULES: Final = (
-    Rule("dense", 1.0, 0.6, _dense, "close in meaning"),
-    Rule("lexical", 1.0, 1.2, _lexical, "the same words, rare ones above all"),
+    Rule("dense", 1.0, 0.5, _dense, "close in meaning"),
+    Rule("lexical", 0.8, 1.0, _lexical, "the same words, rare ones above all"),
     Rule("path words", 0.1, 0.1, _path, "words of the query in the path"),
-    Rule("defines", 1.0, 1.0, _of(signals.defines), "it defines the very name that was asked for"),
-    Rule("name covered", 0.3, 0.3, _of(signals.name_covered), "all words of its name are in the query"),
-    Rule("query in name", 0.3, 0.3, _of(signals.query_in_name), "much of the query is in its name"),
-    Rule("scope", 0.1, 0.1, _of(signals.scope_named), "its class or module is named"),
-    Rule("file stem", 0.1, 0.1, _of(signals.stem_named), "its file is named"),
-    Rule("definition", 0.2, 0.2, _of(signals.begins_definition), "it begins a definition, and is not the middle of one"),
+    Rule("defines", 0.0, 1.0, _of(signals.defines), "defines the very name that was asked for; prose mostly mentions other names"),
+    Rule("query in name", 0.2, 0.2, _of(signals.query_in_name), "much of the query is in its name"),
+    Rule("scope", 0.15, 0.15, _of(signals.scope_named), "what encloses it is named"),
+    Rule("file stem", 0.05, 0.05, _of(signals.stem_named), "its file is named"),
+    Rule("definition", 0.2, 0.2, _of(signals.begins_definition), "begins a definition, and is not the middle of one"),
     Rule("stub", -0.2, -0.2, _of(signals.stub), "too short to say more than a name"),
-    Rule("side path", -0.3, -0.3, _of(signals.side_path), "tests, examples, vendored and generated code answer seldom"),
+    Rule("side path", -0.3, -0.3, _of(signals.side_path), "tests, examples, vendored and generated code seldom answer"),
 )
-#: A further part of a definition that stands above already says little new.
-_REPEATED: Final = -0.2
+#: Of the best other chunk of the same file: one that stands alone is more often there by chance.
+_SIBLING: Final = 0.15
+#: From the third part of one definition on: they say little new.
+_REPEATED: Final = -0.1
 
 
 def fuse(dense: Iterable[Candidate], lexical: Iterable[Candidate], paths: Sequence[PathHit], query: str) -> list[Ranked]:
@@ -96,8 +98,8 @@ def fuse(dense: Iterable[Candidate], lexical: Iterable[Candidate], paths: Sequen
     asked = read_query(query)
     merged = _merged([*dense, *lexical])
     scores = _scores(merged, paths)
-    ranked = [_scored(asked, scores, candidate) for candidate in merged]
-    return _repeats_lowered(sorted(ranked, key=_order))
+    alone = [_scored(asked, scores, candidate) for candidate in merged]
+    return _repeats_lowered(sorted(_with_siblings(alone), key=_order))
 
 
 def _order(ranked: Ranked) -> tuple[float, str, int, int, str]:
@@ -132,13 +134,25 @@ def _scored(asked: Asked, scores: Scores, candidate: Candidate) -> Ranked:
     return Ranked(candidate, sum(why.values()), why)
 
 
+def _and(ranked: Ranked, rule: str, part: float) -> Ranked:
+    return Ranked(ranked.candidate, ranked.score + part, ranked.why | {rule: part}) if part else ranked
+
+
+def _with_siblings(ranked: Sequence[Ranked]) -> Iterator[Ranked]:
+    best: dict[str, list[float]] = {}
+    for one in ranked:
+        best[one.candidate.path] = sorted([*best.get(one.candidate.path, ()), one.score], reverse=True)[:2]
+    for one in ranked:
+        of_file = best[one.candidate.path]
+        other = of_file[1:] if one.score == of_file[0] else of_file[:1]
+        yield _and(one, "sibling", _SIBLING * max([0.0, *other]))
+
+
 def _repeats_lowered(ranked: Sequence[Ranked]) -> list[Ranked]:
-    seen: set[tuple[str, str]] = set()
+    seen: Counter[tuple[str, str]] = Counter()
     found: list[Ranked] = []
     for one in ranked:
         definition = (one.candidate.path, one.candidate.symbol or f"line {one.candidate.start_line}")
-        if definition in seen:
-            one = Ranked(one.candidate, one.score + _REPEATED, one.why | {"repeated": _REPEATED})  # noqa: PLW2901
-        seen.add(definition)
-        found.append(one)
+        seen[definition] += 1
+        found.append(_and(one, "repeated", _REPEATED if seen[definition] > 2 else 0.0))
     return sorted(found, key=_order)

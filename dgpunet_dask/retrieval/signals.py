@@ -1,17 +1,19 @@
 """What speaks for or against a chunk as the answer to a query, each a number from 0 to 1. Pure.
 
-Nothing here reads a chunk's text beyond its first line, so that hundreds of candidates are judged within a few milliseconds.
+Nothing here reads more of a chunk's text than its first lines, so that hundreds of candidates are judged within a few milliseconds.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain, islice
 from typing import Final
 
+from dgpunet_dask.retrieval.words import FUNCTION_WORDS, stem, whole, words
 from dgpunet_dask.retrieval.words import asked as asked_words
-from dgpunet_dask.retrieval.words import words
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Asked:
         Of its words, function words left out.
     names
         What is spelled like an identifier in it, or stands alone, without joints and lower-cased.
+    definition
+        Matches where a text defines one of these names; ``None`` without names.
     symbolic
         Whether it names a symbol more than it tells something.
     side
@@ -68,12 +72,18 @@ class Asked:
 
     stems: frozenset[str]
     names: frozenset[str]
+    definition: re.Pattern[str] | None
     symbolic: bool
     side: frozenset[str]
 
 
 #: Spelled as only code is: joined by underscores or dots, capitals inside, called, or in backticks.
 _IDENTIFIER: Final = re.compile(r"`([^`\s]+)`|\b(\w*[^\W_]_\w+|_+[^\W_]\w*|[^\W\d]\w*(?:(?:\.|::|->|#)[^\W\d]\w+)+|[^\W_]*[a-z0-9][A-Z]\w*)\b|\b([^\W\d]\w*)\(")
+#: What stands before a name where it is defined, in the languages that have such words; ``(…)`` is Go's receiver.
+_KEYWORDS: Final = (
+    "def|class|function|func|fn|fun|struct|interface|trait|enum|union|module|namespace|object|protocol|record|sub|proc|type"
+    "|typedef|defmodule|defp|define"
+)
 #: A query of so few words without any function word is a name as much as it is prose.
 _FEW: Final = 2
 _SIDE: Final = {
@@ -83,55 +93,51 @@ _SIDE: Final = {
     "generated": re.compile(r"(?:^|/)(?:generated|gen)/|(?:_pb2(?:_grpc)?\.pyi?|\.pb\.\w+|\.g\.\w+|[._-]generated\.\w+|\.min\.\w+)$", re.IGNORECASE),
 }  # fmt: skip
 #: Stems that ask for a side path, which is then no longer one.
-_ASKS_SIDE: Final = {"test": "tests", "spec": "tests", "fixtur": "tests", "mock": "tests", "exampl": "examples", "sampl": "examples",
-                     "demo": "examples", "benchmark": "examples", "bench": "examples", "tutorial": "examples", "vendor": "vendored",
-                     "generat": "generated"}  # fmt: skip
-_SUFFIXES: Final = ("ations", "ation", "ators", "ator", "ates", "ated", "ating", "ate", "ings", "ing", "ions", "ion", "ers", "er", "ors", "or", "ies", "ied", "ed", "es", "s", "e", "y")
-#: What is left of a word must still tell it from others.
-_LEAST_STEM: Final = 3
-_DEFINES: Final = re.compile(
-    r"\s*(?:@|#\[|\[|/\*|//|#|\"\"\"|(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|unsafe|pub(?:\([^)]*\))?"
-    r"|const|open|override|sealed|virtual|inline|extern|partial|data)\s+)*(?:def|class|function\*?|func|fn|fun|struct|interface|trait|enum"
-    r"|union|module|namespace|object|protocol|extension|record|macro_rules!|sub|proc|impl|type|defmodule|defp?)\b)"
-)
+_ASKS_SIDE: Final = {
+    **dict.fromkeys(map(stem, ("test", "spec", "fixture", "mock")), "tests"),
+    **dict.fromkeys(map(stem, ("example", "sample", "demo", "benchmark", "tutorial")), "examples"),
+    **dict.fromkeys(map(stem, ("vendor", "vendored")), "vendored"),
+    **dict.fromkeys(map(stem, ("generated", "generator")), "generated"),
+}
+#: What stands between a scope and a name.
+_SCOPED: Final = re.compile(r"\.|::|->|#")
+_PIECE: Final = re.compile(r"\w+")
+#: What a line begins with that is no code: comments, decorators and attributes, which stand above a definition.
+_ABOVE: Final = ("@", "#", "//", "/*", "*", "--", ";", "[", '"""', "'''")
+#: In so many lines of code a definition's name is reached; some styles put the type on a line of its own.
+_HEAD: Final = 2
+#: Comments above a definition may be long; further down nothing is looked for.
+_HEAD_CHARACTERS: Final = 2000
 #: A chunk of so few characters holds a signature and little more.
 _SHORT: Final = 80
-_STEMS_OF_MODULES: Final = frozenset(("init", "main", "index", "mod", "lib", "util", "common", "base", "core", "helper"))
+#: What a definition counts that is not the one its chunk begins with.
+_AMONG_OTHERS: Final = 0.8
+#: Files of these names say nothing.
+_MODULES: Final = frozenset(map(stem, ("init", "main", "index", "mod", "lib", "utils", "common", "base", "core", "helpers")))
 
 
 def read_query(query: str) -> Asked:
     """Return what the rules need to know of a query."""
-    terms = asked_words(query)
+    terms = frozenset(asked_words(query))
+    every = query.split()
     spelled = [next(filter(None, found)) for found in _IDENTIFIER.findall(query)]
-    alone = query.split() if len(query.split()) <= _FEW and len(terms) <= len(words(query)) else []
-    names = frozenset(name for text in [*spelled, *alone] if (name := joined(text.replace("::", ".").rpartition(".")[2])))
-    prose = len([w for w in query.split() if w.isalpha()])
-    stems = frozenset(map(stem, terms)) - {stem(name) for name in map(joined, spelled) if len(words(name)) > 1}
-    return Asked(stems, names, bool(names) and prose <= 2 * len(names), frozenset(_ASKS_SIDE[s] for s in stems if s in _ASKS_SIDE))
+    spelled += every if len(every) <= _FEW and not {w.casefold() for w in every} & FUNCTION_WORDS else []
+    own = [name for text in spelled if whole(name := _SCOPED.split(text)[-1])]
+    names = frozenset(map(whole, own))
+    prose = sum(word.isalpha() for word in every)
+    asked_side = frozenset(_ASKS_SIDE[term] for term in terms if term in _ASKS_SIDE)
+    return Asked(stems(query) & terms, names, _definition(own), bool(names) and prose <= 2 * len(names), asked_side)
 
 
-@lru_cache(1 << 16)
-def stem(word: str) -> str:
-    """Return what forms of an English word have in common, roughly: ``parse``, ``parser``, ``parsing`` and ``parsed`` give ``pars``."""
-    for suffix in _SUFFIXES:
-        if word.endswith(suffix) and len(word) - len(suffix) >= _LEAST_STEM:
-            word = word[: -len(suffix)]
-            break
-    return word[:-1] if len(word) > _LEAST_STEM and word[-1] == word[-2] else word
-
-
-@lru_cache(1 << 16)
-def joined(name: str) -> str:
-    """Return a name without its joints: ``HTTPServer`` and ``http_server`` are both ``httpserver``."""
-    found = words(name)
-    return found[0] if found else ""
+def _definition(names: Iterable[str]) -> re.Pattern[str] | None:
+    either = "|".join(sorted({re.escape(name.strip("()`:.,;")) for name in names}))
+    return re.compile(rf"\b(?:{_KEYWORDS})\s+(?:\([^)\n]*\)\s*)?(?:{either})\b") if either else None
 
 
 @lru_cache(1 << 16)
 def stems(name: str) -> frozenset[str]:
     """Return the stems of a name's parts."""
-    found = words(name)
-    return frozenset(map(stem, found[1:] if len(found) > 1 else found))
+    return frozenset(chain.from_iterable(t[1:] if len(t) > 1 else t for t in map(words, _PIECE.findall(name))))
 
 
 def own_name(candidate: Candidate) -> str:
@@ -140,14 +146,10 @@ def own_name(candidate: Candidate) -> str:
 
 
 def defines(asked: Asked, candidate: Candidate) -> float:
-    """It begins the definition of a name in the query."""
-    return float(bool(asked.names) and joined(own_name(candidate)) in asked.names and begins_definition(asked, candidate) > 0)
-
-
-def name_covered(asked: Asked, candidate: Candidate) -> float:
-    """Which share of its name's words the query has; a name of one word tells less than one of three."""
-    of_name = stems(own_name(candidate))
-    return len(of_name & asked.stems) / max(2, len(of_name)) if of_name else 0.0
+    """It begins the definition of a name in the query, or holds it among others."""
+    if whole(own_name(candidate)) in asked.names and begins_definition(asked, candidate):
+        return 1.0
+    return _AMONG_OTHERS if asked.definition is not None and asked.definition.search(candidate.text) else 0.0
 
 
 def query_in_name(asked: Asked, candidate: Candidate) -> float:
@@ -163,16 +165,22 @@ def scope_named(asked: Asked, candidate: Candidate) -> float:
 
 def stem_named(asked: Asked, candidate: Candidate) -> float:
     """Which share of the words of its file's name the query has."""
-    of_file = stems(candidate.path.rpartition("/")[2].partition(".")[0]) - _STEMS_OF_MODULES
+    of_file = stems(candidate.path.rpartition("/")[2].partition(".")[0]) - _MODULES
     return len(of_file & asked.stems) / len(of_file) if of_file else 0.0
 
 
-def begins_definition(asked: Asked, candidate: Candidate) -> float:
-    """Its first line begins a definition, or what belongs to one."""
-    return float(candidate.symbol is not None and _DEFINES.match(candidate.text) is not None)
+def begins_definition(_: Asked, candidate: Candidate) -> float:
+    """Its symbol's name stands in its first lines of code, as it does where the definition begins, in whatever language."""
+    name = own_name(candidate)
+    return float(bool(name) and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", _head(candidate.text)) is not None)
 
 
-def stub(asked: Asked, candidate: Candidate) -> float:
+def _head(text: str) -> str:
+    lines = (line.strip() for line in text[:_HEAD_CHARACTERS].split("\n"))
+    return "\n".join(islice((line for line in lines if line and not line.startswith(_ABOVE)), _HEAD))
+
+
+def stub(_: Asked, candidate: Candidate) -> float:
     """How far it is from saying anything: 1 for nothing, 0 from `_SHORT` characters on."""
     return max(0.0, 1 - len(candidate.text) / _SHORT)
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +172,14 @@ class TestVersions:
             base = tmp_path / str(n)
         assert len(list((base / "chunks").glob("*.idx"))) < 10
 
+    def test_what_was_removed_counts_until_it_is_merged(self, tmp_path):
+        kept = [chunk("kept", n, "common word") for n in range(3)]
+        write(tmp_path / "1", [*kept, *(chunk("gone", n, "rare word") for n in range(50))])
+        changed = write(tmp_path / "2", base=tmp_path / "1", gone=["gone"])
+        anew = write(tmp_path / "3", kept)
+        assert found(changed, "common") == found(anew, "common")
+        assert changed.search("common", 1)[0].score > anew.search("common", 1)[0].score
+
     def test_a_version_that_is_given_up_leaves_its_base_alone(self, tmp_path, index):
         before = bytes_of(tmp_path / "1")
         with pytest.raises(KeyError), LexicalWriter(tmp_path / "2", tmp_path / "1") as writer:
@@ -223,6 +233,24 @@ class TestCheck:
         path.write_bytes(data)
         [fault] = index.check()
         assert str(path) in fault
+
+    def test_damage_is_never_a_panic(self, tmp_path):
+        write(tmp_path / "1", [chunk(f"k{n}", n, f"alpha beta w{n} word{n % 7}", f"s{n % 5}") for n in range(500)])
+        files = sorted((tmp_path / "1/chunks").glob("*.[fits]*"))
+        chance = random.Random(1)
+        raised = 0
+        for _ in range(150):  # a dozen of these panic
+            shutil.rmtree(tmp_path / "2", ignore_errors=True)
+            shutil.copytree(tmp_path / "1", tmp_path / "2")
+            path = tmp_path / "2/chunks" / chance.choice(files).name
+            data = bytearray(path.read_bytes())
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+            path.write_bytes(data)
+            try:
+                LexicalIndex(tmp_path / "2").search("alpha word3 s1", 20)
+            except (ValueError, OSError):
+                raised += 1
+        assert raised
 
     @pytest.mark.parametrize("length", [0, 5, 40])
     def test_a_file_that_is_cut_off_is_found(self, tmp_path, index, length):
