@@ -192,6 +192,13 @@ def measure(arguments: argparse.Namespace, cache: VectorCache) -> dict[str, Any]
     return results
 
 
+def known(output: str, results: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier run with the same model, chunks and libraries found, so that packages may be measured one by one."""
+    path = Path(output)
+    earlier = json.loads(path.read_text(encoding="utf-8")) if output != "-" and path.exists() else {}
+    return earlier if all(earlier.get(name) == results[name] for name in ("model", "chunker", "python", "versions")) else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder for vectors")
@@ -206,7 +213,7 @@ def main() -> None:
     cache = VectorCache(arguments.cache, lambda: load_encoder(MODEL, threads=arguments.threads), MODEL)
     results = {"targets": TARGETS, "model": MODEL, "chunker": CHUNKER_VERSION, "python": platform.python_version(),
                "versions": {p: version(p) for p in ("tantivy", "torch")}, **measure(arguments, cache)}  # fmt: skip
-    text = json.dumps(results, indent=1)
+    text = json.dumps(known(arguments.output, results) | results, indent=1)
     print(text) if arguments.output == "-" else Path(arguments.output).write_text(text + "\n", encoding="utf-8")
 
 

@@ -134,7 +134,7 @@ def places(rankings: Sequence[Sequence[int]], truths: Sequence[set[int]]) -> np.
 
 
 def measured(found: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """NDCG@10, MRR and recall of one-answer questions, with the 95% interval of the first from 2,000 bootstrap samples."""
+    """NDCG@10, MRR and recall of the best placed answer of each question, with the 95% interval of the first from 2,000 bootstrap samples."""
     gains = gain(found)
     draws = np.random.default_rng(seed).integers(0, len(gains), (2000, len(gains)))
     low, high = np.quantile(gains[draws].mean(axis=1), (0.025, 0.975))

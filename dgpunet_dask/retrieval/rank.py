@@ -129,8 +129,11 @@ def _scores(candidates: Sequence[Candidate], paths: Sequence[PathHit]) -> Scores
 
 
 def _scored(asked: Asked, scores: Scores, candidate: Candidate) -> Ranked:
-    why = {rule.name: (rule.symbol if asked.symbolic else rule.prose) * rule.value(asked, scores, candidate) for rule in RULES}
-    why = {name: part for name, part in why.items() if part}
+    why: dict[str, float] = {}
+    for rule in RULES:
+        weight = rule.symbol if asked.symbolic else rule.prose
+        if weight and (part := weight * rule.value(asked, scores, candidate)):
+            why[rule.name] = part
     return Ranked(candidate, sum(why.values()), why)
 
 

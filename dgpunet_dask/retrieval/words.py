@@ -68,6 +68,7 @@ def stem(word: str) -> str:
     return word[:-1] if len(word) > _LEAST_STEM and word[-1] == word[-2] else word
 
 
+@lru_cache(_REMEMBERED)
 def whole(name: str) -> str:
     """Return a name without its joints, lower-cased and unshortened: what all spellings of it have in common."""
     return _JOINTS.sub("", unicodedata.normalize("NFKC", name)).casefold()
