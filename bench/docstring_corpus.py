@@ -208,9 +208,8 @@ def _blanked(text: str, tree: ast.Module) -> str:
         if not (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)):
             continue
         before, after = _around(lines, first)
-        rest = "..." if len(node.body) == 1 and not isinstance(node, ast.Module) else ""
-        indent = "" if before.strip() else before
-        kept = (f"{before if before.strip() else indent}{rest}{after}").rstrip()
+        alone = len(node.body) == 1 and not isinstance(node, ast.Module)
+        kept = f"{before}{'...' if alone or after else ''}{after}".rstrip()
         lines[first.lineno - 1 : first.end_lineno] = [kept, *[""] * ((first.end_lineno or 0) - first.lineno)]
     return "\n".join(lines)
 
@@ -219,7 +218,7 @@ def _around(lines: Sequence[str], node: ast.Expr) -> tuple[str, str]:
     """What stands before a statement on its first line and after it on its last; the syntax tree counts bytes."""
     first, last = lines[node.lineno - 1].encode(), lines[(node.end_lineno or 1) - 1].encode()
     after = last[node.end_col_offset or 0 :].decode(errors="replace").strip()
-    return first[: node.col_offset].decode(errors="replace"), "" if after.startswith(("#", ";")) else after
+    return first[: node.col_offset].decode(errors="replace"), "" if after.startswith("#") else after
 
 
 def _rename(text: str, functions: Sequence[Function]) -> str:
