@@ -1,7 +1,7 @@
 """Questions from a repository's history: a commit's subject asks for the functions that it edited, in the tree as it is now.
 
-Taken are commits with one parent that edited one to five functions which still exist under their path and name; tests are left out, of the
-pool too. The answer of a question is any of its functions.
+Taken are commits with one parent that edited one to five functions which still exist under their path and name; tests are left
+out, of the pool too. The answer of a question is any of its functions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def git(repository: Path, *arguments: str) -> str:
     return done.stdout.decode(errors="replace")
 
 
-def commit_corpus(repository: Path, limit: int) -> tuple[Corpus, list[tuple[str, list[Question]]]]:
-    """Return the tree at HEAD, and for the newest fit commits, at most `limit`, their subject and what they edited."""
-    paths = [p for p in git(repository, "ls-tree", "-r", "--name-only", "HEAD").splitlines() if _fit(p)]
+def commit_corpus(repository: Path, limit: int, under: str = "") -> tuple[Corpus, list[tuple[str, list[Question]]]]:
+    """Return the tree at HEAD below a folder, and for the newest fit commits, at most `limit`, their subject and what they edited."""
+    paths = [p for p in git(repository, "ls-tree", "-r", "--name-only", "HEAD").splitlines() if _fit(p) and p.startswith(under)]
     texts = {p: git(repository, "show", f"HEAD:{p}").replace("\r\n", "\n") for p in paths}
     corpus = corpus_of(repository.name, iter(texts.items()), keep_repeats=True)
     now = {path: spans_of(texts[path]) for path in corpus.files}

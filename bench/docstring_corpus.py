@@ -1,10 +1,11 @@
-"""Docstring-to-function questions over the source of a package, in the manner of CodeSearchNet, with the whole package as the pool.
+"""Docstring-to-function questions over the source of a package, in the manner of CodeSearchNet, with the whole package as the
+pool.
 
-Every docstring is blanked, so that no line moves and no answer holds its question. A question is the first paragraph of a function's
-docstring; its answer is the function's lines, decorators included. As in CodeSearchNet's `parse_python_data.py` and `dedup_split.py`,
-dunder and test functions, abstract methods, bodies of at most two lines and docstrings of at most two words are left out, and of
-functions that nearly repeat one another (Jaccard index of their tokens at least 0.8) all but the first are blanked. What two functions
-say in the same words is no question either. Every count is told.
+Every docstring is blanked, so that no line moves and no answer holds its question. A question is the first paragraph of a
+function's docstring; its answer is the function's lines, decorators included. As in CodeSearchNet's `parse_python_data.py` and
+`dedup_split.py`, dunder and test functions, abstract methods, bodies of at most two lines and docstrings of at most two words
+are left out, and of functions that nearly repeat one another (Jaccard index of their tokens at least 0.8) all but the first are
+blanked. What two functions say in the same words is no question either. Every count is told.
 """
 
 from __future__ import annotations

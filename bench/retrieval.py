@@ -1,10 +1,12 @@
-"""Finding functions: by their docstrings, by their docstrings with every name taken away, by their names, and by commits that edited them.
+"""Finding functions: by their docstrings, by their docstrings with every name taken away, by their names, and by commits that
+edited them.
 
-A package is one pool: the chunks of all its files, docstrings blanked (see docstring_corpus.py). A question's answer is the chunk that holds
-most lines of its function. Arms, over the same chunks: BM25 of words between spaces, BM25 of split identifiers, dense, reciprocal rank fusion
-(k = 60) of the last two, and ours: the lexical index fused with dense and ranked by rules. Ours without the rules is shown apart. The rules' weights were
-chosen on the development packages; the others only report. `anchor` is dense within pools of 1,000 chunks drawn from all packages,
-where MiniLM is known to be near 0.79 on CodeSearchNet. Vectors are kept under --cache, so that a second run takes a minute.
+A package is one pool: the chunks of all its files, docstrings blanked (see docstring_corpus.py). A question's answer is the
+chunk that holds most lines of its function. Arms, over the same chunks: BM25 of words between spaces, BM25 of split
+identifiers, dense, reciprocal rank fusion (k = 60) of the last two, and ours: the lexical index fused with dense and ranked by
+rules. Ours without the rules is shown apart. The rules' weights were chosen on the development packages; the others only
+report. `anchor` is dense within pools of 1,000 chunks drawn from all packages, where MiniLM is known to be near 0.79 on
+CodeSearchNet. Vectors are kept under --cache, so that a second run takes a minute.
 
     python bench/retrieval.py --cache CACHE
     python bench/retrieval.py --cache CACHE --packages tornado --output -
@@ -137,12 +139,12 @@ def names(corpus: Corpus, pool: Pool, by_path: dict[str, list[int]], cache: Vect
     return compared(rankings(pool, asked, cache.queries(asked)), truths)
 
 
-def commits(repository: Path, limit: int, cache: VectorCache) -> dict[str, Any]:
-    corpus, asked = commit_corpus(repository, limit)
+def commits(repository: Path, limit: int, under: str, cache: VectorCache) -> dict[str, Any]:
+    corpus, asked = commit_corpus(repository, limit, under)
     pool, by_path = pooled(corpus, cache)
     truths = [set().union(*truths_of(pool, by_path, questions)) for _, questions in asked]
     texts = [subject for subject, _ in asked]
-    return {"files": len(corpus.files), "chunks": len(pool.chunks)} | compared(rankings(pool, texts, cache.queries(texts)), truths)
+    return {"under": under, "files": len(corpus.files), "chunks": len(pool.chunks)} | compared(rankings(pool, texts, cache.queries(texts)), truths)
 
 
 def anchor(parts: list[Any], seed: int = 0) -> float:
@@ -187,7 +189,7 @@ def measure(arguments: argparse.Namespace, cache: VectorCache) -> dict[str, Any]
         results["anchor"] = {"pool": ANCHOR_POOL, "dense_ndcg_at_10": anchor(parts), "known_of_minilm": 0.79}
         print(f"\ndense in pools of {ANCHOR_POOL}: {results['anchor']['dense_ndcg_at_10']}")
     if arguments.repo:
-        results["commits"] = commits(arguments.repo, arguments.commits, cache)
+        results["commits"] = commits(arguments.repo, arguments.commits, arguments.under, cache)
         table("commit subjects", results["commits"])
     return results
 
@@ -207,6 +209,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="files of each package")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repo", type=Path, help="a git repository with Python files, whose commits are asked for")
+    parser.add_argument("--under", default="", help="only what lies in this folder of the repository")
     parser.add_argument("--commits", type=int, default=300)
     parser.add_argument("--output", default=str(Path(__file__).parent / "results/retrieval.json"))
     arguments = parser.parse_args()

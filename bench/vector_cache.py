@@ -1,4 +1,5 @@
-"""Vectors kept between runs of a bench by the digest of their text, in numbered files of a folder; a killed run loses one block at most."""
+"""Vectors kept between runs of a bench by the digest of their text, in numbered files of a folder; a killed run loses one block
+at most."""
 
 from __future__ import annotations
 

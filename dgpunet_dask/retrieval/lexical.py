@@ -1,10 +1,11 @@
 """The lexical side of an index: BM25 by tantivy over the words of chunks, and apart from them over the words of paths.
 
-Each version of an index has a folder of its own. The next one begins as hard links to the files of the version before, which tantivy never
-changes: it writes new ones, and removes links. What it does replace, ``meta.json`` and ``.managed.json``, is copied. So a version
-that is being made harms no other, and one that is never finished is only a folder to be removed.
+Each version of an index has a folder of its own. The next one begins as hard links to the files of the version before, which
+tantivy never changes: it writes new ones, and removes links. What it does replace, ``meta.json`` and ``.managed.json``, is
+copied. So a version that is being made harms no other, and one that is never finished is only a folder to be removed.
 
-Paths are an index beside the chunks', so that a renamed file touches no chunk, and that neither one's statistics count the other.
+Paths are an index beside the chunks', so that a renamed file touches no chunk, and that neither one's statistics count the
+other.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """From two lists of candidates to one ranking: scores fused, then adjusted by rules that each say why. Pure.
 
-A candidate's score is the sum over `RULES` of weight × value, where a value lies between 0 and 1, and of what its neighbours add. The first two rules are the fusion
-itself, a convex combination of normalised scores, which keeps what reciprocal ranks lose: by how much one hit is better than the next
-(Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval", 2023). The others know code. `bench/retrieval.py` says
-what each is worth, on packages that the weights were not chosen by.
+A candidate's score is the sum over `RULES` of weight × value, where a value lies between 0 and 1, and of what its neighbours
+add. The first two rules are the fusion itself, a convex combination of normalised scores, which keeps what reciprocal ranks
+lose: by how much one hit is better than the next (Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid
+Retrieval", 2023). The others know code. `bench/retrieval.py` says what they are worth, on packages that the weights were not
+chosen by.
 """
 
 from __future__ import annotations
