@@ -186,7 +186,7 @@ def measure(arguments: argparse.Namespace, cache: VectorCache) -> dict[str, Any]
             results[spec]["renamed"], _ = docstrings(name, limit, cache, renamed=True)
             table(f"{spec} ({role}), docstrings, every name renamed", results[spec]["renamed"])
     if parts:
-        results["anchor"] = {"pool": ANCHOR_POOL, "dense_ndcg_at_10": anchor(parts), "known_of_minilm": 0.79}
+        results["anchor"] = {"of": list(results), "pool": ANCHOR_POOL, "dense_ndcg_at_10": anchor(parts), "known_of_minilm": 0.79}
         print(f"\ndense in pools of {ANCHOR_POOL}: {results['anchor']['dense_ndcg_at_10']}")
     if arguments.repo:
         results["commits"] = commits(arguments.repo, arguments.commits, arguments.under, cache)
