@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dgpunet_dask.retrieval.lexical import LexicalChunk, LexicalIndex, LexicalWriter, split_symbol
-from tests.helpers import ROOT
+from tests.helpers import ROOT, until
 
 
 def chunk(key, ordinal, text, symbol=None, scope=None, language="python"):
@@ -211,13 +210,7 @@ class TestVersions:
         with LexicalWriter(tmp_path / "given up") as writer:
             writer.add(CHUNKS)
         assert not list(tmp_path.rglob("*.lock"))
-        gone = threading.Event()
-        for _ in range(100):  # tantivy's threads end on their own once nothing holds them
-            if threads() <= before:
-                gone.set()
-                break
-            gone.wait(0.1)
-        assert gone.is_set()
+        until(lambda: threads() <= before, what="the end of tantivy's threads, which end on their own once nothing holds them")
 
 
 class TestCheck:
