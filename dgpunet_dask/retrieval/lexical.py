@@ -1,10 +1,11 @@
 """The lexical side of an index: BM25 by tantivy over the words of chunks, and apart from them over the words of paths.
 
-Each version of an index has a folder of its own. The next one begins as hard links to the files of the version before, which tantivy never
-changes: it writes new ones, and removes links. What it does replace, ``meta.json`` and ``.managed.json``, is copied. So a version
-that is being made harms no other, and one that is never finished is only a folder to be removed.
+Each version of an index has a folder of its own. The next one begins as hard links to the files of the version before, which
+tantivy never changes: it writes new ones, and removes links. What it does replace, ``meta.json`` and ``.managed.json``, is
+copied. So a version that is being made harms no other, and one that is never finished is only a folder to be removed.
 
-Paths are an index beside the chunks', so that a renamed file touches no chunk, and that neither one's statistics count the other.
+Paths are an index beside the chunks', so that a renamed file touches no chunk, and that neither one's statistics count the
+other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -212,19 +214,31 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def _damage_told() -> Iterator[None]:
+    """Name damage on which tantivy panics; PyO3's exception for that is no `Exception`, and would pass by whoever catches those."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the lexical index is damaged: {error}") from error
+
+
 class LexicalIndex:
     """A version opened for reading, from any number of threads. Files are mapped, not read.
 
     Raises
     ------
     ValueError, OSError
-        If it cannot be opened.
+        If it cannot be opened; searches raise them too where what they read is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._chunks = _Reader(folder / CHUNKS)
-        self._paths = _Reader(folder / PATHS)
+        with _damage_told():
+            self._chunks = _Reader(folder / CHUNKS)
+            self._paths = _Reader(folder / PATHS)
 
     def search(
         self, query: str, k: int, *, language: str | None = None, keys: Collection[str] | None = None
@@ -278,6 +292,12 @@ class _Reader:
             return []
         wanted = self._query(terms, boosts, required)
         limit = k + _BEYOND
+        with _damage_told():
+            return self._best(wanted, k, limit, field, chosen)
+
+    def _best(
+        self, wanted: tantivy.Query, k: int, limit: int, field: str, chosen: frozenset[str] | None
+    ) -> list[tuple[float, str, Any]]:
         while True:
             hits = self._searcher.search(wanted, min(limit, self.count()), count=False).hits
             found = sorted(row for row in self._rows(hits, field) if chosen is None or row[1] in chosen)
@@ -289,7 +309,7 @@ class _Reader:
         second = "key" if field == "path" else "ordinal"
         for score, address in hits:
             document = self._searcher.doc(address)
-            yield -score, document.get_first(field), document.get_first(second)
+            yield -score, str(document.get_first(field)), document.get_first(second)
 
     def _query(self, terms: Iterable[str], boosts: dict[str, float], required: list[tuple[str, list[str]]]) -> tantivy.Query:
         from tantivy import Occur, Query

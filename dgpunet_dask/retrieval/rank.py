@@ -1,9 +1,10 @@
 """From two lists of candidates to one ranking: scores fused, then adjusted by rules that each say why. Pure.
 
-A candidate's score is the sum over `RULES` of weight × value, where a value lies between 0 and 1, and of what its neighbours add. The first two rules are the fusion
-itself, a convex combination of normalised scores, which keeps what reciprocal ranks lose: by how much one hit is better than the next
-(Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval", 2023). The others know code. `bench/retrieval.py` says
-what each is worth, on packages that the weights were not chosen by.
+A candidate's score is the sum over `RULES` of weight × value, where a value lies between 0 and 1, and of what its neighbours
+add. The first two rules are the fusion itself, a convex combination of normalised scores, which keeps what reciprocal ranks
+lose: by how much one hit is better than the next (Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid
+Retrieval", 2023). The others know code. `bench/retrieval.py` says what they are worth, on packages that the weights were not
+chosen by.
 """
 
 from __future__ import annotations
@@ -129,8 +130,11 @@ def _scores(candidates: Sequence[Candidate], paths: Sequence[PathHit]) -> Scores
 
 
 def _scored(asked: Asked, scores: Scores, candidate: Candidate) -> Ranked:
-    why = {rule.name: (rule.symbol if asked.symbolic else rule.prose) * rule.value(asked, scores, candidate) for rule in RULES}
-    why = {name: part for name, part in why.items() if part}
+    why: dict[str, float] = {}
+    for rule in RULES:
+        weight = rule.symbol if asked.symbolic else rule.prose
+        if weight and (part := weight * rule.value(asked, scores, candidate)):
+            why[rule.name] = part
     return Ranked(candidate, sum(why.values()), why)
 
 

@@ -6,13 +6,14 @@ Nothing here reads more of a chunk's text than its first lines, so that hundreds
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
 from typing import Final
 
+from dgpunet_dask.retrieval.words import FUNCTION_WORDS, stem, whole, words
 from dgpunet_dask.retrieval.words import asked as asked_words
-from dgpunet_dask.retrieval.words import stem, whole, words
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class Candidate:
 
     def with_scores(self, dense: float | None, lexical: float | None) -> Candidate:
         """Return it with the scores that it does not have yet."""
-        return replace(
-            self, dense=dense if self.dense is None else self.dense, lexical=lexical if self.lexical is None else self.lexical
+        known = (self.dense if self.dense is not None else dense, self.lexical if self.lexical is not None else lexical)
+        # by position, since `dataclasses.replace` takes five times as long
+        return Candidate(
+            self.key, self.ordinal, self.path, self.start_line, self.end_line, self.symbol, self.kind, self.scope, self.language, self.text, *known
         )
 
 
@@ -61,6 +64,8 @@ class Asked:
         Of its words, function words left out.
     names
         What is spelled like an identifier in it, or stands alone, without joints and lower-cased.
+    definition
+        Matches where a text defines one of these names; ``None`` without names.
     symbolic
         Whether it names a symbol more than it tells something.
     side
@@ -69,12 +74,18 @@ class Asked:
 
     stems: frozenset[str]
     names: frozenset[str]
+    definition: re.Pattern[str] | None
     symbolic: bool
     side: frozenset[str]
 
 
 #: Spelled as only code is: joined by underscores or dots, capitals inside, called, or in backticks.
 _IDENTIFIER: Final = re.compile(r"`([^`\s]+)`|\b(\w*[^\W_]_\w+|_+[^\W_]\w*|[^\W\d]\w*(?:(?:\.|::|->|#)[^\W\d]\w+)+|[^\W_]*[a-z0-9][A-Z]\w*)\b|\b([^\W\d]\w*)\(")
+#: What stands before a name where it is defined, in the languages that have such words; ``(…)`` is Go's receiver.
+_KEYWORDS: Final = (
+    "def|class|function|func|fn|fun|struct|interface|trait|enum|union|module|namespace|object|protocol|record|sub|proc|type"
+    "|typedef|defmodule|defp|define"
+)
 #: A query of so few words without any function word is a name as much as it is prose.
 _FEW: Final = 2
 _SIDE: Final = {
@@ -98,21 +109,32 @@ _ABOVE: Final = ("@", "#", "//", "/*", "*", "--", ";", "[", '"""', "'''")
 #: In so many lines of code a definition's name is reached; some styles put the type on a line of its own.
 _HEAD: Final = 2
 #: Comments above a definition may be long; further down nothing is looked for.
-_HEAD_CHARACTERS: Final = 2000
+_ABOVE_AT_MOST: Final = 50
+_WORD: Final = re.compile(r"\w")
 #: A chunk of so few characters holds a signature and little more.
 _SHORT: Final = 80
+#: What a definition counts that is not the one its chunk begins with.
+_AMONG_OTHERS: Final = 0.8
 #: Files of these names say nothing.
 _MODULES: Final = frozenset(map(stem, ("init", "main", "index", "mod", "lib", "utils", "common", "base", "core", "helpers")))
 
 
 def read_query(query: str) -> Asked:
     """Return what the rules need to know of a query."""
-    terms = asked_words(query)
+    terms = frozenset(asked_words(query))
+    every = query.split()
     spelled = [next(filter(None, found)) for found in _IDENTIFIER.findall(query)]
-    alone = query.split() if len(query.split()) <= _FEW and len(terms) <= len(words(query)) else []
-    names = frozenset(name for text in [*spelled, *alone] if (name := whole(_SCOPED.split(text)[-1])))
-    prose = len([w for w in query.split() if w.isalpha()])
-    return Asked(stems(query) & frozenset(terms), names, bool(names) and prose <= 2 * len(names), frozenset(_ASKS_SIDE[s] for s in terms if s in _ASKS_SIDE))
+    spelled += every if len(every) <= _FEW and not {w.casefold() for w in every} & FUNCTION_WORDS else []
+    own = [name for text in spelled if whole(name := _SCOPED.split(text)[-1])]
+    names = frozenset(map(whole, own))
+    prose = sum(word.isalpha() for word in every)
+    asked_side = frozenset(_ASKS_SIDE[term] for term in terms if term in _ASKS_SIDE)
+    return Asked(stems(query) & terms, names, _definition(own), bool(names) and prose <= 2 * len(names), asked_side)
+
+
+def _definition(names: Iterable[str]) -> re.Pattern[str] | None:
+    either = "|".join(sorted({re.escape(name.strip("()`:.,;")) for name in names}))
+    return re.compile(rf"\b(?:{_KEYWORDS})\s+(?:\([^)\n]*\)\s*)?(?:{either})\b") if either else None
 
 
 @lru_cache(1 << 16)
@@ -127,8 +149,10 @@ def own_name(candidate: Candidate) -> str:
 
 
 def defines(asked: Asked, candidate: Candidate) -> float:
-    """It begins the definition of a name in the query."""
-    return float(bool(asked.names) and whole(own_name(candidate)) in asked.names and begins_definition(asked, candidate) > 0)
+    """It begins the definition of a name in the query, or holds it among others."""
+    if whole(own_name(candidate)) in asked.names and begins_definition(asked, candidate):
+        return 1.0
+    return _AMONG_OTHERS if asked.definition is not None and asked.definition.search(candidate.text) else 0.0
 
 
 def query_in_name(asked: Asked, candidate: Candidate) -> float:
@@ -151,12 +175,23 @@ def stem_named(asked: Asked, candidate: Candidate) -> float:
 def begins_definition(_: Asked, candidate: Candidate) -> float:
     """Its symbol's name stands in its first lines of code, as it does where the definition begins, in whatever language."""
     name = own_name(candidate)
-    return float(bool(name) and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", _head(candidate.text)) is not None)
+    return float(bool(name) and name in candidate.text and any(_has(line, name) for line in _head(candidate.text)))
 
 
-def _head(text: str) -> str:
-    lines = (line.strip() for line in text[:_HEAD_CHARACTERS].split("\n"))
-    return "\n".join(islice((line for line in lines if line and not line.startswith(_ABOVE)), _HEAD))
+def _head(text: str) -> Iterator[str]:
+    """Yield the first `_HEAD` lines of code, below comments and decorators."""
+    lines = map(str.strip, text.split("\n", _ABOVE_AT_MOST))
+    return islice((line for line in lines if line and not line.startswith(_ABOVE)), _HEAD)
+
+
+def _has(line: str, name: str) -> bool:
+    """Whether `name` stands in `line` as a word of its own; a pattern for each name would take most of the time."""
+    at = line.find(name)
+    while at >= 0:
+        if not _WORD.match(line, at + len(name)) and not (at and _WORD.match(line, at - 1)):
+            return True
+        at = line.find(name, at + 1)
+    return False
 
 
 def stub(_: Asked, candidate: Candidate) -> float:
