@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, cast, overload
 
 from dgpunet_dask.client import talk
 from dgpunet_dask.client.reach import Reach, options_of, parcel_named, parcel_of
-from dgpunet_dask.client.results import items
+from dgpunet_dask.client.results import results_of
 from dgpunet_dask.client.talk import Course, JobOptions, Talk
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.cluster import calls
@@ -176,8 +176,13 @@ class Client(Reach):
         """Yield the items that a finished job of this host's head left: those of its gather stage, else of the ends of its graph.
 
         Their classes are imported from the workload's own code, so read only results of workloads you trust.
+
+        Raises
+        ------
+        ResultsElsewhere
+            If its files are not under this client's home: results are read on the head's host.
         """
-        return items(self.home, self.show(job_id).job_id)
+        return results_of(self.home, self.show(job_id))
 
     def _run(self, course: Talk[T], on_event: Callable[[dict[str, Any]], None] = lambda _: None) -> T:
         told = self._told(course)

@@ -8,7 +8,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── BadValue, BadName, MissingPath, UnreadablePath, UnknownParameter, MissingParameter
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
-    │   │   NoRecordedFleet, LoopbackOnly, KeyReused
+    │   │   NoRecordedFleet, LoopbackOnly, KeyReused, ResultsElsewhere
     │   ├── BadToken, TokenRefused, CertificateRefused, JoinRefused, TooManyAttempts, TooManyJobs
     │   ├── NoIdentity, NotAllowed
     │   │   ├── PathNotAllowed, CodeNotAllowed
@@ -103,6 +103,7 @@ from dgpunet_dask.errors.usage import (
     OtherFleetRunning,
     OtherPolicyRunning,
     Problem,
+    ResultsElsewhere,
     UnknownParameter,
     UnreadablePath,
     UsageError,
@@ -156,6 +157,7 @@ __all__ = [
     "Problem",
     "Quarantined",
     "ReportedError",
+    "ResultsElsewhere",
     "StageFailed",
     "StageHostLost",
     "StageHung",
