@@ -9,7 +9,8 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
     │   │   NoRecordedFleet, LoopbackOnly, KeyReused, ResultsElsewhere
-    │   ├── BadToken, TokenRefused, CertificateRefused, JoinRefused, TooManyAttempts, TooManyJobs
+    │   ├── BadToken, TokenRefused, CertificateRefused, JoinRefused, TooManyAttempts, TooManyJobs,
+    │   │   OverQuota
     │   ├── NoIdentity, NotAllowed
     │   │   ├── PathNotAllowed, CodeNotAllowed
     ├── StartFailed (1), LowDisk (1)
@@ -39,10 +40,12 @@ from dgpunet_dask.errors.access import (
     JoinRefused,
     NoIdentity,
     NotAllowed,
+    OverQuota,
     PathNotAllowed,
     TokenRefused,
     TooManyAttempts,
     TooManyJobs,
+    whole_seconds,
 )
 from dgpunet_dask.errors.base import (
     DgpunetError,
@@ -150,6 +153,7 @@ __all__ = [
     "NotFound",
     "OtherFleetRunning",
     "OtherPolicyRunning",
+    "OverQuota",
     "PathNotAllowed",
     "PeerBusy",
     "PeerFailed",
@@ -176,4 +180,5 @@ __all__ = [
     "WorkerKilled",
     "did_you_mean",
     "rebuild_error",
+    "whole_seconds",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from dgpunet_dask.errors import (
     TooManyAttempts,
     TooManyJobs,
     UsageError,
+    whole_seconds,
 )
 from dgpunet_dask.stagehost.reports import full_disk
 
@@ -86,7 +86,7 @@ def error_answer(error: Exception) -> Json:
 
 
 def _retry_after(wait_s: float | None) -> dict[str, str]:
-    return {} if wait_s is None else {"Retry-After": str(math.floor(wait_s) + 1)}
+    return {} if wait_s is None else {"Retry-After": str(whole_seconds(wait_s))}
 
 
 def bad_value(error: RequestValidationError) -> BadValue:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import DiskFull, KeyReused, NoSuchJob, TooManyJobs, UsageError
+from dgpunet_dask.errors import DiskFull, KeyReused, NoSuchJob, OverQuota, TooManyJobs, UsageError
 from dgpunet_dask.jobs.admission import RUNNING_MAX
 from dgpunet_dask.jobs.service import JobService
 from dgpunet_dask.model.job import JobStatus
@@ -292,7 +292,7 @@ async def test_a_quota_holds_also_for_submissions_that_come_at_once(home: Home, 
         await jobs.cancel((await jobs.list())[0].job_id)
         await jobs.submit(request)
         assert (await jobs.submit({**request, "user": "bob"})).created, "a quota is one user's"
-        with pytest.raises(TooManyJobs):
+        with pytest.raises(OverQuota):
             await jobs.submit({**request, "user": "carl", "array": [{}] * 4})
 
 
