@@ -12,7 +12,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── BadToken, TokenRefused, CertificateRefused, JoinRefused, TooManyAttempts, TooManyJobs,
     │   │   OverQuota
     │   ├── NoIdentity, NotAllowed
-    │   │   ├── PathNotAllowed, CodeNotAllowed
+    │   │   ├── PathNotAllowed, CodeNotAllowed, OtherUser
     ├── StartFailed (1), LowDisk (1)
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
@@ -40,6 +40,7 @@ from dgpunet_dask.errors.access import (
     JoinRefused,
     NoIdentity,
     NotAllowed,
+    OtherUser,
     OverQuota,
     PathNotAllowed,
     TokenRefused,
@@ -153,6 +154,7 @@ __all__ = [
     "NotFound",
     "OtherFleetRunning",
     "OtherPolicyRunning",
+    "OtherUser",
     "OverQuota",
     "PathNotAllowed",
     "PeerBusy",

@@ -82,6 +82,12 @@ class OverQuota(UsageError):
     code = "over_quota"
 
 
+class OtherUser(NotAllowed):
+    """Asking for jobs of the user {user} is not allowed: only an operator's key may name another user. Leave `user` out, or use such a key."""
+
+    code = "other_user"
+
+
 class PathNotAllowed(NotAllowed):
     """{path} is not in a folder that jobs may read (these are: {roots}). Use a path below one of them, or ask an operator to add it to
     `roots:` in config.yaml.
