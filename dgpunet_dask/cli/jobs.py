@@ -172,6 +172,7 @@ def explain(context: CliContext, job_id: str, as_json: bool) -> None:
 
 
 def _told(found: dict[str, Any]) -> Iterator[str]:
+    from dgpunet_dask.cli.wording import awaited_lines
     from dgpunet_dask.placement.explanation import lines
 
     units = ", ".join(f"{n} {name}" for name, n in found["units"].items() if n)
@@ -187,7 +188,11 @@ def _told(found: dict[str, Any]) -> Iterator[str]:
     for group in found["waiting"]:
         yield from lines(group, f"{group['stage']}, {group['units']} waiting")
         yield from _turn(group)
-    if found["state"] in {"queued", "running"} and not (found["running"] or found["waiting"] or found["light"]):
+    awaited = found.get("waits_for", ())
+    yield from awaited_lines(awaited)
+    if found["state"] == "queued" and not awaited:
+        yield "it waits for its turn: other jobs run"
+    if found["state"] == "running" and not (found["running"] or found["waiting"] or found["light"]):
         yield "no unit waits for a device: the job reads its input, or ends"
 
 

@@ -110,8 +110,15 @@ _TOLD: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
 }
 
 
+def awaited_lines(awaited: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the jobs that have to be done before a job begins, a line each."""
+    for other in awaited:
+        yield f"  waits for job {other['job_id']} ({other['state']})"
+
+
 def progress_lines(progress: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how far a job is: a line of its units, one for each stage, one for each device."""
+    """Yield how far a job is: whom it waits for, a line of its units, one for each stage, one for each device."""
+    yield from awaited_lines(progress.get("waits_for", ()))  # an older head says nothing of it
     units = progress["units"]
     total = "?" if units["total"] is None else units["total"]
     told = [f"{units['done']} of {total} done", *(f"{units[name]} {name}" for name in ("reused", "failed", "attempts") if units.get(name))]

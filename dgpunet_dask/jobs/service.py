@@ -238,12 +238,20 @@ class JobService:
         return await in_thread(events_on_disk, record.folder, since) if found is None else found
 
     async def progress(self, job_id: str) -> dict[str, Any]:
-        """Return the unit counts, the rate, the seconds that are left, and what each stage and each device does."""
+        """Return the unit counts, the rate, the seconds that are left, and what each stage and each device does, and whom it waits for."""
         record, runner = self._record(job_id), self.driver.runners.get(job_id)
         units, rate = record.counted, None if record.final else record.pace.rate_per_s()
         stages, waiting, running = self.driver.at_work(job_id)
         left = None if record.final or runner is None else eta_s(units.done, units.total, record.expected_units, rate)
-        return {"units": units.to_json(), "rate_per_s": rate, "eta_s": left, **record.tally.rows(stages, waiting, running)}
+        told = {"units": units.to_json(), "rate_per_s": rate, "eta_s": left, **record.tally.rows(stages, waiting, running)}
+        return told | {"waits_for": await self.waits_for(job_id)}
+
+    async def waits_for(self, job_id: str) -> Sequence[dict[str, Any]]:
+        """Return id and state of each job that must be done before this one begins, and is not."""
+        record, states = self._record(job_id), self._states()
+        after = record.job.after if record.status.state == "queued" else ()
+        found = [(other, states.get(other, "unknown")) for other in after]
+        return [{"job_id": other, "state": state} for other, state in found if state != "done"]
 
     async def attempts(self, job_id: str) -> Sequence[dict[str, Any]]:
         """Return the last starts of the job's units: where, when, how they ended and why."""

@@ -11,6 +11,8 @@ import pytest
 
 from dgpunet_dask.cli import main as cli_main
 from dgpunet_dask.cli.forms import FORMS
+from dgpunet_dask.cli.jobs import _told
+from dgpunet_dask.cli.wording import progress_lines
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import NotAllowed, StageFailed, TooManyJobs
 from tests.unit.client.serving import Server, a_workload
@@ -261,3 +263,12 @@ async def test_without_a_head_jobs_are_not_found(run: Any, server: Server) -> No
     await server.kill()
     for words in (["list"], ["show", "j"], ["wait", "j"], ["logs", "j"], ["cancel", "j"], ["retry", "j"]):
         assert (await run("jobs", *words))[0] == 102
+
+
+def test_a_job_that_waits_for_others_says_so() -> None:
+    awaited = [{"job_id": "a", "state": "running"}, {"job_id": "b", "state": "queued"}]
+    progress: dict[str, Any] = {"units": {"total": None, "done": 0}, "rate_per_s": None, "eta_s": None, "stages": [], "devices": [], "waits_for": awaited}
+    assert list(progress_lines(progress))[:2] == ["  waits for job a (running)", "  waits for job b (queued)"]
+    found: dict[str, Any] = {"job_id": "c", "workload": "w", "state": "queued", "units": {}, "job_error": None, "waiting": [], "running": [], "light": 0}
+    assert list(_told({**found, "waits_for": awaited}))[1:] == ["  waits for job a (running)", "  waits for job b (queued)"]
+    assert list(_told({**found, "waits_for": []}))[1:] == ["it waits for its turn: other jobs run"]

@@ -60,6 +60,17 @@ async def test_a_job_that_waits_may_be_cancelled_by_several_at_once(home: Home, 
         assert [status.state for status in found] == ["cancelled"] * 3
 
 
+async def test_a_job_that_waits_for_others_names_them(home: Home, digest: str) -> None:
+    async with begun(service(home, driven=False)) as jobs:
+        first = await one(jobs, digest)
+        await reached(jobs, first.job_id, "running")
+        job = await one(jobs, digest, after=[first.job_id])
+        assert (await jobs.progress(job.job_id))["waits_for"] == [{"job_id": first.job_id, "state": "running"}]
+        assert (await jobs.progress(first.job_id))["waits_for"] == []
+        await jobs.cancel(job.job_id)
+        assert await jobs.waits_for(job.job_id) == []
+
+
 async def test_a_job_that_is_cancelled_between_two_tries_ends_there(home: Home, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgpunet_dask.jobs.driving.RETRY_S", 600.0)
     async with begun(service(home)) as jobs:
