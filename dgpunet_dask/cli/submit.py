@@ -46,7 +46,8 @@ def submit(
         context.require_head("--detach")
     with context.client() as client:
         if dry_run:
-            show_plan(client.plan(found, params if rows is None else {**params, **rows[0]}), jobs=1 if rows is None else len(rows), as_json=as_json)
+            plan = client.plan(found, params if rows is None else {**params, **rows[0]}, after)
+            show_plan(plan, jobs=1 if rows is None else len(rows), as_json=as_json)
             return
         _submitted(context, client, found, params, options, detach=detach, timeout_s=timeout_s, as_json=as_json)
 

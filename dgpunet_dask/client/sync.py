@@ -122,9 +122,9 @@ class Client(Reach):
         """Submit a workload that was read, and parameters that were cast; `options` has a key."""
         return self._run(talk.submit(parcel_of(workload, params), options, self.line()))
 
-    def plan(self, workload: Workload, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return where each stage could go now, without running it."""
-        return self._run(talk.plan(parcel_of(workload, params)))
+    def plan(self, workload: Workload, params: Mapping[str, Any], after: Sequence[str] = ()) -> dict[str, Any]:
+        """Return where each stage could go now, without running it; NoSuchJob if one of the jobs `after` is not there."""
+        return self._run(talk.plan(parcel_of(workload, params), after))
 
     def jobs(self, *, state: str | None = None, owner: str | None = None) -> list[JobStatus]:
         """Return the jobs that the caller may read, oldest first; those in a state, or of an owner."""

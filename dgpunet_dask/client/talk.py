@@ -347,9 +347,9 @@ def submit(parcel: Parcel, options: JobOptions, line: Line) -> Talk[JobStatus | 
             return accepted
 
 
-def plan(parcel: Parcel) -> Talk[dict[str, Any]]:
-    """Ask where each stage could go now."""
-    return (yield from ask(calls.plan((yield from parcel.request()))))
+def plan(parcel: Parcel, after: Sequence[str] = ()) -> Talk[dict[str, Any]]:
+    """Ask where each stage could go now, of a job that would follow those with the ids `after`."""
+    return (yield from ask(calls.plan({**(yield from parcel.request()), "after": list(after)})))
 
 
 def jobs(*, state: str | None = None, owner: str | None = None) -> Talk[list[JobStatus]]:

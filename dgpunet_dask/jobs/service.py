@@ -201,6 +201,7 @@ class JobService:
     async def plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return, for each stage, its demand and where it could go now, without running anything but the workload's import."""
         checked = await in_thread(asked, self.home, request, self.ports.settings().roots)
+        await self._check_after(checked)
         workload, params = checked.workload, checked.params[0]
         plan = await self.driver.planned(workload, params, "dry-run", self.home.jobs, self.ports.agent())
         fleet = await self.ports.fleet(_only_all)

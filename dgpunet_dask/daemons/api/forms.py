@@ -91,6 +91,7 @@ class PlanRequest(Heard):
 
     workload: Annotated[str, Field(min_length=1, max_length=200)]
     params: dict[str, Any] = {}
+    after: Annotated[list[JobId], Field(max_length=ARRAY_MAX)] = Field([], description="jobs that would have to be done before")
 
 
 class Units(Given):

@@ -209,3 +209,15 @@ def test_the_name_on_this_machine_is_no_wish_where_the_key_is_another_user_s() -
     head = Heads(OtherUser(user="ann"), job("queued"))
     assert head.run(talk.submit(parcel(), JobOptions(key="k"), head.line())) == job("queued")
     assert [request["user"] for request in head.requests] == ["ann", None]
+
+
+def test_a_plan_says_what_the_job_would_follow() -> None:
+    assert asked_of(talk.plan(parcel(), ["a", "b"]))["after"] == ["a", "b"]
+
+
+def asked_of(steps: Any) -> Any:
+    """Return the body of the last call of a talk with a head that has the workload."""
+    step = next(steps)
+    while step.call.path != "/v1/plan":
+        step = steps.send(True)
+    return step.call.body

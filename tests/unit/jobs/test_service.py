@@ -71,6 +71,14 @@ async def test_a_job_that_waits_for_others_names_them(home: Home, digest: str) -
         assert await jobs.waits_for(job.job_id) == []
 
 
+async def test_a_plan_after_a_job_that_is_not_there_is_refused_as_the_job_would_be(home: Home, digest: str) -> None:
+    async with begun(service(home, driven=False)) as jobs:
+        request = {"workload": digest, "operates": True, "after": ["none"]}
+        for ask in (jobs.plan, jobs.submit):
+            with pytest.raises(NoSuchJob):
+                await ask(request)
+
+
 async def test_a_job_that_is_cancelled_between_two_tries_ends_there(home: Home, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgpunet_dask.jobs.driving.RETRY_S", 600.0)
     async with begun(service(home)) as jobs:
