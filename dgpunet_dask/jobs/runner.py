@@ -116,7 +116,7 @@ class JobRunner:
         self.job_id = record.status.job_id
         self.results = record.folder / "results"
         self.flights = Flights(ports.dask, plan, self.job_id)
-        self.attempting = Attempting(record, plan, ledger, self.flights, ports)
+        self.attempting = Attempting(record, plan, ledger, self.flights, ports, self._crowded)
         self.turns = LongestFirst()
         self.most = 1
         self.items = 0
@@ -242,6 +242,10 @@ class JobRunner:
             for _ in range(now - self.most):
                 room.release()
             self.most = max(self.most, now)
+
+    def _crowded(self) -> bool:
+        """Whether the source has more units, perhaps, than there is room for."""
+        return self.record.counted.total is None and len(self.flights.units) >= self.most
 
     def pending(self) -> Iterator[tuple[str, str, Demand | None]]:
         """Yield stage, key and demand of each task that waits for a device or runs: not of those that wait for an earlier stage."""
