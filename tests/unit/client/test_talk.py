@@ -9,7 +9,17 @@ import pytest
 from dgpunet_dask.client import talk
 from dgpunet_dask.client.talk import AWAY, JobOptions, Parcel
 from dgpunet_dask.cluster import calls
-from dgpunet_dask.errors import BadValue, CodeNotAllowed, JobLost, NoHead, NoSuchJob, NotAllowed, OtherUser, StillRunning, TooManyJobs
+from dgpunet_dask.errors import (
+    BadValue,
+    CodeNotAllowed,
+    JobLost,
+    NoHead,
+    NoSuchJob,
+    NotAllowed,
+    OtherUser,
+    StillRunning,
+    TooManyJobs,
+)
 from dgpunet_dask.model.job import JobState, JobStatus
 from tests.unit.client.head import Head, in_turn
 
