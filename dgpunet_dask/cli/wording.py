@@ -130,8 +130,13 @@ def progress_lines(progress: Mapping[str, Any]) -> Iterator[str]:
 
 
 def failed_lines(attempts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the attempts that failed, the last `SHOWN` of them, each with its cause."""
-    failed = [attempt for attempt in attempts if attempt["state"] in _FAILED]
+    """Yield the attempts that failed, the last `SHOWN` of them, each with its cause, and how many ended with the job.
+
+    Where nothing had begun and nothing is known to be wrong, nothing has failed: the unit was in line when its head ended.
+    """
+    failed = [a for a in attempts if a["state"] in _FAILED and (a.get("began", True) or a.get("cause") is not None)]
+    if ended := sum(a["state"] == "cancelled" and a.get("began", True) for a in attempts):
+        yield f"  cancelled attempts: {ended}"
     if failed:
         left_out = f"; the last {SHOWN}" if len(failed) > SHOWN else ""
         yield f"  failed attempts: {len(failed)}{left_out}"

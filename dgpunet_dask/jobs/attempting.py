@@ -309,6 +309,7 @@ class Attempting:
         won = await self._written(lambda: self.ledger.commit(
             self.job_id, unit.unit_id, attempt.epoch, digests, counts=counts, device=attempt.device(records),
             seconds=sum(r.seconds for r in records.values()), adopted=any(r.adopted for r in records.values()),
+            spent={stage: (r.device, r.seconds) for stage, r in records.items()},
         ))  # fmt: skip
         failpoints.hit("commit.done", job=self.job_id, unit=unit.number)
         if not won:

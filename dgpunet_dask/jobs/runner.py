@@ -28,6 +28,7 @@ from dgpunet_dask.jobs.ledger import Ledger
 from dgpunet_dask.jobs.longest import LongestFirst
 from dgpunet_dask.jobs.persisting import written
 from dgpunet_dask.jobs.plan import JobPlan, StagePlan
+from dgpunet_dask.jobs.progress import Tally
 from dgpunet_dask.jobs.record import JobRecord
 from dgpunet_dask.jobs.rows import UnitRow
 from dgpunet_dask.jobs.sidecar import results_manifest
@@ -144,6 +145,7 @@ class JobRunner:
         pass_ = await self.ledger.begin_pass(self.job_id)
         counts = await self.ledger.counts(self.job_id)
         self.record.units(done=0, reused=0, failed=0, attempts=counts.attempts, total=None)
+        self.record.tally = Tally.of(await self.ledger.spent(self.job_id))  # of earlier heads and tries too
         await self.attempting.begin()
         self.most = await self.ports.in_flight()
         room = asyncio.Semaphore(self.most)

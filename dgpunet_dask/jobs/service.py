@@ -23,13 +23,13 @@ from dgpunet_dask.jobs import past
 from dgpunet_dask.jobs.accepting import Asked, asked, ids, shipped_digests, user_of
 from dgpunet_dask.jobs.admission import Candidate, hopeless, startable
 from dgpunet_dask.jobs.driving import Driver, ServicePorts
-from dgpunet_dask.jobs.evidence import told
+from dgpunet_dask.jobs.evidence import told, told_state
 from dgpunet_dask.jobs.flights import job_of_key
 from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.ledger import Ledger
 from dgpunet_dask.jobs.model_owners import ModelOwners
 from dgpunet_dask.jobs.plan import of_user
-from dgpunet_dask.jobs.progress import eta_s
+from dgpunet_dask.jobs.progress import Tally, eta_s
 from dgpunet_dask.jobs.quotas import Submissions, check
 from dgpunet_dask.jobs.rebuild import rebuild
 from dgpunet_dask.jobs.record import JobRecord, events_on_disk
@@ -243,6 +243,8 @@ class JobService:
         record, runner = self._record(job_id), self.driver.runners.get(job_id)
         units, rate = record.counted, None if record.final else record.pace.rate_per_s()
         stages, waiting, running = self.driver.at_work(job_id)
+        if record.final and not record.tally.devices:  # it may have ended under an earlier head
+            record.tally = Tally.of(await self.ledger.spent(job_id))
         left = None if record.final or runner is None else eta_s(units.done, units.total, record.expected_units, rate)
         told = {"units": units.to_json(), "rate_per_s": rate, "eta_s": left, **record.tally.rows(stages, waiting, running)}
         return told | {"waits_for": await self.waits_for(job_id)}
@@ -259,8 +261,8 @@ class JobService:
         self._record(job_id)
         return [
             {
-                "unit": row.number, "epoch": row.epoch, "device": row.device, "host": row.host, "state": row.state, "cause": row.cause,
-                "evidence": told(row.evidence or {}), "started_s": row.leased_s, "ended_s": row.ended_s,
+                "unit": row.number, "epoch": row.epoch, "device": row.device, "host": row.host, "state": told_state(row), "cause": row.cause,
+                "evidence": told(row.evidence or {}), "began": row.started, "started_s": row.leased_s, "ended_s": row.ended_s,
             }
             for row in await self.ledger.attempts(job_id, limit=ATTEMPTS_MOST)
         ]  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from dgpunet_dask.cli import main as cli_main
 from dgpunet_dask.cli.forms import FORMS
 from dgpunet_dask.cli.jobs import _told
-from dgpunet_dask.cli.wording import progress_lines
+from dgpunet_dask.cli.wording import failed_lines, progress_lines
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import NotAllowed, StageFailed, TooManyJobs
 from tests.unit.client.serving import Server, a_workload
@@ -272,3 +272,16 @@ def test_a_job_that_waits_for_others_says_so() -> None:
     found: dict[str, Any] = {"job_id": "c", "workload": "w", "state": "queued", "units": {}, "job_error": None, "waiting": [], "running": [], "light": 0}
     assert list(_told({**found, "waits_for": awaited}))[1:] == ["  waits for job a (running)", "  waits for job b (queued)"]
     assert list(_told({**found, "waits_for": []}))[1:] == ["it waits for its turn: other jobs run"]
+
+
+def test_what_ended_with_the_job_or_had_not_begun_has_not_failed() -> None:
+    def attempt(state: str, **more: Any) -> dict[str, Any]:
+        return {"unit": 1, "state": state, "cause": None, "evidence": {}, "began": True, "device": "a0", "host": "h", **more}
+
+    gone = attempt("lost", cause="system", evidence={"why": "the head that had started it ended"})
+    told = list(failed_lines([gone, attempt("cancelled"), attempt("lost", began=False), attempt("cancelled", began=False), attempt("committed")]))
+    assert told == [
+        "  cancelled attempts: 1",
+        "  failed attempts: 1",
+        "    unit 1 on a0 h: a process of the cluster ended (system): the head that had started it ended",
+    ]
