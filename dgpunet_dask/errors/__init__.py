@@ -28,7 +28,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     ├── JobCancelled (103)
     ├── JobLost (104)
     ├── Unplaceable (105)
-    └── Interrupted (130)
+    └── Interrupted (130), Detached (130)
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ from dgpunet_dask.errors.cluster import (
 from dgpunet_dask.errors.jobs import (
     DamagedFile,
     DependencyFailed,
+    Detached,
     DiskFull,
     EnvironmentFailed,
     FolderMissing,
@@ -123,6 +124,7 @@ __all__ = [
     "CodeNotAllowed",
     "DamagedFile",
     "DependencyFailed",
+    "Detached",
     "DgpunetError",
     "DiskFull",
     "EnvironmentFailed",
