@@ -117,7 +117,7 @@ def named_cluster(home: Home, named: str, environ: Mapping[str, str]) -> ApiClie
 
 
 #: What may stand for a cluster.
-_WRITE: Final = "write the name of a cluster, HOST:PORT, http://127.0.0.1:PORT or https://HOST:PORT"
+_WRITE: Final = "write the name of a cluster or HOST:PORT, with no scheme before it but http or https"
 
 
 def _address_of(named: str) -> urllib.parse.SplitResult:

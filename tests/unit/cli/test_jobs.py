@@ -280,7 +280,7 @@ async def test_a_key_without_a_letter_is_refused(run: Any, server: Server, words
     assert server.ledger.requests == []
 
 
-@pytest.mark.parametrize("named", ["ftp://x:1", "http://host:99999", "http://:80", "a:b:c"])
+@pytest.mark.parametrize("named", ["ftp://x:1", "http://localhost:99999", "//:80", "a:b:c"])
 async def test_what_is_no_address_of_a_cluster_is_a_bad_value(run: Any, server: Server, named: str) -> None:
     code, _, err = await run("--cluster", named, "jobs", "list")
     assert code == 2, err
