@@ -181,7 +181,7 @@ class Progress(Given):
 class Attempt(Given):
     """One attempt at a unit, which has a number within its job. `cause` and `evidence` say why it did not end well."""
 
-    began: bool = Field(description="whether anything ran, as far as is known")
+    began: bool = Field(True, description="whether anything ran, as far as is known")
 
     unit: int
     epoch: int
