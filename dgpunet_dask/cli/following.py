@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, printable
+from dgpunet_dask.errors import Detached, StillRunning
 
 if TYPE_CHECKING:
     from dgpunet_dask.client import Client
@@ -55,14 +56,15 @@ def _waited(
             progress = Progress(label, quiet=context.quiet, verbose=context.verbose)
             try:
                 found.append(client.wait(job_id, None if until is None else max(0.0, until - time.monotonic()), progress))
+            except StillRunning as error:  # of the time that was left of it
+                raise StillRunning(job_id=job_id, timeout_s=timeout_s) from error
             finally:
                 progress.close()
     except KeyboardInterrupt:
-        if stop_on_interrupt:
-            for job_id in job_ids[len(found) :]:
-                client.cancel(job_id)
-        else:
-            click.echo(f"detached; the job goes on: dgpunet-dask jobs wait {' '.join(job_ids[len(found) :])}", err=True)
+        if not stop_on_interrupt:
+            raise Detached(job_ids=" ".join(job_ids[len(found) :])) from None
+        for job_id in job_ids[len(found) :]:
+            client.cancel(job_id)
         raise
     return found
 
@@ -99,5 +101,7 @@ def _failed(status: JobStatus) -> str:
 def metric_lines(metrics: Mapping[str, Any]) -> Iterable[str]:
     """Yield a line for each metric of a job."""
     for name, value in metrics.items():
+        if value == {}:  # a group that counted nothing
+            continue
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         yield f"  {name}: {shown}"

@@ -238,8 +238,15 @@ class RunningUnits(Form):
     units: int
 
 
+class Awaited(Form):
+    """A job that this one waits for."""
+
+    job_id: str
+    state: str
+
+
 class Explanation(Form):
-    """`jobs explain ID --json`; `light` counts tasks that need no card."""
+    """`jobs explain ID --json`; `light` counts tasks that need no card, `waits_for` lists jobs that have to be done before."""
 
     job_id: str
     workload: str
@@ -248,6 +255,7 @@ class Explanation(Form):
     job_error: Error | None
     waiting: list[WaitingUnits]
     running: list[RunningUnits]
+    waits_for: list[Awaited] = []
     light: int
     policy: str
     error: None

@@ -13,6 +13,7 @@ from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.model.job import FINAL_STATES, JOB_STATES
 
 if TYPE_CHECKING:
+    from dgpunet_dask.client import Client
     from dgpunet_dask.model.job import JobStatus
 
 JOB_IDS: Final = click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
@@ -89,9 +90,26 @@ def logs(context: CliContext, job_id: str, follow: bool, stage: str | None, unit
     from dgpunet_dask.cli.wording import event_line
 
     with context.head_client() as client:
+        found, stages = False, set[str]()
         for event in client.events(job_id) if follow else client.history(job_id):
+            stages |= {str(event["stage"])} if event.get("stage") else set()
             if _wanted(event, stage, unit):
+                found = True
                 emit_json(event, indent=None) if as_json else click.echo(printable(event_line(event), keep="\t\n"))
+        if not found and (stage is not None or unit is not None):
+            _check_there(client, job_id, stage, unit, stages)
+
+
+def _check_there(client: Client, job_id: str, stage: str | None, unit: int | None, stages: set[str]) -> None:
+    """Raise where a job has no such stage or unit, as far as that is known: nothing printed must not look like nothing said."""
+    from dgpunet_dask.errors import BadValue
+
+    stages = stages | {row["stage"] for row in client.progress(job_id)["stages"]}
+    if stage is not None and stages and stage not in stages:
+        raise BadValue(what="--stage", value=stage, why=f"the stages of the job are {', '.join(sorted(stages))}")
+    total = client.show(job_id).units.total
+    if unit is not None and (unit < 0 or (total is not None and unit >= total)):
+        raise BadValue(what="--unit", value=unit, why=f"the job has {'units from 0 on' if total is None else f'{total} units, from 0 on'}")
 
 
 def _wanted(event: Mapping[str, Any], stage: str | None, unit: int | None) -> bool:
@@ -130,8 +148,17 @@ def cancel(context: CliContext, job_ids: tuple[str, ...], as_json: bool) -> None
 @pass_context
 def retry(context: CliContext, job_ids: tuple[str, ...], as_json: bool) -> None:
     """Start jobs again that failed, were cancelled or lost: under their ids, and only what is not finished."""
+    from dgpunet_dask.cluster.wire import error_from_wire
+
     with context.head_client() as client:
-        _each(job_ids, client.retry, as_json=as_json)
+
+        def again(job_id: str) -> JobStatus:
+            status = client.retry(job_id)
+            if status.error is not None:  # it has ended at once, since what it waits for will never be done
+                raise error_from_wire({**status.error, "exit_code": status.exit_code})
+            return status
+
+        _each(job_ids, again, as_json=as_json)
 
 
 def _each(job_ids: Iterable[str], change: Callable[[str], JobStatus], *, as_json: bool) -> None:
@@ -172,6 +199,7 @@ def explain(context: CliContext, job_id: str, as_json: bool) -> None:
 
 
 def _told(found: dict[str, Any]) -> Iterator[str]:
+    from dgpunet_dask.cli.wording import awaited_lines
     from dgpunet_dask.placement.explanation import lines
 
     units = ", ".join(f"{n} {name}" for name, n in found["units"].items() if n)
@@ -187,7 +215,11 @@ def _told(found: dict[str, Any]) -> Iterator[str]:
     for group in found["waiting"]:
         yield from lines(group, f"{group['stage']}, {group['units']} waiting")
         yield from _turn(group)
-    if found["state"] in {"queued", "running"} and not (found["running"] or found["waiting"] or found["light"]):
+    awaited = found.get("waits_for", ())
+    yield from awaited_lines(awaited)
+    if found["state"] == "queued" and not awaited:
+        yield "it waits for its turn: other jobs run"
+    if found["state"] == "running" and not (found["running"] or found["waiting"] or found["light"]):
         yield "no unit waits for a device: the job reads its input, or ends"
 
 

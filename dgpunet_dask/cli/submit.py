@@ -49,7 +49,8 @@ def submit(
         _check_watch(context, alone=not (detach or dry_run or key or after or array or timeout_s is not None))
     with context.client() as client:
         if dry_run:
-            show_plan(client.plan(found, params if rows is None else {**params, **rows[0]}), jobs=1 if rows is None else len(rows), as_json=as_json)
+            plan = client.plan(found, params if rows is None else {**params, **rows[0]}, after)
+            show_plan(plan, jobs=1 if rows is None else len(rows), as_json=as_json)
             return
         if watch:
             from dgpunet_dask.cli.watching import watch_and_submit

@@ -110,8 +110,15 @@ _TOLD: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
 }
 
 
+def awaited_lines(awaited: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the jobs that have to be done before a job begins, a line each."""
+    for other in awaited:
+        yield f"  waits for job {other['job_id']} ({other['state']})"
+
+
 def progress_lines(progress: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how far a job is: a line of its units, one for each stage, one for each device."""
+    """Yield how far a job is: whom it waits for, a line of its units, one for each stage, one for each device."""
+    yield from awaited_lines(progress.get("waits_for", ()))  # an older head says nothing of it
     units = progress["units"]
     total = "?" if units["total"] is None else units["total"]
     told = [f"{units['done']} of {total} done", *(f"{units[name]} {name}" for name in ("reused", "failed", "attempts") if units.get(name))]
@@ -123,8 +130,13 @@ def progress_lines(progress: Mapping[str, Any]) -> Iterator[str]:
 
 
 def failed_lines(attempts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the attempts that failed, the last `SHOWN` of them, each with its cause."""
-    failed = [attempt for attempt in attempts if attempt["state"] in _FAILED]
+    """Yield the attempts that failed, the last `SHOWN` of them, each with its cause, and how many ended with the job.
+
+    Where nothing had begun and nothing is known to be wrong, nothing has failed: the unit was in line when its head ended.
+    """
+    failed = [a for a in attempts if a["state"] in _FAILED and (a.get("began", True) or a.get("cause") is not None)]
+    if ended := sum(a["state"] == "cancelled" and a.get("began", True) for a in attempts):
+        yield f"  cancelled attempts: {ended}"
     if failed:
         left_out = f"; the last {SHOWN}" if len(failed) > SHOWN else ""
         yield f"  failed attempts: {len(failed)}{left_out}"

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, overload
 
 from dgpunet_dask.client import talk
 from dgpunet_dask.client.reach import Reach, options_of, parcel_named
-from dgpunet_dask.client.results import items
+from dgpunet_dask.client.results import results_of
 from dgpunet_dask.client.talk import Course, Talk
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.cluster import calls
@@ -129,7 +129,7 @@ class AsyncClient(Reach):
 
     async def results(self, job_id: str) -> AsyncIterator[Any]:
         """Yield the items that a finished job of this host's head left, as `Client.results` does."""
-        found = items(self.home, (await self.show(job_id)).job_id)
+        found = results_of(self.home, (await self.show(job_id)))
         end = object()
         while (item := await asyncio.to_thread(next, found, end)) is not end:
             yield item

@@ -17,7 +17,7 @@ from dgpunet_dask.cluster.config import joined_cluster
 from dgpunet_dask.config.home import Home, home_from
 from dgpunet_dask.config.shipped import shipped
 from dgpunet_dask.daemons.embedded import client_of, current_head, named_cluster
-from dgpunet_dask.errors import NoHead
+from dgpunet_dask.errors import BadValue, NoHead
 from dgpunet_dask.jobs.params import complete_params
 from dgpunet_dask.jobs.store import find_workload, pack_workload, read_workload
 from dgpunet_dask.model.pipeline import Workload
@@ -85,7 +85,15 @@ class Reach:
 def options_of(
     *, after: str | Sequence[str], key: str | None, retry: int, allow_failed: int, shared: bool, array: Sequence[Mapping[str, Any]] | None
 ) -> JobOptions:
-    """Return the options, with a key of their own where none is given, so that a request that is sent twice is one job."""
+    """Return the options, with a key of their own where none is given, so that a request that is sent twice is one job.
+
+    Raises
+    ------
+    BadValue
+        For a key without a letter.
+    """
+    if key is not None and not key.strip():
+        raise BadValue(what="key", value=key, why="write a text that names the submission, or leave it out")
     ids = (after,) if isinstance(after, str) else tuple(after)
     made = JobOptions(after=ids, key=key, retry=retry, allow_failed=allow_failed, shared=shared, array=array)
     return made.keyed(secrets.token_hex(16))

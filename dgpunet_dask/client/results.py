@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import DamagedFile, NewerFormat
+from dgpunet_dask.errors import DamagedFile, NewerFormat, ResultsElsewhere
+from dgpunet_dask.model.job import JobStatus
 from dgpunet_dask.stagehost import loader
 from dgpunet_dask.stagehost.frames import read_frames, unpack
 
@@ -48,6 +49,21 @@ def _named(text: str, manifest: Path) -> list[str]:
     if strays := [name for name in names if Path(name).name != name]:
         raise DamagedFile(path=manifest, why=f"{strays[0]!r} is no name of a file beside it")
     return names
+
+
+def results_of(home: Home, status: JobStatus) -> Iterator[Any]:
+    """Return the items of a job, as `items` does.
+
+    Raises
+    ------
+    ResultsElsewhere
+        If its files are not under `home`: what is not there must not look like a job that gave nothing.
+    """
+    folder = home.jobs / status.job_id
+    kept = (folder / "result.frames").is_file() or (folder / "results").is_dir()
+    if not folder.is_dir() or (status.units.done and not kept):
+        raise ResultsElsewhere(job_id=status.job_id, folder=folder)
+    return items(home, status.job_id)
 
 
 def items(home: Home, job_id: str) -> Iterator[Any]:

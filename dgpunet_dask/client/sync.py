@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, cast, overload
 
 from dgpunet_dask.client import talk
 from dgpunet_dask.client.reach import Reach, options_of, parcel_named, parcel_of
-from dgpunet_dask.client.results import items
+from dgpunet_dask.client.results import results_of
 from dgpunet_dask.client.talk import Course, JobOptions, Talk
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.cluster import calls
@@ -122,9 +122,9 @@ class Client(Reach):
         """Submit a workload that was read, and parameters that were cast; `options` has a key."""
         return self._run(talk.submit(parcel_of(workload, params), options, self.line()))
 
-    def plan(self, workload: Workload, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return where each stage could go now, without running it."""
-        return self._run(talk.plan(parcel_of(workload, params)))
+    def plan(self, workload: Workload, params: Mapping[str, Any], after: Sequence[str] = ()) -> dict[str, Any]:
+        """Return where each stage could go now, without running it; NoSuchJob if one of the jobs `after` is not there."""
+        return self._run(talk.plan(parcel_of(workload, params), after))
 
     def jobs(self, *, state: str | None = None, owner: str | None = None) -> list[JobStatus]:
         """Return the jobs that the caller may read, oldest first; those in a state, or of an owner."""
@@ -176,8 +176,13 @@ class Client(Reach):
         """Yield the items that a finished job of this host's head left: those of its gather stage, else of the ends of its graph.
 
         Their classes are imported from the workload's own code, so read only results of workloads you trust.
+
+        Raises
+        ------
+        ResultsElsewhere
+            If its files are not under this client's home: results are read on the head's host.
         """
-        return items(self.home, self.show(job_id).job_id)
+        return results_of(self.home, self.show(job_id))
 
     def _run(self, course: Talk[T], on_event: Callable[[dict[str, Any]], None] = lambda _: None) -> T:
         told = self._told(course)

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from dgpunet_dask.cluster import calls
 from dgpunet_dask.cluster.calls import Call, unknown_key
 from dgpunet_dask.cluster.wire import JobArray
-from dgpunet_dask.errors import CodeNotAllowed, DgpunetError, JobLost, NoHead, NoSuchJob, NotAllowed, StillRunning
+from dgpunet_dask.errors import CodeNotAllowed, DgpunetError, JobLost, NoHead, NoSuchJob, NotAllowed, OtherUser, StillRunning
 from dgpunet_dask.model.job import FINAL_STATES, JobStatus
 
 T = TypeVar("T")
@@ -293,7 +293,7 @@ class Parcel:
     params
         The job's parameters, complete.
     user
-        Who asks; counts only with an operator's key.
+        Who asks, by the name on this machine: whose job it is where the key is an operator's.
     """
 
     name: str
@@ -337,15 +337,19 @@ def submit(parcel: Parcel, options: JobOptions, line: Line) -> Talk[JobStatus | 
         try:
             request = {**(yield from parcel.request()), **options.to_wire()}
             accepted: JobStatus | JobArray = yield Ask(calls.submit(request) if options.array is None else calls.submit_array(request))
+        except OtherUser:
+            if parcel.user is None:
+                raise
+            parcel = replace(parcel, user=None)  # the name on this machine, which nobody has asked for: the key's user it is
         except (NoHead, NotAllowed) as error:
             yield from line.again(error)
         else:
             return accepted
 
 
-def plan(parcel: Parcel) -> Talk[dict[str, Any]]:
-    """Ask where each stage could go now."""
-    return (yield from ask(calls.plan((yield from parcel.request()))))
+def plan(parcel: Parcel, after: Sequence[str] = ()) -> Talk[dict[str, Any]]:
+    """Ask where each stage could go now, of a job that would follow those with the ids `after`."""
+    return (yield from ask(calls.plan({**(yield from parcel.request()), "after": list(after)})))
 
 
 def jobs(*, state: str | None = None, owner: str | None = None) -> Talk[list[JobStatus]]:

@@ -18,6 +18,39 @@ def generated_folder(home: Home) -> Path:
     return home.policy / "generated"
 
 
+def simulated_list(home: Home) -> Path:
+    """Return the file that names those of them which are of simulated machines, a line each."""
+    return home.policy / "simulated"
+
+
+def note_simulated(home: Home, found: Iterable[Change]) -> None:
+    """Note the files that are about to be written for machines that there are not.
+
+    Raises
+    ------
+    UnreadablePath
+        If the list cannot be read.
+    """
+    path = simulated_list(home)
+    before = set((_read(path) or "").splitlines())
+    if new := {change.path.name for change in found if change.old is None and change.new is not None} - before:
+        write_private(path, "".join(f"{name}\n" for name in sorted(before | new)))
+
+
+def forget_simulated(home: Home) -> None:
+    """Remove the files of simulated machines: they are no rules for real ones.
+
+    Raises
+    ------
+    UnreadablePath
+        If the list cannot be read.
+    """
+    path = simulated_list(home)
+    for name in (_read(path) or "").splitlines():
+        (generated_folder(home) / Path(name).name).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Change:
     """What becomes of one host's file.

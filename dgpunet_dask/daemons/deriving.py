@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from dgpunet_dask.cluster.fleets import live_fleet
-from dgpunet_dask.cluster.generated import changes, generated_folder, past_standings, write
+from dgpunet_dask.cluster.generated import changes, forget_simulated, generated_folder, note_simulated, past_standings, write
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.model.fleet import Fleet
@@ -29,12 +29,14 @@ class Deriving:
     ----------
     fleet
         What the head was started with; what joins later is added to it.
+    simulated
+        Whether its machines are those of a file. Their rules are not in force for real machines: a head of these removes them.
 
     `learned` tells the estimates by which the speed of a new card is measured, once there is somebody who learns.
     """
 
-    def __init__(self, home: Home, fleet: Fleet) -> None:
-        self.home, self.fleet = home, fleet
+    def __init__(self, home: Home, fleet: Fleet, *, simulated: bool = False) -> None:
+        self.home, self.fleet, self.simulated = home, fleet, simulated
         self.learned: Callable[[], Estimates] = lambda: NO_ESTIMATES
         self._counted: dict[str, int] = {}
 
@@ -45,11 +47,16 @@ class Deriving:
         """
         folder = generated_folder(self.home)
         try:
+            if not self.simulated:
+                forget_simulated(self.home)
             past = past_standings(folder)
             now = {name: standing for one in derive(self.fleet, past) for name, standing in one.standings.items()}
             derived = derive(self.fleet, with_units(past | now, done or {}), self.learned())
-            written = write(changes(folder, derived))
-        except DgpunetError as error:
+            found = changes(folder, derived)
+            if self.simulated:
+                note_simulated(self.home, found)
+            written = write(found)
+        except (DgpunetError, OSError) as error:
             log.warning("generated policies are not up to date: %s", error)
             return
         for path in written:

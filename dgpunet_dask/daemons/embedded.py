@@ -26,7 +26,7 @@ from dgpunet_dask.cluster.wire import error_from_wire
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn, wait_until
 from dgpunet_dask.daemons.register import SUPERVISOR, Register, Registered, supervisor_of
-from dgpunet_dask.errors import DgpunetError, NoHead, StartFailed, UsageError
+from dgpunet_dask.errors import BadValue, DgpunetError, NoHead, StartFailed, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +98,9 @@ def named_cluster(home: Home, named: str, environ: Mapping[str, str]) -> ApiClie
     Raises
     ------
     NoHead
-        If there is no such name, or the address is none.
+        If there is no cluster of that name.
     UsageError
-        If the key would travel in the clear.
+        If the address is none, or the key would travel in the clear.
     """
     local = read_head_file(home.head_file)
     ca_file = environ.get("DGPUNET_CA_FILE")
@@ -116,6 +116,10 @@ def named_cluster(home: Home, named: str, environ: Mapping[str, str]) -> ApiClie
     return ApiClient(address.geturl(), key, trust=trust)
 
 
+#: What may stand for a cluster.
+_WRITE: Final = "write the name of a cluster or HOST:PORT, with no scheme before it but http or https"
+
+
 def _address_of(named: str) -> urllib.parse.SplitResult:
     try:
         bare = urllib.parse.urlsplit(named if "://" in named else f"//{named}")
@@ -123,9 +127,9 @@ def _address_of(named: str) -> urllib.parse.SplitResult:
         address = bare if bare.scheme else bare._replace(scheme="http" if here else "https")
         address.port  # noqa: B018  # raises where it is no number
     except ValueError:
-        raise NoHead(where=named) from None
-    if address.scheme not in {"http", "https"}:
-        raise NoHead(where=named)
+        raise BadValue(what="cluster", value=named, why=_WRITE) from None
+    if address.scheme not in {"http", "https"} or not address.hostname:
+        raise BadValue(what="cluster", value=named, why=_WRITE)
     if address.scheme == "http" and not here:
         raise UsageError(detail=f"{named} is another machine, and the key would travel there in the clear. Write https:// instead.")
     return address

@@ -30,6 +30,9 @@ class Jobs(Protocol):
     async def tasks(self, job_id: str) -> Sequence[Task]:
         """Return stage, key and demand of each task that waits for a device or runs."""
 
+    async def waits_for(self, job_id: str) -> Sequence[Mapping[str, Any]]:
+        """Return id and state of each job that must be done before this one begins."""
+
 
 class Explaining:
     """Answers with plain JSON values.
@@ -96,6 +99,7 @@ class Explaining:
             "job_error": status.error,
             "waiting": groups,
             "running": [{"stage": stage, "device": device, "units": n} for (stage, device), n in _counted(running)],
+            "waits_for": list(await self.jobs().waits_for(job_id)),
             "light": sum(demand is None for _, _, demand in tasks),
             "policy": policy.digest,
         }

@@ -115,7 +115,7 @@ class Head:
         self.client: Client | None = None
         self.service: Jobs | None = None
         self.expected = Expected(self.home.expected_devices)
-        self.deriving = Deriving(self.home, options.fleet)
+        self.deriving = Deriving(self.home, options.fleet, simulated=not options.probed)
         self.policies = Policies(Places(self.home, options.policy), self._tell_policies)
         self.recording = Recording(DecisionFiles(self.home.decisions), lambda seen: self._ask("dgpunet_trace", since=seen))
         self.children = children.Children(

@@ -229,7 +229,8 @@ def until_ready(home: Home, config: ClusterConfig, alive: Callable[[], bool], sa
             if devices and len(here) == len(devices) and row["facts_known"]:
                 return row
         time.sleep(_POLL_S)
-    raise StartFailed(why=f"its workers did not join within {timeout_s:g} s ({told or row.get('state', 'the head does not answer')})", logs=home.run / "logs")
+    stand = told or row.get("state", "the head does not answer")
+    raise StartFailed(why=f"its workers did not join within {timeout_s:g} s ({stand}){last_error(home.run / 'logs')}", logs=home.run / "logs")
 
 
 def _heard_since(row: Mapping[str, Any], began_s_ago: float) -> bool:
@@ -243,6 +244,6 @@ def last_error(logs: Path) -> str:
         with contextlib.suppress(OSError):
             lines = (logs / name).read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
             found = [line.partition(" ERROR ")[2].partition(": ")[2] for line in lines if " ERROR " in line]
-            if found:
-                return f": {found[-1]}"
+            if found:  # what it told of its logs is told by whoever tells this
+                return f": {found[-1].partition(' Its logs are in ')[0].removeprefix('The cluster did not start: ').rstrip('.')}"
     return ""

@@ -8,10 +8,11 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── BadValue, BadName, MissingPath, UnreadablePath, UnknownParameter, MissingParameter
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
-    │   │   NoRecordedFleet, LoopbackOnly, KeyReused
-    │   ├── BadToken, TokenRefused, CertificateRefused, JoinRefused, TooManyAttempts, TooManyJobs
+    │   │   NoRecordedFleet, LoopbackOnly, KeyReused, ResultsElsewhere
+    │   ├── BadToken, TokenRefused, CertificateRefused, JoinRefused, TooManyAttempts, TooManyJobs,
+    │   │   OverQuota
     │   ├── NoIdentity, NotAllowed
-    │   │   ├── PathNotAllowed, CodeNotAllowed
+    │   │   ├── PathNotAllowed, CodeNotAllowed, OtherUser
     ├── StartFailed (1), LowDisk (1)
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
@@ -27,7 +28,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     ├── JobCancelled (103)
     ├── JobLost (104)
     ├── Unplaceable (105)
-    └── Interrupted (130)
+    └── Interrupted (130), Detached (130)
 """
 
 from __future__ import annotations
@@ -39,10 +40,13 @@ from dgpunet_dask.errors.access import (
     JoinRefused,
     NoIdentity,
     NotAllowed,
+    OtherUser,
+    OverQuota,
     PathNotAllowed,
     TokenRefused,
     TooManyAttempts,
     TooManyJobs,
+    whole_seconds,
 )
 from dgpunet_dask.errors.base import (
     DgpunetError,
@@ -69,6 +73,7 @@ from dgpunet_dask.errors.cluster import (
 from dgpunet_dask.errors.jobs import (
     DamagedFile,
     DependencyFailed,
+    Detached,
     DiskFull,
     EnvironmentFailed,
     FolderMissing,
@@ -103,6 +108,7 @@ from dgpunet_dask.errors.usage import (
     OtherFleetRunning,
     OtherPolicyRunning,
     Problem,
+    ResultsElsewhere,
     UnknownParameter,
     UnreadablePath,
     UsageError,
@@ -118,6 +124,7 @@ __all__ = [
     "CodeNotAllowed",
     "DamagedFile",
     "DependencyFailed",
+    "Detached",
     "DgpunetError",
     "DiskFull",
     "EnvironmentFailed",
@@ -149,6 +156,8 @@ __all__ = [
     "NotFound",
     "OtherFleetRunning",
     "OtherPolicyRunning",
+    "OtherUser",
+    "OverQuota",
     "PathNotAllowed",
     "PeerBusy",
     "PeerFailed",
@@ -156,6 +165,7 @@ __all__ = [
     "Problem",
     "Quarantined",
     "ReportedError",
+    "ResultsElsewhere",
     "StageFailed",
     "StageHostLost",
     "StageHung",
@@ -174,4 +184,5 @@ __all__ = [
     "WorkerKilled",
     "did_you_mean",
     "rebuild_error",
+    "whole_seconds",
 ]

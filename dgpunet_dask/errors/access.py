@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dgpunet_dask.errors.usage import UsageError
@@ -42,10 +43,18 @@ class JoinRefused(UsageError):
     code = "join_refused"
 
 
+def whole_seconds(wait_s: float) -> int:
+    """Return the whole seconds after which `wait_s` are over, as a message and an answer's ``Retry-After`` tell them alike."""
+    return math.floor(wait_s) + 1
+
+
 class TooManyAttempts(UsageError):
-    """Too many keys or tokens that are none came from this address. Wait {wait_s:.0f} s, then use one that is good."""
+    """Too many keys or tokens that are none came from this address. Wait {seconds} s, then use one that is good."""
 
     code = "too_many_attempts"
+
+    def __init__(self, *, wait_s: float = 0.0, **fields: Any) -> None:
+        super().__init__(**{**fields, "wait_s": wait_s, "seconds": whole_seconds(wait_s)})
 
 
 class NoIdentity(UsageError):
@@ -55,11 +64,28 @@ class NoIdentity(UsageError):
 
 
 class TooManyJobs(UsageError):
-    """User {user} has as much work in the cluster as is allowed ({most}). Wait {wait_s:.0f} s or until some of it has ended, then submit
+    """User {user} has as much work in the cluster as is allowed ({most}). Wait {seconds} s or until some of it has ended, then submit
     again; an operator may raise it under `quotas:` in config.yaml.
     """
 
     code = "quota"
+
+    def __init__(self, *, wait_s: float = 0.0, **fields: Any) -> None:
+        super().__init__(**{**fields, "wait_s": wait_s, "seconds": whole_seconds(wait_s)})
+
+
+class OverQuota(UsageError):
+    """User {user} may have {most}, and this submission alone is {jobs}: it can never be accepted. Submit it in parts, or ask an operator to
+    raise `quotas:` in config.yaml.
+    """
+
+    code = "over_quota"
+
+
+class OtherUser(NotAllowed):
+    """Asking for jobs of the user {user} is not allowed: only an operator's key may name another user. Leave `user` out, or use such a key."""
+
+    code = "other_user"
 
 
 class PathNotAllowed(NotAllowed):

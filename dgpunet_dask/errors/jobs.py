@@ -105,6 +105,13 @@ class StillRunning(DgpunetError):
     code = "still_running"
 
 
+class Detached(DgpunetError):
+    """Detached; the job goes on. `dgpunet-dask jobs wait {job_ids}` joins it again."""
+
+    exit_code = 130
+    code = "detached"
+
+
 class JobCancelled(DgpunetError):
     """Job {job_id} was cancelled. Submit it again to continue; finished work is reused."""
 

@@ -144,6 +144,14 @@ class MalformedFile(UsageError):
         return type(self), (self.problems,)
 
 
+class ResultsElsewhere(UsageError):
+    """The results of job {job_id} are not in {folder}: they are files of its head's host, and are read there. Run this on that host, with
+    $DGPUNET_HOME as its head has it; if it was that, the job was tidied up, and is to be submitted again.
+    """
+
+    code = "results_elsewhere"
+
+
 class KeyReused(UsageError):
     """The idempotency key {key!r} has been used for another submission ({job_id}). Use a new key for new work; the same key only to send
     the same submission again.

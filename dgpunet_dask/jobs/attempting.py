@@ -50,6 +50,11 @@ class _NotThere(Exception):
 class Attempting:
     """Brings the units of one job to their end.
 
+    Parameters
+    ----------
+    crowded
+        Whether further units of the job wait until others end.
+
     Attributes
     ----------
     failures, errors
@@ -60,7 +65,9 @@ class Attempting:
         By unit, the stage and the device where a call may go on that an earlier head has begun.
     """
 
-    def __init__(self, record: JobRecord, plan: JobPlan, ledger: Ledger, flights: Flights, ports: Ports) -> None:
+    def __init__(
+        self, record: JobRecord, plan: JobPlan, ledger: Ledger, flights: Flights, ports: Ports, crowded: Callable[[], bool] = lambda: False
+    ) -> None:
         self.record, self.plan, self.ledger, self.flights, self.ports = record, plan, ledger, flights, ports
         self.job_id = record.status.job_id
         self.shortage = Shortage(flights, ports.learned, ports.on_oom, ports.sleep)
@@ -68,7 +75,7 @@ class Attempting:
         self.errors: dict[int, DgpunetError] = {}
         self.ended = asyncio.Event()
         self.left: dict[str, tuple[str, str]] = {}
-        self._watch = Watch(flights, ports)
+        self._watch = Watch(flights, ports, crowded)
         self._alone = asyncio.Lock()
         first = [stage for stage in plan.units if stage.spec.after == plan.source.spec.name]
         self._light_first = any(stage.demand is None for stage in first)  # of these nobody tells when they begin
@@ -302,6 +309,7 @@ class Attempting:
         won = await self._written(lambda: self.ledger.commit(
             self.job_id, unit.unit_id, attempt.epoch, digests, counts=counts, device=attempt.device(records),
             seconds=sum(r.seconds for r in records.values()), adopted=any(r.adopted for r in records.values()),
+            spent={stage: (r.device, r.seconds) for stage, r in records.items()},
         ))  # fmt: skip
         failpoints.hit("commit.done", job=self.job_id, unit=unit.number)
         if not won:
@@ -317,7 +325,7 @@ class Attempting:
         for stage, found in records.items():
             self.record.count(found.counts)
             self.record.tally.note(stage, found.device, found.seconds)
-            self._watch.worked(stage, found.device)
+            self._watch.worked(stage, found.device, found.seconds)
             self.ports.learned.unit(self.flights.stages[stage].demand, found)
             if found.log:
                 self.record.log(stage, found.log, unit=unit.number, device=found.device)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from dgpunet_dask.errors import DgpunetError, DiskFull, Unplaceable, UsageError
 from dgpunet_dask.jobs.causes import Other
-from dgpunet_dask.jobs.rows import AttemptRow
+from dgpunet_dask.jobs.rows import ENDED_BY, AttemptRow
 
 #: Fields of errors that are evidence as they stand.
 _KEPT: Final = (
@@ -58,5 +58,10 @@ def _short(value: Any) -> Any:
 
 
 def told(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """Return evidence for those who may read the job: without what its stages printed, which its log has."""
-    return {name: value for name, value in evidence.items() if name != "log_tail"}
+    """Return evidence for those who may read the job: without what its stages printed, which its log has, and what they took."""
+    return {name: value for name, value in evidence.items() if name not in {"log_tail", "stages"}}
+
+
+def told_state(row: AttemptRow) -> str:
+    """Return the state of an attempt for those who may read the job: ``cancelled`` where it was well, and ended with its job."""
+    return "cancelled" if row.state == "lost" and ENDED_BY in (row.evidence or {}) else row.state

@@ -14,6 +14,8 @@ from dgpunet_dask.jobs.ledger_steps import Db, Row, dumped, event, job_row, load
 from dgpunet_dask.jobs.rows import AttemptRow
 from dgpunet_dask.jobs.states import UnitState
 
+#: Why an attempt ended that an earlier head had started, where another one of its unit gave the result.
+_HEAD_GONE: Final = json.dumps({"why": "the head that had started it ended"})
 #: A job with more attempts is large.
 _LARGE: Final = 1000
 _OF_UNIT: Final = "(SELECT id FROM units WHERE job = (SELECT seq FROM jobs WHERE job_id = ?) AND unit_id = ?)"
@@ -56,21 +58,23 @@ def placed(db: Db, job_id: str, unit_id: str, epoch: int, stage: str | None, dev
 def commit(
     db: Db, job_id: str, unit_id: str, epoch: int, results: Mapping[str, str], now: float, *,
     counts: Mapping[str, Any], device: str | None, host: str | None, seconds: float | None, adopted: bool,
+    spent: Mapping[str, tuple[str | None, float]] | None = None,
 ) -> bool:  # fmt: skip
     """Make the results of an attempt the unit's, if its lease lives; else refuse them and say so in the events."""
     unit = _key(db, job_id, unit_id)
     done = db.execute(
-        "UPDATE attempts SET state = 'committed', started = 1, device = coalesce(?, device), host = coalesce(?, host), seconds = ?, adopted = ?, ended_s = ?"
-        " WHERE unit = ? AND epoch = ? AND state = 'leased'",
-        (device, host, seconds, adopted, now, unit, epoch),
+        "UPDATE attempts SET state = 'committed', started = 1, device = coalesce(?, device), host = coalesce(?, host), seconds = ?, adopted = ?, ended_s = ?,"
+        " evidence = ? WHERE unit = ? AND epoch = ? AND state = 'leased'",
+        (device, host, seconds, adopted, now, dumped(spent and {"stages": dict(spent)}), unit, epoch),
     )
     if done.rowcount == 0:
         return _refused(db, job_id, unit_id, unit, epoch, results, now)
     if adopted:
         _adopt(db, unit, epoch, now)
     db.execute(
-        "UPDATE attempts SET state = iif(state = 'leased', 'beaten', 'lost'), ended_s = ? WHERE unit = ? AND state IN ('leased', 'unknown')",
-        (now, unit),
+        "UPDATE attempts SET state = iif(state = 'leased', 'beaten', 'lost'), ended_s = ?, cause = iif(state = 'unknown' AND started, 'system', cause),"
+        " evidence = iif(state = 'unknown', ?, evidence) WHERE unit = ? AND state IN ('leased', 'unknown')",
+        (now, _HEAD_GONE, unit),
     )
     db.execute(
         "UPDATE units SET state = 'committed', epoch = ?, results = ?, counts = ?, try_no = (SELECT try_no FROM attempts a WHERE a.epoch = ?)"
@@ -170,6 +174,24 @@ def attempts(db: Db, job_id: str, unit_id: str | None, limit: int) -> list[Attem
         sql, given = f"{_BY_EPOCH if _is_large(db, job_id) else _OF_JOB} WHERE j.job_id = ?", [job_id]
     rows = db.execute(f"{sql} ORDER BY a.epoch DESC LIMIT ?", [*given, limit]).fetchall()
     return [_attempt(row) for row in reversed(rows)]
+
+
+def spent(db: Db, job_id: str) -> dict[str, tuple[int, float]]:
+    """Return, for each device, how many calls of the job's committed units ran there, and for how many seconds."""
+    of_job = (
+        "FROM jobs j CROSS JOIN units u ON u.job = j.seq AND u.state = 'committed' CROSS JOIN attempts a ON a.unit = u.id AND a.state = 'committed'"
+    )
+    rows = db.execute(
+        "SELECT json_extract(s.value, '$[0]') AS device, count(*), total(json_extract(s.value, '$[1]'))"
+        f" {of_job} CROSS JOIN json_each(a.evidence, '$.stages') s WHERE j.job_id = ? GROUP BY 1"
+        f" UNION ALL SELECT a.device, count(*), total(a.seconds) {of_job} WHERE j.job_id = ? AND a.evidence IS NULL GROUP BY 1",
+        (job_id, job_id),
+    )
+    found: dict[str, tuple[int, float]] = {}
+    for device, calls, seconds in rows:
+        before = found.get(device, (0, 0.0))
+        found[device] = before[0] + calls, before[1] + seconds
+    return {device: told for device, told in found.items() if device is not None}
 
 
 def _is_large(db: Db, job_id: str) -> bool:

@@ -119,6 +119,7 @@ class LedgerCalls(ABC):
     async def commit(
         self, job_id: str, unit_id: str, epoch: int, results: Mapping[str, str], *,
         counts: Mapping[str, Any], device: str | None = None, host: str | None = None, seconds: float | None = None, adopted: bool = False,
+        spent: Mapping[str, tuple[str | None, float]] | None = None,
     ) -> bool:  # fmt: skip
         """Make an attempt's results the unit's.
 
@@ -132,13 +133,15 @@ class LedgerCalls(ABC):
             How long its calls ran.
         adopted
             Whether its result came from a call that an earlier attempt of the unit had begun.
+        spent
+            By stage, where its call ran and for how many seconds; `spent` adds it up.
 
         Returns
         -------
         bool
             False if its lease has ended: the results count for nothing, and their files are to be removed.
         """
-        step = functools.partial(lease_steps.commit, counts=counts, device=device, host=host, seconds=seconds, adopted=adopted)
+        step = functools.partial(lease_steps.commit, counts=counts, device=device, host=host, seconds=seconds, adopted=adopted, spent=spent)
         return await self._do(lambda db: step(db, job_id, unit_id, epoch, results, self._clock.wall()))
 
     async def fail(
@@ -169,6 +172,10 @@ class LedgerCalls(ABC):
     async def attempts(self, job_id: str, *, unit_id: str | None = None, limit: int = 1000) -> list[AttemptRow]:
         """Return the last attempts of the job, or of one unit, the oldest first."""
         return await self._do(lambda db: lease_steps.attempts(db, job_id, unit_id, limit), "read")
+
+    async def spent(self, job_id: str) -> dict[str, tuple[int, float]]:
+        """Return, for each device, how many calls of the job's committed units ran there, and for how many seconds: under whatever head."""
+        return await self._do(lambda db: lease_steps.spent(db, job_id), "outside")
 
     async def events(self, job_id: str | None = None, *, limit: int = 1000) -> list[dict[str, Any]]:
         """Return the last events of the job, or of all, the oldest first: moves of jobs, boots, refused commits, units given up."""

@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from typing import Any, Final, Protocol
 
 from dgpunet_dask.errors import KeyReused, NoSuchJob
-from dgpunet_dask.jobs.rows import JobRow, NewJob, UnitRow
+from dgpunet_dask.jobs.rows import ENDED_BY, JobRow, NewJob, UnitRow
 from dgpunet_dask.jobs.states import FINAL_STATES, JOB_TRANSITIONS, UnitState
 from dgpunet_dask.model.job import JobState, UnitCounts
 
@@ -189,8 +189,8 @@ def again(db: Db, job_id: str, now: float, *, error: Mapping[str, Any], exit_cod
 
 
 def end_open(db: Db, job_id: str, now: float, why: str) -> None:
-    """End the open attempts of a job as lost, its live ones and those of earlier heads."""
-    evidence = json.dumps({"why": why})
+    """End the open attempts of a job as lost, its live ones and those of earlier heads. That is no failure of theirs, and their evidence says so."""
+    evidence = json.dumps({"why": why, ENDED_BY: "job"})
     units: set[int] = set()
     for index, state in (("live", "leased"), ("unknown", "unknown")):
         found = db.execute(
@@ -279,7 +279,7 @@ def end_pass(db: Db, job_id: str, pass_: int, total: int, now: float) -> None:
     db.execute(
         "UPDATE attempts SET state = 'lost', ended_s = ?, evidence = ? WHERE state IN ('leased', 'unknown')"
         f" AND unit IN (SELECT id FROM units WHERE {old})",
-        (now, json.dumps({"why": "the source gives the unit no more"})),
+        (now, json.dumps({"why": "the source gives the unit no more", ENDED_BY: "source"})),
     )
     db.execute(f"UPDATE units SET state = 'ready' WHERE {old} AND state = 'leased'")
     db.execute(f"UPDATE units SET state = 'dropped' WHERE {old} AND state != 'dropped'")

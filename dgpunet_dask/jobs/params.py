@@ -80,15 +80,30 @@ def _value(workload: str, param: Param, given: list[Any]) -> Any:
 
 
 def _path(name: str, text: str, cwd: Path | None) -> str:
-    given = Path(text).expanduser()
+    try:
+        given = Path(text).expanduser()
+    except RuntimeError as error:  # the home of a user who is not there
+        raise BadValue(what=name, value=text, why="there is no such user's home") from error
     if not text or (cwd is None and not given.is_absolute()):
         raise BadValue(what=name, value=text, why="write the whole path" if text else "it names no path")
     path = Path(os.path.normpath(given if cwd is None else cwd / given))
-    if not path.exists():
+    try:
+        there, readable = path.exists(), os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
+    except (OSError, ValueError) as error:  # too long, in a folder that is closed, or with signs that no name may have
+        raise UnreadablePath(path=path, why=getattr(error, "strerror", None) or str(error)) from error
+    if not there:
         raise MissingPath(path=path)
-    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+    if not readable:
         raise UnreadablePath(path=path, why="permission denied")
     return str(path)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether there is such a folder; what the system takes for no path is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _name(name: str, text: str, _: Path | None) -> str:
@@ -99,7 +114,7 @@ def _name(name: str, text: str, _: Path | None) -> str:
 
 def _model(name: str, text: str, cwd: Path | None) -> str:
     """A hub name stays as it is; a folder, which holds or starts with a separator or a dot, is the caller's."""
-    if text.startswith((".", "~", os.sep)) or (cwd is not None and os.sep in text and (cwd / text).is_dir()):
+    if text.startswith((".", "~", os.sep)) or (cwd is not None and os.sep in text and _is_folder(cwd / text)):
         return _path(name, text, cwd)
     return text
 

@@ -64,6 +64,12 @@ class Tally:
     devices: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
 
+    @classmethod
+    def of(cls, spent: Mapping[str, tuple[int, float]]) -> Tally:
+        """Return the tally of a job that has done so many calls, in so many seconds, on each device; its stages are counted anew."""
+        calls, seconds = {d: calls for d, (calls, _) in spent.items()}, {d: s for d, (_, s) in spent.items()}
+        return cls(devices=Counter(calls), seconds=Counter(seconds))
+
     def note(self, stage: str, device: str | None, seconds: float) -> None:
         """Take in one finished call."""
         self.stages[stage] += 1

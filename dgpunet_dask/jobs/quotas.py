@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dgpunet_dask.config.settings import Quota
-from dgpunet_dask.errors import JobFailed, TooManyJobs
+from dgpunet_dask.errors import JobFailed, OverQuota, TooManyJobs
 
 #: The span that submissions are counted over.
 MINUTE_S: Final = 60.0
@@ -63,15 +63,25 @@ def check(quota: Quota | None, user: str | None, live: int, submissions: Submiss
     ------
     TooManyJobs
         With the seconds after which to ask again.
+    OverQuota
+        Where that would never help.
     """
     if quota is None:
         return
+    _check_size(quota, user, jobs)
     if live + jobs > quota.jobs:
         raise TooManyJobs(user=user, most=f"{quota.jobs} jobs queued or running", wait_s=ASK_AGAIN_S)
     most = quota.submissions_per_minute
-    wait_s = MINUTE_S if jobs > most else submissions.wait_s(user, now, most, jobs)
+    wait_s = submissions.wait_s(user, now, most, jobs)
     if wait_s is not None:
         raise TooManyJobs(user=user, most=f"{most} jobs a minute", wait_s=wait_s)
+
+
+def _check_size(quota: Quota, user: str | None, jobs: int) -> None:
+    """Raise where so many jobs at once are too many at any time."""
+    for most, what in ((quota.jobs, "queued or running"), (quota.submissions_per_minute, "a minute")):
+        if jobs > most:
+            raise OverQuota(user=user, most=f"{most} jobs {what}", jobs=jobs)
 
 
 def check_units(quota: Quota | None, units: int) -> None:

@@ -17,6 +17,7 @@ from dgpunet_dask.model.pipeline import Workload
 
 #: The form of a model's name on a hub: it can name no folder outside of where it is looked up.
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_HUB_LETTERS: Final = 200
 #: Where there is a loop of links the system resolves what it can; after so many rounds nothing may be left to resolve.
 _ROUNDS: Final = 8
 
@@ -60,7 +61,7 @@ def _settled(path: str, real: Real) -> Path | None:
             before, path = path, real(path)
             if path == before:
                 return Path(path)
-    except (OSError, ValueError):  # too long, or with signs that no name may have
+    except (OSError, ValueError, RecursionError):  # too long, with signs that no name may have, or a chain of links without an end
         pass
     return None
 
@@ -92,7 +93,7 @@ def _bounded(workload: Workload, name: str, value: Any, roots: Sequence[Path], p
     if not isinstance(value, str):
         raise BadValue(what=name, value=value, why="write it as text")
     if param.type == "model" and not value.startswith(os.sep):
-        if not _HUB_NAME.fullmatch(value):
+        if len(value) > _HUB_LETTERS or not _HUB_NAME.fullmatch(value):
             raise BadValue(what=name, value=value, why="write a name on a hub, or the whole path of a folder on the head's host")
         return value
     try:

@@ -6,10 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dgpunet_dask.jobs.states import AttemptState, UnitState
 from dgpunet_dask.model.job import JobState
+
+#: In the evidence of an attempt that was well and was ended all the same: by what.
+ENDED_BY: Final = "ended_by"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +138,7 @@ class AttemptRow(NamedTuple):
     adopted
         Whether it took over the call of an earlier attempt.
     cause, evidence
-        Why it did not end well, and what that is known from.
+        Why it did not end well, and what that is known from; of one that committed, what each of its stages took.
     stage
         That which was placed on `device`, the last of the attempt's.
     started

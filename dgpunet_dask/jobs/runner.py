@@ -28,6 +28,7 @@ from dgpunet_dask.jobs.ledger import Ledger
 from dgpunet_dask.jobs.longest import LongestFirst
 from dgpunet_dask.jobs.persisting import written
 from dgpunet_dask.jobs.plan import JobPlan, StagePlan
+from dgpunet_dask.jobs.progress import Tally
 from dgpunet_dask.jobs.record import JobRecord
 from dgpunet_dask.jobs.rows import UnitRow
 from dgpunet_dask.jobs.sidecar import results_manifest
@@ -116,7 +117,7 @@ class JobRunner:
         self.job_id = record.status.job_id
         self.results = record.folder / "results"
         self.flights = Flights(ports.dask, plan, self.job_id)
-        self.attempting = Attempting(record, plan, ledger, self.flights, ports)
+        self.attempting = Attempting(record, plan, ledger, self.flights, ports, self._crowded)
         self.turns = LongestFirst()
         self.most = 1
         self.items = 0
@@ -144,6 +145,7 @@ class JobRunner:
         pass_ = await self.ledger.begin_pass(self.job_id)
         counts = await self.ledger.counts(self.job_id)
         self.record.units(done=0, reused=0, failed=0, attempts=counts.attempts, total=None)
+        self.record.tally = Tally.of(await self.ledger.spent(self.job_id))  # of earlier heads and tries too
         await self.attempting.begin()
         self.most = await self.ports.in_flight()
         room = asyncio.Semaphore(self.most)
@@ -242,6 +244,10 @@ class JobRunner:
             for _ in range(now - self.most):
                 room.release()
             self.most = max(self.most, now)
+
+    def _crowded(self) -> bool:
+        """Whether the source has more units, perhaps, than there is room for."""
+        return self.record.counted.total is None and len(self.flights.units) >= self.most
 
     def pending(self) -> Iterator[tuple[str, str, Demand | None]]:
         """Yield stage, key and demand of each task that waits for a device or runs: not of those that wait for an earlier stage."""

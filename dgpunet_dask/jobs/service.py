@@ -23,13 +23,13 @@ from dgpunet_dask.jobs import past
 from dgpunet_dask.jobs.accepting import Asked, asked, ids, shipped_digests, user_of
 from dgpunet_dask.jobs.admission import Candidate, hopeless, startable
 from dgpunet_dask.jobs.driving import Driver, ServicePorts
-from dgpunet_dask.jobs.evidence import told
+from dgpunet_dask.jobs.evidence import told, told_state
 from dgpunet_dask.jobs.flights import job_of_key
 from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.ledger import Ledger
 from dgpunet_dask.jobs.model_owners import ModelOwners
 from dgpunet_dask.jobs.plan import of_user
-from dgpunet_dask.jobs.progress import eta_s
+from dgpunet_dask.jobs.progress import Tally, eta_s
 from dgpunet_dask.jobs.quotas import Submissions, check
 from dgpunet_dask.jobs.rebuild import rebuild
 from dgpunet_dask.jobs.record import JobRecord, events_on_disk
@@ -201,6 +201,7 @@ class JobService:
     async def plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return, for each stage, its demand and where it could go now, without running anything but the workload's import."""
         checked = await in_thread(asked, self.home, request, self.ports.settings().roots)
+        await self._check_after(checked)
         workload, params = checked.workload, checked.params[0]
         plan = await self.driver.planned(workload, params, "dry-run", self.home.jobs, self.ports.agent())
         fleet = await self.ports.fleet(_only_all)
@@ -238,20 +239,30 @@ class JobService:
         return await in_thread(events_on_disk, record.folder, since) if found is None else found
 
     async def progress(self, job_id: str) -> dict[str, Any]:
-        """Return the unit counts, the rate, the seconds that are left, and what each stage and each device does."""
+        """Return the unit counts, the rate, the seconds that are left, and what each stage and each device does, and whom it waits for."""
         record, runner = self._record(job_id), self.driver.runners.get(job_id)
         units, rate = record.counted, None if record.final else record.pace.rate_per_s()
         stages, waiting, running = self.driver.at_work(job_id)
+        if record.final and not record.tally.devices:  # it may have ended under an earlier head
+            record.tally = Tally.of(await self.ledger.spent(job_id))
         left = None if record.final or runner is None else eta_s(units.done, units.total, record.expected_units, rate)
-        return {"units": units.to_json(), "rate_per_s": rate, "eta_s": left, **record.tally.rows(stages, waiting, running)}
+        told = {"units": units.to_json(), "rate_per_s": rate, "eta_s": left, **record.tally.rows(stages, waiting, running)}
+        return told | {"waits_for": await self.waits_for(job_id)}
+
+    async def waits_for(self, job_id: str) -> Sequence[dict[str, Any]]:
+        """Return id and state of each job that must be done before this one begins, and is not."""
+        record, states = self._record(job_id), self._states()
+        after = record.job.after if record.status.state == "queued" else ()
+        found = [(other, states.get(other, "unknown")) for other in after]
+        return [{"job_id": other, "state": state} for other, state in found if state != "done"]
 
     async def attempts(self, job_id: str) -> Sequence[dict[str, Any]]:
         """Return the last starts of the job's units: where, when, how they ended and why."""
         self._record(job_id)
         return [
             {
-                "unit": row.number, "epoch": row.epoch, "device": row.device, "host": row.host, "state": row.state, "cause": row.cause,
-                "evidence": told(row.evidence or {}), "started_s": row.leased_s, "ended_s": row.ended_s,
+                "unit": row.number, "epoch": row.epoch, "device": row.device, "host": row.host, "state": told_state(row), "cause": row.cause,
+                "evidence": told(row.evidence or {}), "began": row.started, "started_s": row.leased_s, "ended_s": row.ended_s,
             }
             for row in await self.ledger.attempts(job_id, limit=ATTEMPTS_MOST)
         ]  # fmt: skip

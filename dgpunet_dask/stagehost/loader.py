@@ -11,8 +11,10 @@ is taken from there, as a script's own folder comes first in Python. Imports by 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from dgpunet_dask.model.stage import Stage
 
 PREFIX: Final = "dgpunet_workload_"
 _DIGEST_LETTERS: Final = 16
+_NAME: Final = re.compile(r"^name:\s*['\"]?([A-Za-z0-9._-]+)", re.MULTILINE)
 
 
 def package_of(digest: str) -> str:
@@ -59,10 +62,19 @@ def load_stage(digest: str, run: str) -> type[Stage]:
     found = getattr(module, class_name, None)
     if found is None:
         hint = did_you_mean(class_name, _stages_in(module))
-        raise BadWorkload(workload=digest[:12], why=f"{module_name} has no class {class_name!r}{hint}")
+        raise BadWorkload(workload=_called(digest), why=f"{module_name} has no class {class_name!r}{hint}")
     if not (isinstance(found, type) and issubclass(found, Stage)):
-        raise BadWorkload(workload=digest[:12], why=f"{run} is no subclass of dgpunet_dask.Stage")
+        raise BadWorkload(workload=_called(digest), why=f"{run} is no subclass of dgpunet_dask.Stage")
     return found
+
+
+def _called(digest: str) -> str:
+    """Return the name that a workload's job.yaml gives it, by which its user knows it; else the beginning of its digest."""
+    for root in (root for finder in sys.meta_path if isinstance(finder, WorkloadFinder) for root in finder.roots):
+        with contextlib.suppress(OSError, ValueError):
+            if found := _NAME.search((root / digest / "job.yaml").read_text(encoding="utf-8")):
+                return found[1]
+    return digest[:12]
 
 
 def _import(digest: str, module_name: str) -> ModuleType:
@@ -73,7 +85,7 @@ def _import(digest: str, module_name: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         kind = type(error).__name__
         why = f"importing {module_name} failed with {kind}: {error}"
-        raise BadWorkload(workload=digest[:12], why=why, kind=kind, traceback=traceback.format_exc()) from error
+        raise BadWorkload(workload=_called(digest), why=why, kind=kind, traceback=traceback.format_exc()) from error
 
 
 def _stages_in(module: ModuleType) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from dgpunet_dask.errors import (
     TooManyAttempts,
     TooManyJobs,
     UsageError,
+    whole_seconds,
 )
 from dgpunet_dask.stagehost.reports import full_disk
 
@@ -32,6 +32,16 @@ _STATUS: Final[Mapping[type[DgpunetError], int]] = {
     NotAllowed: 403, TokenRefused: 403, CertificateRefused: 403, LoopbackOnly: 409, KeyReused: 409, TooManyAttempts: 429, TooManyJobs: 429,
 }  # fmt: skip
 _SHOWN_CHARS: Final = 80
+_WHY: Final[Mapping[str, str]] = {
+    "extra_forbidden": "nothing of that name is known here", "missing": "it has to be there", "string_type": "write a text", "string_unicode": "write a text",
+    "string_pattern_mismatch": "it is empty, too long, or holds signs that it may not", "bool_type": "write true or false",
+    "int_type": "write a whole number", "int_parsing": "write a whole number", "int_from_float": "write a whole number",
+    "float_type": "write a number", "float_parsing": "write a number", "list_type": "write a list", "dict_type": "write an object",
+    "model_attributes_type": "write an object", "greater_than_equal": "it must be {ge} or more", "less_than_equal": "it must be {le} or less",
+    "greater_than": "it must be more than {gt}", "string_too_short": "write at least {min_length} letter(s)",
+    "string_too_long": "write at most {max_length} letters", "too_short": "write at least {min_length} of them",
+    "too_long": "write at most {max_length} of them", "json_invalid": "it is no JSON",
+}  # fmt: skip
 
 
 class Refused(Exception):
@@ -86,7 +96,7 @@ def error_answer(error: Exception) -> Json:
 
 
 def _retry_after(wait_s: float | None) -> dict[str, str]:
-    return {} if wait_s is None else {"Retry-After": str(math.floor(wait_s) + 1)}
+    return {} if wait_s is None else {"Retry-After": str(whole_seconds(wait_s))}
 
 
 def bad_value(error: RequestValidationError) -> BadValue:
@@ -94,8 +104,14 @@ def bad_value(error: RequestValidationError) -> BadValue:
     first = error.errors()[0]
     _, *where = first["loc"]  # after body, query, path or header
     what = ".".join(map(str, where)) or "request"
-    value = json.dumps(first.get("input"), default=str)
-    return BadValue(what=what[:_SHOWN_CHARS], value=value[:_SHOWN_CHARS], why=str(first["msg"]))
+    given = first.get("input")
+    value = given if isinstance(given, str) else json.dumps(given, default=str)
+    return BadValue(what=what[:_SHOWN_CHARS], value=value[:_SHOWN_CHARS], why=_why(str(first["type"]), first.get("ctx") or {}, str(first["msg"])))
+
+
+def _why(kind: str, limits: Mapping[str, Any], otherwise: str) -> str:
+    """Return what is wrong with a value, by the name that pydantic has for it; its own words are of its types, and not of ours."""
+    return _WHY[kind].format(**limits) if kind in _WHY else otherwise
 
 
 def http_status(error: DgpunetError) -> int:

@@ -76,7 +76,7 @@ class JobRequest(Taken):
     workload: Annotated[str, Field(min_length=1, max_length=200)] = Field(description="the name of a shipped workload, or the digest of one that the head has")
     params: dict[str, Any] = Field({}, description="the workload's parameters")
     shared: bool = Field(False, description="whether every user may read the job and its results")
-    user: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f/\\]*$")] | None = Field(None, description="whose job it is; only operators' word counts")
+    user: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f/\\]*$")] | None = Field(None, description="whose job it is; only operators may name another than the caller")
     after: Annotated[list[JobId], Field(max_length=ARRAY_MAX)] = Field([], description="jobs that have to be done before this one starts")
     allow_failed: Annotated[int, Field(ge=0, le=COUNT_MAX), BeforeValidator(_whole)] = Field(0, description="how many units may fail without failing the job")
     retry: Annotated[int, Field(ge=0, le=1000), BeforeValidator(_whole)] = Field(0, description="how often the job is started again after it has failed")
@@ -91,6 +91,7 @@ class PlanRequest(Heard):
 
     workload: Annotated[str, Field(min_length=1, max_length=200)]
     params: dict[str, Any] = {}
+    after: Annotated[list[JobId], Field(max_length=ARRAY_MAX)] = Field([], description="jobs that would have to be done before")
 
 
 class Units(Given):
@@ -159,6 +160,13 @@ class DeviceProgress(Given):
     seconds: float
 
 
+class Awaited(Given):
+    """A job that another waits for."""
+
+    job_id: str
+    state: str
+
+
 class Progress(Given):
     """How far a job is. The rate is of the last while; null: not known yet."""
 
@@ -167,10 +175,13 @@ class Progress(Given):
     eta_s: float | None
     stages: list[StageProgress]
     devices: list[DeviceProgress]
+    waits_for: list[Awaited] = Field([], description="jobs that have to be done before it begins")
 
 
 class Attempt(Given):
     """One attempt at a unit, which has a number within its job. `cause` and `evidence` say why it did not end well."""
+
+    began: bool = Field(True, description="whether anything ran, as far as is known")
 
     unit: int
     epoch: int

@@ -15,7 +15,7 @@ from dgpunet_dask.daemons.api.asked import Ask, Asked
 from dgpunet_dask.daemons.api.bodies import check_length, pieces
 from dgpunet_dask.daemons.api.context import WORKLOAD_BYTES_MAX
 from dgpunet_dask.daemons.api.forms import DemandRequest, JobId, JobRequest, Key, PlanRequest
-from dgpunet_dask.errors import NoSuchJob, NotAllowed
+from dgpunet_dask.errors import NoSuchJob, NotAllowed, OtherUser
 from dgpunet_dask.model.job import JobState, JobStatus
 
 WAIT_S_MAX: Final = 60.0
@@ -154,8 +154,16 @@ async def _owned(asked: Asked, job_id: str, doing: str) -> None:
 
 
 def _of_caller(asked: Asked, request: dict[str, Any]) -> dict[str, Any]:
-    """Return a request with its ``user``, the caller unless an operator asks for somebody, and whether the caller operates."""
+    """Return a request with its ``user``, the caller unless an operator asks for somebody, and whether the caller operates.
+
+    Raises
+    ------
+    OtherUser
+        If somebody else names another user: that must not look as if it had counted.
+    """
     request["operates"] = asked.caller.operates
+    if not asked.caller.operates and request.get("user") not in {None, "", asked.caller.user}:
+        raise OtherUser(user=request["user"])
     if not (asked.caller.operates and request.get("user")):
         request["user"] = asked.caller.user
     return request

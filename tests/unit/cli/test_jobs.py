@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ import pytest
 
 from dgpunet_dask.cli import main as cli_main
 from dgpunet_dask.cli.forms import FORMS
+from dgpunet_dask.cli.jobs import _told
+from dgpunet_dask.cli.wording import failed_lines, progress_lines
+from dgpunet_dask.cluster.wire import job_to_wire
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import NotAllowed, StageFailed, TooManyJobs
+from dgpunet_dask.errors import DependencyFailed, NotAllowed, StageFailed, TooManyJobs
+from dgpunet_dask.model.job import UnitCounts
 from tests.unit.client.serving import Server, a_workload
 
 
@@ -245,6 +250,7 @@ async def test_waiting_has_an_end(run: Any, server: Server, words: str) -> None:
     server.end(ids[0])
     code, out, _ = await run("jobs", "wait", *ids, "--timeout", "0.05", "--json")
     assert (code, checked("failure", out)["error"]["code"]) == (101, "still_running")
+    assert "after 0.05 s" in out, "as it was asked for, and not what was left of it"
 
 
 async def test_cancel_and_retry_go_on_past_an_error(run: Any, server: Server, words: str) -> None:
@@ -257,7 +263,74 @@ async def test_cancel_and_retry_go_on_past_an_error(run: Any, server: Server, wo
     assert (code, out) == (0, f"job {job_id} is queued\n")
 
 
+async def test_a_retry_that_ends_at_once_says_so(run: Any, server: Server, words: str) -> None:
+    job_id = await accepted(run, words)
+    error = DependencyFailed(job_id=job_id, after="job-0", state="cancelled")
+    ended = replace(server.ledger.jobs[job_id], state="failed", error=error.to_json(), exit_code=100)
+    server.answers[f"POST /v1/jobs/{job_id}/retry"] = job_to_wire(ended)
+    code, out, err = await run("jobs", "retry", job_id, "--json")
+    assert (code, checked("changed", out)["error"]["code"]) == (100, "dependency_failed")
+    assert "job-0, which is cancelled" in err
+
+
+async def test_a_key_without_a_letter_is_refused(run: Any, server: Server, words: str) -> None:
+    code, _, err = await run("submit", words, "--detach", "--key", "")
+    assert code == 2
+    assert "key" in err
+    assert server.ledger.requests == []
+
+
+@pytest.mark.parametrize("named", ["ftp://x:1", "http://localhost:99999", "//:80", "a:b:c"])
+async def test_what_is_no_address_of_a_cluster_is_a_bad_value(run: Any, server: Server, named: str) -> None:
+    code, _, err = await run("--cluster", named, "jobs", "list")
+    assert code == 2, err
+    assert named in err
+
+
+async def test_logs_of_what_is_not_there_are_refused(run: Any, server: Server, words: str) -> None:
+    job_id = await accepted(run, words)
+    server.tell(job_id, "log", text="x", stage="count", unit=1, device=None)
+    server.end(job_id, units=UnitCounts(total=4, done=4))
+    for words_, told in ((("--stage", "nope"), "count, embed"), (("--unit", "999"), "4 units"), (("--unit", "-1"), "4 units")):
+        code, out, err = await run("jobs", "logs", job_id, *words_)
+        assert (code, out) == (2, ""), err
+        assert told in err
+    for words_ in (("--stage", "embed"), ("--unit", "3")):
+        assert (await run("jobs", "logs", job_id, *words_))[:2] == (0, "")
+
+
+async def test_who_detaches_is_told_that_alone(run: Any, server: Server, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dgpunet_dask.client.Client.wait", interrupt)
+    code, _, err = await run("submit", words)
+    assert (code, err) == (130, "dgpunet-dask: Detached; the job goes on. `dgpunet-dask jobs wait job-1` joins it again.\n")
+
+
 async def test_without_a_head_jobs_are_not_found(run: Any, server: Server) -> None:
     await server.kill()
     for words in (["list"], ["show", "j"], ["wait", "j"], ["logs", "j"], ["cancel", "j"], ["retry", "j"]):
         assert (await run("jobs", *words))[0] == 102
+
+
+def test_a_job_that_waits_for_others_says_so() -> None:
+    awaited = [{"job_id": "a", "state": "running"}, {"job_id": "b", "state": "queued"}]
+    progress: dict[str, Any] = {"units": {"total": None, "done": 0}, "rate_per_s": None, "eta_s": None, "stages": [], "devices": [], "waits_for": awaited}
+    assert list(progress_lines(progress))[:2] == ["  waits for job a (running)", "  waits for job b (queued)"]
+    found: dict[str, Any] = {"job_id": "c", "workload": "w", "state": "queued", "units": {}, "job_error": None, "waiting": [], "running": [], "light": 0}
+    assert list(_told({**found, "waits_for": awaited}))[1:] == ["  waits for job a (running)", "  waits for job b (queued)"]
+    assert list(_told({**found, "waits_for": []}))[1:] == ["it waits for its turn: other jobs run"]
+
+
+def test_what_ended_with_the_job_or_had_not_begun_has_not_failed() -> None:
+    def attempt(state: str, **more: Any) -> dict[str, Any]:
+        return {"unit": 1, "state": state, "cause": None, "evidence": {}, "began": True, "device": "a0", "host": "h", **more}
+
+    gone = attempt("lost", cause="system", evidence={"why": "the head that had started it ended"})
+    told = list(failed_lines([gone, attempt("cancelled"), attempt("lost", began=False), attempt("cancelled", began=False), attempt("committed")]))
+    assert told == [
+        "  cancelled attempts: 1",
+        "  failed attempts: 1",
+        "    unit 1 on a0 h: a process of the cluster ended (system): the head that had started it ended",
+    ]

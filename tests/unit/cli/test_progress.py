@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dgpunet_dask.cli.following import metric_lines
 from dgpunet_dask.cli.progress import LINE_EVERY_S, Progress
 from dgpunet_dask.cli.wording import CAUSES, cause_of, event_line, failed_lines, spoken
 from dgpunet_dask.jobs import causes
@@ -94,3 +95,7 @@ def test_only_the_last_failures_are_told_and_how_many_there_were() -> None:
 )
 def test_events_in_words(event: dict[str, Any], line: str) -> None:
     assert event_line({"seq": 1, "time": 0.0, **event})[9:] == line
+
+
+def test_a_group_that_counted_nothing_has_no_line() -> None:
+    assert list(metric_lines({"files": 0, "skipped": {}, "kept": {"py": 1}})) == ["  files: 0", "  kept: py 1"]

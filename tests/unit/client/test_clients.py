@@ -18,6 +18,7 @@ from dgpunet_dask.errors import (
     NoHead,
     NoSuchJob,
     NotAllowed,
+    ResultsElsewhere,
     StillRunning,
     TooManyJobs,
     UnknownParameter,
@@ -222,3 +223,19 @@ async def test_entering_may_be_cancelled(server: Server, home: Home) -> None:
 async def test_a_client_that_was_not_opened_says_so(home: Home) -> None:
     with pytest.raises(UsageError, match="async with"):
         await AsyncClient(home=home).show("j")
+
+
+async def read(client: Any, job_id: str) -> list[Any]:
+    """Return the results that either client gives."""
+    found = client.results(job_id)
+    return [item async for item in found] if hasattr(found, "__aiter__") else list(await found)
+
+
+async def test_results_that_are_on_another_host_are_no_empty_answer(server: Server, connect: Any, workload: Path, home: Home) -> None:
+    async with connect() as client:
+        job = await client.submit(workload)
+        server.end(job.job_id)
+        with pytest.raises(ResultsElsewhere, match=rf"{home.jobs / job.job_id}.*head's host"):
+            await read(client, job.job_id)
+        (home.jobs / job.job_id / "results").mkdir(parents=True)
+        assert await read(client, job.job_id) == []

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dgpunet_dask.client.results import result_files
-from dgpunet_dask.errors import DamagedFile, NewerFormat
+from dgpunet_dask.client.results import result_files, results_of
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.errors import DamagedFile, NewerFormat, ResultsElsewhere
 from dgpunet_dask.jobs.sidecar import results_manifest
+from dgpunet_dask.model.job import JobStatus, UnitCounts
 
 
 @pytest.fixture
@@ -52,3 +55,12 @@ def test_a_manifest_that_is_none(job: Path, text: str, error: type[Exception]) -
     (job / "results" / "manifest.json").write_text(text)
     with pytest.raises(error):
         result_files(job)
+
+
+def test_a_job_that_did_something_and_left_nothing_here_is_told(tmp_path: Path) -> None:
+    home, units = Home(tmp_path), UnitCounts(done=1)
+    (home.jobs / "j").mkdir(parents=True)
+    status = JobStatus(job_id="j", workload="w", state="done", params={}, units=units, metrics={}, seconds=1.0, submitted_at=0.0)
+    with pytest.raises(ResultsElsewhere):
+        results_of(home, status)
+    assert list(results_of(home, replace(status, units=UnitCounts()))) == []

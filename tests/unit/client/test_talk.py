@@ -9,7 +9,17 @@ import pytest
 from dgpunet_dask.client import talk
 from dgpunet_dask.client.talk import AWAY, JobOptions, Parcel
 from dgpunet_dask.cluster import calls
-from dgpunet_dask.errors import BadValue, CodeNotAllowed, JobLost, NoHead, NoSuchJob, NotAllowed, StillRunning, TooManyJobs
+from dgpunet_dask.errors import (
+    BadValue,
+    CodeNotAllowed,
+    JobLost,
+    NoHead,
+    NoSuchJob,
+    NotAllowed,
+    OtherUser,
+    StillRunning,
+    TooManyJobs,
+)
 from dgpunet_dask.model.job import JobState, JobStatus
 from tests.unit.client.head import Head, in_turn
 
@@ -203,3 +213,21 @@ def test_what_the_head_refuses_is_not_sent_again(error: Exception) -> None:
     with pytest.raises(type(error)):
         head.run(talk.submit(parcel(), JobOptions(key="k"), head.line()))
     assert len(head.requests) == 1
+
+
+def test_the_name_on_this_machine_is_no_wish_where_the_key_is_another_user_s() -> None:
+    head = Heads(OtherUser(user="ann"), job("queued"))
+    assert head.run(talk.submit(parcel(), JobOptions(key="k"), head.line())) == job("queued")
+    assert [request["user"] for request in head.requests] == ["ann", None]
+
+
+def test_a_plan_says_what_the_job_would_follow() -> None:
+    assert asked_of(talk.plan(parcel(), ["a", "b"]))["after"] == ["a", "b"]
+
+
+def asked_of(steps: Any) -> Any:
+    """Return the body of the last call of a talk with a head that has the workload."""
+    step = next(steps)
+    while step.call.path != "/v1/plan":
+        step = steps.send(True)
+    return step.call.body

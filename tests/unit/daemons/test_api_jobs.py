@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -10,7 +11,7 @@ from dgpunet_dask.clock import SystemClock
 from dgpunet_dask.daemons.api import listen
 from dgpunet_dask.daemons.api.forms import ARRAY_MAX, KEY_CHARS_MAX
 from dgpunet_dask.daemons.api.limits import Rates
-from dgpunet_dask.errors import CodeNotAllowed, PathNotAllowed
+from dgpunet_dask.errors import CodeNotAllowed, OverQuota, PathNotAllowed
 from tests.unit.daemons.serving import DIGEST, FakeKeys, FakeMembership, Served, make_context
 
 ANN = {"Authorization": "Bearer ann:submitter"}
@@ -88,6 +89,7 @@ async def test_what_is_not_understood_is_refused(served, asked):
     assert status == 400
     assert answer["error"]["message"]
     assert len(answer["error"]["message"]) < 400
+    assert not re.search(r"Extra inputs|String should|Input should|pattern|'\"", answer["error"]["message"]), "in our own words"
     assert served.ctx.service.requests == []
 
 
@@ -146,6 +148,16 @@ async def test_a_user_with_too_much_work_is_told_when_to_ask_again(served):
     served.ctx.service.most = 0
     status, headers, text = await served.fetch("POST", "/v1/jobs", b'{"workload": "w"}', **ANN)
     assert (status, json.loads(text)["error"]["code"], headers["Retry-After"]) == (429, "quota", "8")
+    assert "Wait 8 s" in json.loads(text)["error"]["message"], "the text and the header tell the same"
+
+
+async def test_what_never_fits_is_no_matter_of_waiting(served):
+    async def refuses(request):
+        raise OverQuota(user="ann", most="3 jobs queued or running", jobs=4)
+
+    served.ctx.service.submit = refuses
+    status, headers, text = await served.fetch("POST", "/v1/jobs", b'{"workload": "w"}', **ANN)
+    assert (status, json.loads(text)["error"]["code"], headers.get("Retry-After")) == (400, "over_quota", None)
 
 
 @pytest.mark.parametrize("error", [PathNotAllowed(path="/etc", roots="/srv"), CodeNotAllowed(workload="w")])

@@ -12,7 +12,7 @@ from dgpunet_dask.daemons.api.callers import Caller, Peer, caller_of, refusal
 from dgpunet_dask.daemons.api.limits import FAILURES_MAX, WINDOW_S, Attempts
 from dgpunet_dask.daemons.api.routes import ROUTES
 from dgpunet_dask.daemons.api.sessions import Sessions
-from dgpunet_dask.errors import BadValue, LoopbackOnly, NoSuchJob, NotAllowed, TokenRefused
+from dgpunet_dask.errors import BadValue, LoopbackOnly, NoSuchJob, NotAllowed, OtherUser, TokenRefused
 from dgpunet_dask.model.job import JobStatus
 from dgpunet_dask.security.keys import SCOPES
 from tests.unit.daemons.serving import KEY, FakeKeys, FakeMembership, Served, make_context
@@ -120,8 +120,10 @@ async def test_no_key_of_any_scope_opens_the_routes_of_agents(served):
 async def test_jobs_belong_to_who_submits_them(served):
     ann, bob, root = (served.as_user(key) for key in ("ann:submitter", "bob:submitter", "root:operator"))
     threaded = asyncio.to_thread
-    job = await threaded(ann.submit, {"workload": "w", "user": "bob"})
-    assert job.owner == "ann"  # what a user says of themselves does not count
+    with pytest.raises(OtherUser, match="bob"):  # said, and not passed over
+        await threaded(ann.submit, {"workload": "w", "user": "bob"})
+    job = await threaded(ann.submit, {"workload": "w", "user": "ann"})
+    assert job.owner == "ann"
     assert [j.job_id for j in await threaded(ann.jobs)] == [job.job_id]
     assert await threaded(bob.jobs) == []
     for ask in (bob.show, bob.events, bob.cancel, bob.explain_job):

@@ -136,3 +136,14 @@ async def test_it_goes_on_while_the_scheduler_is_away(home, deriving, monkeypatc
     with contextlib.suppress(asyncio.CancelledError):
         await task
     assert rules(home) == ["- name: probation-new"]
+
+
+def test_rules_of_simulated_machines_are_not_in_force_for_real_ones(home, deriving):
+    real = texts(home)
+    elsewhere = replace(HERE, hosts=(*HERE.hosts, Host(name="simulated")))
+    Deriving(home, elsewhere, simulated=True).refresh()
+    Deriving(home, elsewhere, simulated=True).refresh()
+    assert sorted(texts(home)) == ["a.yaml", "simulated.yaml"]
+    Deriving(home, HERE).refresh()
+    assert texts(home) == real, "and those of real machines stay"
+    assert [path.name for path in home.policy.iterdir()] == ["generated"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 from dgpunet_dask.cluster.config import ClusterConfig, read_config, write_config
 from dgpunet_dask.daemons import joining
-from dgpunet_dask.daemons.joining import choose_address, enrol, own_name, prepare_head, until_ready
+from dgpunet_dask.daemons.joining import choose_address, enrol, last_error, own_name, prepare_head, until_ready
 from dgpunet_dask.errors import BadValue, NoHead, StartFailed, UsageError
 from dgpunet_dask.security.tokens import JoinToken
 
@@ -135,3 +136,13 @@ def test_waiting_ends_with_what_was_seen_last(home, answers):
     answers.append(row("running", "lost"))
     with pytest.raises(StartFailed, match="1 of 2 workers"):
         until_ready(home, CONFIG, lambda: True, timeout_s=0.05)
+
+
+def test_the_last_error_is_told_without_what_its_teller_says_again(tmp_path: Path) -> None:
+    (tmp_path / "agent.log").write_text(
+        "2026-11-27 16:00:00 ERROR dgpunet: The cluster did not start: the agent cannot listen on 10.0.0.1:8786 (Address already in use)."
+        " Its logs are in /h/run/logs.\n"
+    )
+    told = str(StartFailed(why=f"its daemons ended{last_error(tmp_path)}", logs="/h/run/logs"))
+    assert told.count("Its logs are in") == told.count("did not start") == 1
+    assert "(Address already in use). Its" in told

@@ -96,6 +96,7 @@ class FakeDask:
     cancelled: list[str] = field(default_factory=list)
     nth: Counter[tuple[str, int]] = field(default_factory=Counter)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    device: str | None = None
 
     def submit(self, _: Any, call: StageCall, upstream: Any, *, key: str, priority: int, **more: Any) -> FakeFuture:
         import dask
@@ -127,7 +128,7 @@ class FakeDask:
         if outcome is not None:
             future.end(outcome)
             return
-        record = StageRecord(parcel.items, {"seen": parcel.items}, 1, None, 0.5)
+        record = StageRecord(parcel.items, {"seen": parcel.items}, 1, self.device, 0.5)
         future.end(Parcel(parcel.frames, parcel.items, {**parcel.records, start.stage: record}))
 
     async def cancel(self, futures: Sequence[FakeFuture], reason: str) -> None:

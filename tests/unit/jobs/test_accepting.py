@@ -162,3 +162,21 @@ def test_an_operator_is_told_of_an_unknown_parameter_by_name(home: Home, digest:
 def test_ids_are_all_different() -> None:
     made = iter("aabbcc")
     assert ids(lambda: next(made), 3) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("path", ["/" + "x" * 5000, "/".join(["", *["x"] * 3000]), "/\ud800", "/chain0", "/loop/x"], ids=lambda path: path[:8])
+def test_a_path_that_the_system_does_not_take_is_refused_and_breaks_nothing(home: Home, roots: Path, path: str) -> None:
+    (roots / "loop").symlink_to("loop")
+    for n in range(1200):
+        (roots / f"chain{n}").symlink_to(f"chain{n + 1}")
+    for who in (submitters, lambda **more: submitters(**more, operates=True)):
+        with pytest.raises(UsageError):
+            asked(home, who(params={"path": [f"{roots}{path}"]}), [roots])
+
+
+@pytest.mark.parametrize("model", ["m" * 300, "org/" + "m" * 5000])
+def test_a_model_s_name_has_an_end(home: Home, tmp_path: Path, model: str) -> None:
+    folder = tmp_path / "embed"
+    folder.mkdir()
+    with pytest.raises(UsageError):
+        asked(home, submitters(params={"path": [str(folder)], "model": model}), [tmp_path])

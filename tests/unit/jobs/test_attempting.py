@@ -371,6 +371,20 @@ async def test_the_next_head_runs_only_what_is_not_committed_and_drops_what_is_g
         assert not await run.faults()
 
 
+async def test_what_each_device_did_under_an_earlier_head_is_told(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    async with running(tmp_path, range(4), on(3, gate)) as run:
+        run.dask.device = "a0"
+        job = asyncio.create_task(run.runner.run())
+        await meanwhile(lambda: run.record.counted.done == 3)
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+    async with running(tmp_path, range(4), again=True) as run:
+        run.dask.device = "a0"
+        await run.runner.run()
+        assert (run.record.tally.devices["a0"], run.record.tally.seconds["a0"], run.record.tally.stages["work"]) == (4, 2.0, 4)
+
+
 async def test_a_committed_unit_whose_file_is_gone_is_computed_again(tmp_path: Path) -> None:
     async with running(tmp_path, range(3)) as run:
         await run.runner.run()

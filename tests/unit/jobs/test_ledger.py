@@ -6,6 +6,7 @@ import pytest
 
 from dgpunet_dask.errors import KeyReused, NoSuchJob
 from dgpunet_dask.jobs import lease_steps
+from dgpunet_dask.jobs.evidence import told_state
 from dgpunet_dask.jobs.rows import JobRow
 from dgpunet_dask.jobs.states import first_epoch
 from tests.unit.jobs.ledgers import Held, commits, held, leased, new_job, running
@@ -372,3 +373,21 @@ def test_counts(one: Held) -> None:
     assert one.counts("j").attempts == 3
     with pytest.raises(NoSuchJob):
         one.counts("missing")
+
+
+def test_what_was_spent_is_told_by_device_for_all_committed_units(one: Held) -> None:
+    running(one)
+    commits(one, "u", leased(one, "u", 0), spent={"a": ("x", 1.5), "b": ("y", 2.0)}, device="y", seconds=3.5)
+    commits(one, "v", leased(one, "v", 1), spent={"a": ("x", 0.5), "b": (None, 1.0)})
+    commits(one, "w", leased(one, "w", 2), device="y", seconds=4.0)
+    one.fail("j", "z", leased(one, "z", 3), cause="data", evidence={}, device="x", to="failed")
+    assert one.spent("j") == {"x": (2, 2.0), "y": (2, 6.0)}
+    assert one.spent("missing") == {}
+
+
+def test_an_attempt_that_ends_with_its_job_has_not_failed(one: Held) -> None:
+    running(one)
+    one.placed("j", "u", leased(one), "h/gpu0")
+    one.move("j", "cancelled")
+    (row,) = one.attempts("j")
+    assert (row.state, row.cause, row.evidence["why"], told_state(row)) == ("lost", None, "the job is cancelled", "cancelled")

@@ -137,6 +137,19 @@ def test_a_call_that_outlived_its_head_is_no_second_start(path: Path) -> None:
         assert two.counts("j").attempts == 3
 
 
+def test_what_a_head_took_with_it_has_a_cause_where_anything_had_begun(path: Path) -> None:
+    with held(path) as one:
+        running(one)
+        one.placed("j", "u", leased(one, "u", 0), "h/gpu0")
+        leased(one, "v", 1)
+    with held(path) as two:
+        for unit in "uv":
+            commits(two, unit, two.lease("j", unit))
+        begun, in_line = two.attempts("j")[:2]
+        assert (begun.state, begun.cause, begun.started, begun.evidence) == ("lost", "system", True, {"why": "the head that had started it ended"})
+        assert (in_line.state, in_line.cause, in_line.started) == ("lost", None, False)
+
+
 def test_a_ledger_that_is_made_anew_gives_no_epoch_again(path: Path) -> None:
     for _ in range(2):
         with held(path):

@@ -82,3 +82,12 @@ def test_plain_values_are_checked_like_settings(tmp_path: Path) -> None:
     assert complete_params(WORKLOAD, {"path": [str(tmp_path)], "n": 5}, cwd=Path("/"))["n"] == 5
     with pytest.raises(MissingPath):
         complete_params(WORKLOAD, {"path": str(tmp_path / "gone")}, cwd=Path("/"))
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "~nobody-of-that-name/x", "closed/x"])
+def test_what_the_system_does_not_take_for_a_path_is_the_caller_s_mistake(tmp_path: Path, text: str) -> None:
+    (tmp_path / "closed").symlink_to("closed")
+    with pytest.raises(DgpunetError) as raised:
+        cast(tmp_path, f"path={text}")
+    assert raised.value.exit_code == 2
+    assert cast(tmp_path, "path=.", f"model=org/{'m' * 5000}")["model"].startswith("org/"), "that is no folder, and a hub may say so"

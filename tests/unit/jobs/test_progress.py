@@ -70,3 +70,11 @@ def test_the_tally_tells_each_stage_and_device() -> None:
         {"device": "a", "running": 0, "done": 2, "seconds": 2.0},
         {"device": "b", "running": 1, "done": 0, "seconds": 0.0},
     ]
+
+
+def test_a_tally_goes_on_from_what_is_known() -> None:
+    tally = Tally.of({"a0": (3, 4.5)})
+    tally.note("work", "a0", 0.5)
+    rows = tally.rows(["work"], {}, [])
+    assert rows["devices"] == [{"device": "a0", "running": 0, "done": 4, "seconds": 5.0}]
+    assert rows["stages"] == [{"stage": "work", "waiting": 0, "running": 0, "done": 1}]

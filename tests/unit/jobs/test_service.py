@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import DiskFull, KeyReused, NoSuchJob, TooManyJobs, UsageError
+from dgpunet_dask.errors import DiskFull, KeyReused, NoSuchJob, OverQuota, TooManyJobs, UsageError
 from dgpunet_dask.jobs.admission import RUNNING_MAX
 from dgpunet_dask.jobs.service import JobService
 from dgpunet_dask.model.job import JobStatus
@@ -58,6 +58,25 @@ async def test_a_job_that_waits_may_be_cancelled_by_several_at_once(home: Home, 
         job = await one(jobs, digest, after=[first.job_id])
         found = await asyncio.gather(*(jobs.cancel(job_id) for job_id in (job.job_id, first.job_id, job.job_id)))
         assert [status.state for status in found] == ["cancelled"] * 3
+
+
+async def test_a_job_that_waits_for_others_names_them(home: Home, digest: str) -> None:
+    async with begun(service(home, driven=False)) as jobs:
+        first = await one(jobs, digest)
+        await reached(jobs, first.job_id, "running")
+        job = await one(jobs, digest, after=[first.job_id])
+        assert (await jobs.progress(job.job_id))["waits_for"] == [{"job_id": first.job_id, "state": "running"}]
+        assert (await jobs.progress(first.job_id))["waits_for"] == []
+        await jobs.cancel(job.job_id)
+        assert await jobs.waits_for(job.job_id) == []
+
+
+async def test_a_plan_after_a_job_that_is_not_there_is_refused_as_the_job_would_be(home: Home, digest: str) -> None:
+    async with begun(service(home, driven=False)) as jobs:
+        request = {"workload": digest, "operates": True, "after": ["none"]}
+        for ask in (jobs.plan, jobs.submit):
+            with pytest.raises(NoSuchJob):
+                await ask(request)
 
 
 async def test_a_job_that_is_cancelled_between_two_tries_ends_there(home: Home, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +311,7 @@ async def test_a_quota_holds_also_for_submissions_that_come_at_once(home: Home, 
         await jobs.cancel((await jobs.list())[0].job_id)
         await jobs.submit(request)
         assert (await jobs.submit({**request, "user": "bob"})).created, "a quota is one user's"
-        with pytest.raises(TooManyJobs):
+        with pytest.raises(OverQuota):
             await jobs.submit({**request, "user": "carl", "array": [{}] * 4})
 
 

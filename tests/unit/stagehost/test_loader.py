@@ -139,3 +139,11 @@ def test_sibling_imports_are_rewritten(workloads, before, after):
 
     tree = SiblingImports("P", workloads / DIGEST_A).visit(ast.parse(before))
     assert ast.unparse(ast.fix_missing_locations(tree)) == after
+
+
+def test_a_workload_that_is_wrong_is_called_by_its_name(workloads):
+    with pytest.raises(BadWorkload, match=f"Workload {DIGEST_A[:12]} "):
+        load_stage(DIGEST_A, "stages:None_")
+    (workloads / DIGEST_A / "job.yaml").write_text("version: 1\nname: words\n")
+    with pytest.raises(BadWorkload, match="Workload words cannot be used: stages has no class"):
+        load_stage(DIGEST_A, "stages:None_")
