@@ -12,7 +12,10 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── BadToken, TokenRefused, CertificateRefused, JoinRefused, TooManyAttempts, TooManyJobs
     │   ├── NoIdentity, NotAllowed
     │   │   ├── PathNotAllowed, CodeNotAllowed
+    │   ├── NoEndpoint, NoModelNamed, EndpointKeyRefused, EndpointRefused
     ├── StartFailed (1), LowDisk (1)
+    ├── EndpointFailed (1)
+    │   ├── EndpointBusy, AnswerBroken
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
     ├── JobFailed (100)
@@ -23,7 +26,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── PeerBusy
     ├── StillRunning (101), StillDraining (101)
     ├── NotFound (102)
-    │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoHead, NoSuchNode
+    │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoSuchFile, NoHead, NoSuchNode
     ├── JobCancelled (103)
     ├── JobLost (104)
     ├── Unplaceable (105)
@@ -44,6 +47,15 @@ from dgpunet_dask.errors.access import (
     TooManyAttempts,
     TooManyJobs,
 )
+from dgpunet_dask.errors.asking import (
+    AnswerBroken,
+    EndpointBusy,
+    EndpointFailed,
+    EndpointKeyRefused,
+    EndpointRefused,
+    NoEndpoint,
+    NoModelNamed,
+)
 from dgpunet_dask.errors.base import (
     DgpunetError,
     ReportedError,
@@ -55,6 +67,7 @@ from dgpunet_dask.errors.cluster import (
     Interrupted,
     LowDisk,
     NoHead,
+    NoSuchFile,
     NoSuchIndex,
     NoSuchJob,
     NoSuchNode,
@@ -109,6 +122,7 @@ from dgpunet_dask.errors.usage import (
 )
 
 __all__ = [
+    "AnswerBroken",
     "BadName",
     "BadToken",
     "BadValue",
@@ -120,6 +134,10 @@ __all__ = [
     "DependencyFailed",
     "DgpunetError",
     "DiskFull",
+    "EndpointBusy",
+    "EndpointFailed",
+    "EndpointKeyRefused",
+    "EndpointRefused",
     "EnvironmentFailed",
     "FolderMissing",
     "ForeignMemory",
@@ -138,9 +156,12 @@ __all__ = [
     "NeedsHead",
     "NewerFormat",
     "NoCases",
+    "NoEndpoint",
     "NoHead",
     "NoIdentity",
+    "NoModelNamed",
     "NoRecordedFleet",
+    "NoSuchFile",
     "NoSuchIndex",
     "NoSuchJob",
     "NoSuchNode",

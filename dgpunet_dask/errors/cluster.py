@@ -61,6 +61,12 @@ class NoSuchIndex(NotFound):
     code = "no_index"
 
 
+class NoSuchFile(NotFound):
+    """The index {index} has no file {path!r}{hint} Give a path as hits have it: relative to the indexed tree, with `/`."""
+
+    code = "no_file"
+
+
 class NoHead(NotFound):
     """No head answers at {where}. Start one with `dgpunet-dask up` (`head` for several machines), or check `--cluster` and $DGPUNET_CLUSTER."""
 

@@ -77,6 +77,7 @@ ROUTES: Final = (
         "GET": _viewed(indexes.shown, form.IndexInfo), "DELETE": Does("submitter", indexes.removed, form.IndexRemoved, fails=(409,)),
     }),
     Route("/v1/indexes/{name}/search", {"POST": _sent("viewer", indexes.searched, form.SearchAnswers, form.SearchRequest)}),
+    Route("/v1/indexes/{name}/lines", {"POST": _sent("viewer", indexes.lines, form.Lines, form.LinesRequest)}),
     Route("/v1/indexes/{name}/share", {"POST": _sent("submitter", indexes.shared, form.IndexInfo, None)}),
     Route("/v1/models", {"GET": _viewed(models.listed, list[form.Model])}),
     Route("/v1/models/{model_id}/share", {"POST": _sent("submitter", models.shared, form.Model, None)}),
