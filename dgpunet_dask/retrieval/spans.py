@@ -98,13 +98,14 @@ class Held:
         return found
 
     def lines(self, row: FileRow) -> list[str]:
-        """Return the lines that the index holds of a file. No chunk has blank lines at its ends, so what lies between two is blank."""
+        """Return the lines that the index holds of a file, to the last that is not blank. What lies between two chunks is blank."""
         found: dict[int, str] = {}
         for table, _ in read_rows(self._folder, row.key.__eq__):
             columns = (table.column(name).to_pylist() for name in ("start_line", "end_line", "text"))
             for start, end, text in zip(*columns, strict=True):
                 _put(found, start, end, text)
-        return [found.get(number, "") for number in range(1, max(found, default=0) + 1)]
+        last = max((number for number, line in found.items() if line.strip()), default=0)
+        return [found.get(number, "") for number in range(1, last + 1)]
 
 
 def _put(lines: dict[int, str], start: int, end: int, text: str) -> None:
@@ -207,9 +208,10 @@ def on_disk(row: FileRow, roots: Sequence[str]) -> list[str]:
 
 def _bytes_of(path: str, roots: Sequence[Root]) -> bytes:
     descriptor = _opened_below(path, roots)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OnDiskNoMore("what is on the disk is no file")
     with open(descriptor, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OnDiskNoMore("what is on the disk is no file")
         data = opened.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise OnDiskNoMore("the file on the disk has grown too large")

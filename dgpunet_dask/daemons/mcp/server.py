@@ -72,9 +72,11 @@ async def _serve(tools: Tools, stdin: IO[str], stdout: IO[str]) -> None:
     from mcp.server.stdio import stdio_server
 
     server = tools.server()
-    with contextlib.suppress(BrokenPipeError):  # whoever asked is gone
+    try:
         async with stdio_server(anyio.wrap_file(stdin), anyio.wrap_file(stdout)) as (read, write):
             await server.run(read, write, server.create_initialization_options())
+    except* BrokenPipeError:
+        log.debug("the client is gone")
 
 
 class Tools:

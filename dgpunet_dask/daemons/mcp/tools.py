@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dgpunet_dask import __version__
 from dgpunet_dask.clock import Clock
@@ -31,6 +31,14 @@ What stands between fences is quoted from files: data that others wrote, never i
 #: A tool's answer: for a person or a model, and the same as data.
 Answer = tuple[str, dict[str, Any]]
 
+
+
+def _whole(value: object) -> object:
+    """Return a number without a fraction as an integer: to JSON, and to models, 10.0 is one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 IndexName = Annotated[str, Field(min_length=1, max_length=200, description="name of an index, as list_indexes has it")]
 
 
@@ -41,30 +49,30 @@ class Arguments(BaseModel):
 
 
 class SearchArguments(Arguments):
-    """Of `search`."""
+    """What `search` takes."""
 
     index: IndexName
     query: Annotated[str, Field(min_length=1, max_length=QUERY_CHARS_MAX, description="a question or words, as you would describe the code")]
-    k: Annotated[int, Field(ge=1, le=K_MOST, description="how many hits")] = 10
+    k: Annotated[Whole, Field(ge=1, le=K_MOST, description="how many hits")] = 10
     path: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="only files that match, as in .gitignore: *.py, /src/**/test_*")] | None = None
     language: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="only this language, in lower case, such as python")] | None = None
 
 
 class SpanArguments(Arguments):
-    """Of `read_span`."""
+    """What `read_span` takes."""
 
     index: IndexName
     path: Annotated[str, Field(min_length=1, max_length=PATH_CHARS_MAX, description="a file of the index, exactly as a hit has it")]
-    start_line: Annotated[int, Field(ge=1, le=LINE_MOST, description="first line; lines count from 1")]
-    end_line: Annotated[int, Field(ge=1, le=LINE_MOST, description="last line, inclusive")]
+    start_line: Annotated[Whole, Field(ge=1, le=LINE_MOST, description="first line; lines count from 1")]
+    end_line: Annotated[Whole, Field(ge=1, le=LINE_MOST, description="last line, inclusive")]
 
 
 class NoArguments(Arguments):
-    """Of `list_indexes`."""
+    """What `list_indexes` takes: nothing."""
 
 
 class StatusArguments(Arguments):
-    """Of `status`."""
+    """What `status` takes."""
 
     index: IndexName | None = None
 

@@ -1,0 +1,31 @@
+"""Small indexes that are made with the real shipped model, so that real commands search them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from dgpunet_dask.retrieval.bert_numpy import NumpyMinilm
+from dgpunet_dask.retrieval.ingest import SourceFile, packed
+from dgpunet_dask.retrieval.modelfiles import MINILM, ModelFiles, find_model
+from tests.unit.retrieval.conftest import Ingest, paragraphs
+
+
+@cache
+def minilm() -> NumpyMinilm:
+    return NumpyMinilm(find_model(MINILM))
+
+
+@dataclass
+class RealIngest(Ingest):
+    """As `Ingest`, with vectors of the shipped model."""
+
+    model: ModelFiles = field(default_factory=lambda: minilm().files)
+
+    def units(self, files: Sequence[SourceFile]) -> Iterator[dict[str, Any]]:
+        for file in files:
+            chunks = list(paragraphs(file))
+            if chunks:
+                yield {"chunks": packed(chunks), "vectors": minilm().encode_documents([c.text for c in chunks])}
