@@ -23,7 +23,7 @@ class NoModelNamed(UsageError):
 
 
 class EndpointKeyRefused(UsageError):
-    """The endpoint {where} refused the key ({status}: {why}). Put one that it takes into $DGPUNET_ASK_KEY."""
+    """The endpoint {where} refused the key ({status}: {why}). Give one that it takes in $DGPUNET_ASK_KEY."""
 
     code = "endpoint_key"
 
@@ -49,6 +49,6 @@ class EndpointBusy(EndpointFailed):
 
 
 class AnswerBroken(EndpointFailed):
-    """The answer of {where} broke off: {why}. What came of it, {chars} characters, is not all; ask again."""
+    """The answer of {where} broke off: {why}. What came of it, {chars} characters, is not all: repeat the question."""
 
     code = "answer_broken"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
     from mcp.server.context import ServerRequestContext
     from mcp.server.lowlevel import Server
-    from mcp_types import CallToolRequestParams, CallToolResult, ListToolsResult, PaginatedRequestParams, Tool
+    from mcp.types import CallToolRequestParams, CallToolResult, ListToolsResult, PaginatedRequestParams, Tool
 
     from dgpunet_dask.daemons.mcp.sources import Source
 
@@ -99,7 +99,7 @@ class Tools:
 
     async def listed(self, _: ServerRequestContext[Any], __: PaginatedRequestParams | None) -> ListToolsResult:
         """Return all tools."""
-        from mcp_types import ListToolsResult
+        from mcp.types import ListToolsResult
 
         from dgpunet_dask.daemons.mcp.tools import TOOLS
 
@@ -108,7 +108,7 @@ class Tools:
     async def called(self, _: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
         """Call a tool in a thread. What went wrong is the tool's answer, so that a model reads the cure."""
         import anyio
-        from mcp_types import CallToolResult, TextContent
+        from mcp.types import CallToolResult, TextContent
 
         self._limit = self._limit or anyio.CapacityLimiter(CALLS_MAX)
         call = partial(self._called, params.name, params.arguments or {})
@@ -132,7 +132,7 @@ class Tools:
 
 
 def _described(name: str) -> Tool:
-    from mcp_types import Tool, ToolAnnotations
+    from mcp.types import Tool, ToolAnnotations
 
     from dgpunet_dask.daemons.mcp.tools import TOOLS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -77,7 +78,7 @@ def test_no_line_is_shown_twice_and_each_file_is_in_order(found, budget):
         of_file = [span for span in spans if span.path == path]
         assert of_file == sorted(of_file)
         # what adjoins is one excerpt
-        assert all(a.end_line + 1 < b.start_line for a, b in zip(of_file, of_file[1:], strict=False))
+        assert all(a.end_line + 1 < b.start_line for a, b in itertools.pairwise(of_file))
     together = [span.path for span in spans]
     assert together == sorted(together, key=together.index)
 
@@ -129,7 +130,7 @@ def test_what_overlaps_and_adjoins_is_one_excerpt_in_line_order():
 
 
 def test_a_text_in_several_places_is_shown_once_with_all_of_them():
-    copies = {name: TREE["a.py"] for name in ("a.py", "old/a.py", "new/a.py")}
+    copies = dict.fromkeys(("a.py", "old/a.py", "new/a.py"), TREE["a.py"])
     hits = [hit(copies, path, 1, 5) for path in copies] + [hit(copies, path, 6, 9) for path in reversed(list(copies))]
     context = pack(hits, 5000)
     assert [(str(e.span), [str(s) for s in e.also]) for e in context.excerpts] == [("a.py:1-9", ["old/a.py:1-9", "new/a.py:1-9"])]
