@@ -130,7 +130,7 @@ def test_whatever_is_asked_is_answered_or_refused_with_a_short_reason(name, give
         text, told = called(Made(), name, given_arguments, Clock())
     except DgpunetError as error:
         text, told = str(error), error.exit_code
-        assert told == 2  # noqa: PT017  # either is right
+        assert told == 2  # either is right
     assert 0 < len(text) < 3000
     assert json.dumps(told)
 
