@@ -26,7 +26,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── PeerBusy
     ├── StillRunning (101), StillDraining (101)
     ├── NotFound (102)
-    │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoSuchFile, NoHead, NoSuchNode
+    │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoSuchFile, NoSuchLines, NoHead, NoSuchNode
     ├── JobCancelled (103)
     ├── JobLost (104)
     ├── Unplaceable (105)
@@ -70,6 +70,7 @@ from dgpunet_dask.errors.cluster import (
     NoSuchFile,
     NoSuchIndex,
     NoSuchJob,
+    NoSuchLines,
     NoSuchNode,
     NoSuchWorkload,
     NotFound,
@@ -164,6 +165,7 @@ __all__ = [
     "NoSuchFile",
     "NoSuchIndex",
     "NoSuchJob",
+    "NoSuchLines",
     "NoSuchNode",
     "NoSuchWorkload",
     "NotAllowed",

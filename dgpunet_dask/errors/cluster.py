@@ -67,6 +67,12 @@ class NoSuchFile(NotFound):
     code = "no_file"
 
 
+class NoSuchLines(NotFound):
+    """{path} has {total} lines, none of them from {first} to {last}. Give start_line from 1 to {total}, and end_line no lower."""
+
+    code = "no_lines"
+
+
 class NoHead(NotFound):
     """No head answers at {where}. Start one with `dgpunet-dask up` (`head` for several machines), or check `--cluster` and $DGPUNET_CLUSTER."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import BadValue, DgpunetError, NoSuchFile
+from dgpunet_dask.errors import DgpunetError, NoSuchFile, NoSuchLines
 from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.decode import MAX_BYTES, UndecodableError, decode
 from dgpunet_dask.retrieval.discover import Root, folder_name, roots_of
@@ -132,13 +132,9 @@ class Reader:
 
         Raises
         ------
-        NoSuchIndex, NoSuchFile
-            If there is no such index, or it has no such file.
-        BadValue
-            If these are no lines, or the file has none of them.
+        NoSuchIndex, NoSuchFile, NoSuchLines
+            If there is no such index, or it has no such file, or the file none of these lines.
         """
-        if not 1 <= first <= last:
-            raise BadValue(what="start_line", value=f"{first} to {last}", why="lines count from 1, and start_line is at most end_line")
         for attempt in range(_REOPEN):
             manifest = open_index(self._home, index, by)[1]
             try:
@@ -171,8 +167,8 @@ class Reader:
 
 def _given(path: str, lines: Sequence[str], wanted: tuple[int, int], why: str | None) -> Lines:
     first, last = wanted[0], min(wanted[1], len(lines))
-    if first > len(lines):
-        raise BadValue(what="start_line", value=first, why=f"{path} has {len(lines)} lines")
+    if not 1 <= first <= last:
+        raise NoSuchLines(path=path, total=len(lines), first=wanted[0], last=wanted[1])
     end, chars = first - 1, 0
     while end < last and end - first + 1 < LINES_MOST and (end < first or chars + len(lines[end]) < CHARS_MOST):
         chars += len(lines[end]) + 1

@@ -261,8 +261,8 @@ class LinesRequest(Taken):
     """Lines of a file as hits name it; so many as are given at once, then `next_line` tells where to ask on."""
 
     path: Annotated[str, Field(min_length=1, max_length=PATH_CHARS_MAX)]
-    start_line: Annotated[int, BeforeValidator(_whole), Field(ge=1, le=COUNT_MAX)]
-    end_line: Annotated[int, BeforeValidator(_whole), Field(ge=1, le=COUNT_MAX, description="inclusive")]
+    start_line: Annotated[int, Field(ge=1, le=COUNT_MAX), BeforeValidator(_whole)]
+    end_line: Annotated[int, Field(ge=1, le=COUNT_MAX, description="inclusive"), BeforeValidator(_whole)]
 
 
 class Lines(Given):

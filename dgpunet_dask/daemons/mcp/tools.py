@@ -38,7 +38,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = BeforeValidator(_whole)  # after `Field`, whose bounds the schema would else not have
 IndexName = Annotated[str, Field(min_length=1, max_length=200, description="name of an index, as list_indexes has it")]
 
 
@@ -53,7 +53,7 @@ class SearchArguments(Arguments):
 
     index: IndexName
     query: Annotated[str, Field(min_length=1, max_length=QUERY_CHARS_MAX, description="a question or words, as you would describe the code")]
-    k: Annotated[Whole, Field(ge=1, le=K_MOST, description="how many hits")] = 10
+    k: Annotated[int, Field(ge=1, le=K_MOST, description="how many hits"), Whole] = 10
     path: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="only files that match, as in .gitignore: *.py, /src/**/test_*")] | None = None
     language: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="only this language, in lower case, such as python")] | None = None
 
@@ -63,8 +63,8 @@ class SpanArguments(Arguments):
 
     index: IndexName
     path: Annotated[str, Field(min_length=1, max_length=PATH_CHARS_MAX, description="a file of the index, exactly as a hit has it")]
-    start_line: Annotated[Whole, Field(ge=1, le=LINE_MOST, description="first line; lines count from 1")]
-    end_line: Annotated[Whole, Field(ge=1, le=LINE_MOST, description="last line, inclusive")]
+    start_line: Annotated[int, Field(ge=1, le=LINE_MOST, description="first line; lines count from 1"), Whole]
+    end_line: Annotated[int, Field(ge=1, le=LINE_MOST, description="last line, inclusive"), Whole]
 
 
 class NoArguments(Arguments):

@@ -10,7 +10,7 @@ import pytest
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.api import listen
-from dgpunet_dask.errors import BadValue, NoSuchFile, NoSuchIndex, NotAllowed
+from dgpunet_dask.errors import BadValue, NoSuchFile, NoSuchIndex, NoSuchLines, NotAllowed
 from dgpunet_dask.retrieval.index import Index
 from dgpunet_dask.retrieval.request import BATCH_BYTES, HITS_MAX, K_MAX, QUERIES_MAX, QUERY_CHARS_MAX, asked_for, batches
 from tests.unit.daemons.indexed import ANN, ROOT, Shelf
@@ -172,7 +172,14 @@ async def test_no_other_path_has_lines(served, path):
         await asyncio.to_thread(served.client.index_lines, "x", {**LINES, "path": path})
 
 
-@pytest.mark.parametrize("wrong", [{"start_line": 0}, {"start_line": 3}, {"end_line": 1.5}, {"end_line": "2"}, {"path": ""}, {"path": "\ud800"}, {"more": 1}])
+@pytest.mark.parametrize("wanted", [{"start_line": 4, "end_line": 9}, {"start_line": 3}])
+async def test_lines_that_are_not_there_are_not_found(served, wanted):
+    served.shelf.put("x", ANN)
+    with pytest.raises(NoSuchLines, match="has 3 lines"):
+        await asyncio.to_thread(served.client.index_lines, "x", {**LINES, **wanted})
+
+
+@pytest.mark.parametrize("wrong", [{"start_line": 0}, {"end_line": 1.5}, {"end_line": "2"}, {"path": ""}, {"path": "\ud800"}, {"more": 1}])
 async def test_lines_that_cannot_be_are_refused_with_the_reason(served, wrong):
     served.shelf.put("x", ANN)
     status, answer = await served.ask("POST", "/v1/indexes/x/lines", json.dumps({**LINES, **wrong}).encode())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dgpunet_dask.errors import BadValue, NoSuchFile, NoSuchIndex
+from dgpunet_dask.errors import NoSuchFile, NoSuchIndex, NoSuchLines
 from dgpunet_dask.retrieval import spans
 from dgpunet_dask.retrieval.decode import MAX_BYTES
 from dgpunet_dask.retrieval.index import Index
@@ -146,7 +146,7 @@ def test_another_file_of_that_name_is_named(ingest, tree, reader):
 @pytest.mark.parametrize(("first", "last"), [(0, 1), (-1, 1), (3, 2), (6, 9), (10**9, 10**9)])
 def test_lines_that_there_cannot_be_are_refused(ingest, tree, reader, first, last):
     ingest(tree({"a.py": TEXT}))
-    with pytest.raises(BadValue, match="start_line"):
+    with pytest.raises(NoSuchLines, match=rf"has 5 lines, none of them from {first} to {last}"):
         reader.read("x", "a.py", first, last)
 
 
