@@ -87,6 +87,7 @@ async def test_a_client_lists_the_tools_and_calls_each(indexed, mode):
             assert tool.description
             assert tool.input_schema["additionalProperties"] is False
         assert tools["search"].input_schema["required"] == ["index", "query"]
+        assert [tools["search"].input_schema["properties"]["k"][name] for name in ("minimum", "maximum", "default")] == [1, 100, 10]
         assert tools["read_span"].input_schema["required"] == ["index", "path", "start_line", "end_line"]
 
         text, found = await told(client, "list_indexes")
@@ -158,7 +159,7 @@ MISTAKES = [
     ("read_span", {"index": "project", "path": "x" * 5000, "start_line": 1, "end_line": 9}, "at most 4096"),
     ("read_span", {"index": "project", "path": "guide.md", "start_line": 0, "end_line": 9}, "start_line"),
     ("read_span", {"index": "project", "path": "guide.md", "start_line": 5, "end_line": 2}, "after end_line 2"),
-    ("read_span", {"index": "project", "path": "guide.md", "start_line": 1000, "end_line": 1001}, "guide.md has 7 lines"),
+    ("read_span", {"index": "project", "path": "guide.md", "start_line": 1000, "end_line": 1001}, "guide.md has 7 lines, none of them from 1000 to 1001"),
     ("read_span", {"index": "nothing", "path": "guide.md", "start_line": 1, "end_line": 2}, "no index 'nothing'"),
     ("list_indexes", {"all": True}, "It takes nothing"),
     ("status", {"index": "nothing"}, "no index 'nothing'"),
