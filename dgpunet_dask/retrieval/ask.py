@@ -11,12 +11,9 @@ What is shown was written by others. Each excerpt lies in a fence longer than an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
-
-#: Returns how many tokens a text has.
-Count = Callable[[str], int]
 
 #: What one token holds at most, by the estimate; single spaces go with the word after them.
 _TOKENS: Final = re.compile(r"[A-Za-z]{1,4}|[0-9]{1,3}|[\n\t]|[ \t]{2,16}|[^A-Za-z0-9\s]")
@@ -149,17 +146,17 @@ class _Piece:
         return replace(self, lines=self.lines[:lines])
 
 
-def pack(hits: Iterable[Mapping[str, Any]], budget: int, count: Count = estimated_tokens) -> Context:
-    """Return the context of `hits`, the objects of ``search --json``, best first; `count` of its text is at most `budget`."""
+def pack(hits: Iterable[Mapping[str, Any]], budget: int) -> Context:
+    """Return the context of `hits`, the objects of ``search --json``, best first, in at most `budget` tokens by `estimated_tokens`."""
     pieces = _pieces(hits)
-    packing = _Packing(budget, count)
+    packing = _Packing(budget, len(pieces))
     waiting = [piece for piece in pieces if not packing.take(piece, most=budget // 2)]
     for piece in waiting:
         packing.take(piece)
-    excerpts = _excerpts(packing.chosen)
+    excerpts = packing.excerpts()
     text = render(excerpts)
     left_out = sum(len(piece.places) for piece in pieces if piece.rank not in packing.ranks)
-    return Context(tuple(excerpts), text, count(text), left_out)
+    return Context(tuple(excerpts), text, estimated_tokens(text), left_out)
 
 
 def _pieces(hits: Iterable[Mapping[str, Any]]) -> list[_Piece]:
@@ -188,54 +185,93 @@ def _lines(text: str, length: int) -> tuple[str, ...]:
     return tuple(lines[:-1] if len(lines) == length + 1 and not lines[-1] else lines)
 
 
+@dataclass(frozen=True)
+class _Cost:
+    """What the excerpts of a file take.
+
+    Parameters
+    ----------
+    tokens
+        Without fences: how long these are is known only when all that lies between them is.
+    excerpts
+        How many there are.
+    ticks
+        The longest run of backticks in them.
+    """
+
+    tokens: int
+    excerpts: int
+    ticks: int
+
+
+def _total(costs: Sequence[_Cost]) -> int:
+    """Return the tokens of the text that files of these costs have together: no token of the estimate spans two lines."""
+    excerpts = sum(cost.excerpts for cost in costs)
+    fence = max(_SHORTEST_FENCE, 1 + max((cost.ticks for cost in costs), default=0))
+    return sum(cost.tokens for cost in costs) + 2 * fence * excerpts + 2 * max(0, excerpts - 1)
+
+
 @dataclass
 class _Packing:
-    """The pieces that are taken so far."""
+    """The pieces that are taken so far, and what each file takes. `most` excerpts are numbered at most."""
 
     budget: int
-    count: Count
-    chosen: list[_Piece] = field(default_factory=list)
+    most: int
+    chosen: dict[str, list[_Piece]] = field(default_factory=dict)
+    costs: dict[str, _Cost] = field(default_factory=dict)
     full: bool = False
 
     @property
     def ranks(self) -> set[int]:
-        return {piece.rank for piece in self.chosen}
+        return {piece.rank for pieces in self.chosen.values() for piece in pieces}
+
+    def excerpts(self) -> list[Excerpt]:
+        return _excerpts(piece for pieces in self.chosen.values() for piece in pieces)
 
     def take(self, piece: _Piece, most: int | None = None) -> bool:
         """Take a piece, whole or its beginning; return False where its file would then have more than `most` tokens."""
         if self.full:
             return True
-        if most is not None and any(p.path == piece.path for p in self.chosen) and self._tokens_of(piece) > most:
+        cost = self._cost_with(piece)
+        if most is not None and piece.path in self.chosen and _total([cost]) > most:
             return False
-        if self._fits(piece):
-            self.chosen.append(piece)
+        if self._fits(piece, cost):
+            self._add(piece, cost)
         else:
             self._take_beginning(piece)
         return True
 
-    def _tokens_of(self, piece: _Piece) -> int:
+    def _cost_with(self, piece: _Piece) -> _Cost:
         """Of the piece's file, with the piece."""
-        return self.count(render(_excerpts([*(p for p in self.chosen if p.path == piece.path), piece])))
+        excerpts = _excerpts([*self.chosen.get(piece.path, ()), piece])
+        tokens = (estimated_tokens(f"{heading(self.most, e)}\n{_language(e)}\n{e.text}\n") for e in excerpts)
+        return _Cost(sum(tokens), len(excerpts), _longest_run(e.text for e in excerpts))
 
-    def _fits(self, piece: _Piece) -> bool:
-        return self.count(render(_excerpts([*self.chosen, piece]))) <= self.budget
+    def _fits(self, piece: _Piece, cost: _Cost) -> bool:
+        return _total([cost, *(known for path, known in self.costs.items() if path != piece.path)]) <= self.budget
+
+    def _add(self, piece: _Piece, cost: _Cost) -> None:
+        self.chosen.setdefault(piece.path, []).append(piece)
+        self.costs[piece.path] = cost
 
     def _take_beginning(self, piece: _Piece) -> None:
         """Take as many lines of a piece as fit, and nothing after it; where not one does, smaller pieces may follow."""
         low, high = 0, len(piece.lines) - 1
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._fits(piece.cut(middle)) else (low, middle - 1)
+            beginning = piece.cut(middle)
+            low, high = (middle, high) if self._fits(piece, self._cost_with(beginning)) else (low, middle - 1)
         beginning = piece.cut(low)
-        # the search took for granted that more lines have more tokens, which a tokenizer need not keep to
-        if low and self._fits(beginning) and _shows_more(beginning, self.chosen):
-            self.chosen.append(beginning)
+        cost = self._cost_with(beginning)
+        # the search took for granted that more lines take more, which they do not where they join two excerpts
+        if low and self._fits(piece, cost) and _shows_more(beginning, self.chosen.get(piece.path, ())):
+            self._add(beginning, cost)
             self.full = True
 
 
 def _shows_more(piece: _Piece, chosen: Sequence[_Piece]) -> bool:
-    shown = {(p.path, *line) for p in chosen for line in p.numbered}
-    return any((piece.path, *line) not in shown for line in piece.numbered)
+    shown = {line for other in chosen for line in other.numbered}
+    return any(line not in shown for line in piece.numbered)
 
 
 @dataclass
@@ -308,8 +344,11 @@ def _alone(piece: _Piece) -> Excerpt:
 
 def fence_for(texts: Iterable[str]) -> str:
     """Return backticks, more than any of the texts has in a row: none of them can end a fence made of these."""
-    longest = max((len(run) for text in texts for run in _TICKS.findall(text)), default=0)
-    return "`" * max(_SHORTEST_FENCE, longest + 1)
+    return "`" * max(_SHORTEST_FENCE, _longest_run(texts) + 1)
+
+
+def _longest_run(texts: Iterable[str]) -> int:
+    return max((len(run) for text in texts for run in _TICKS.findall(text)), default=0)
 
 
 def render(excerpts: Sequence[Excerpt]) -> str:
@@ -319,8 +358,11 @@ def render(excerpts: Sequence[Excerpt]) -> str:
 
 
 def _rendered(number: int, excerpt: Excerpt, fence: str) -> str:
-    language = excerpt.language if _LANGUAGE.fullmatch(excerpt.language) else ""
-    return f"{heading(number, excerpt)}\n{fence}{language}\n{excerpt.text}\n{fence}"
+    return f"{heading(number, excerpt)}\n{fence}{_language(excerpt)}\n{excerpt.text}\n{fence}"
+
+
+def _language(excerpt: Excerpt) -> str:
+    return excerpt.language if _LANGUAGE.fullmatch(excerpt.language) else ""
 
 
 def heading(number: int, excerpt: Excerpt) -> str:

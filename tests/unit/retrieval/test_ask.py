@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgpunet_dask.retrieval.ask import Span, estimated_tokens, fence_for, messages, pack, render
+from dgpunet_dask.retrieval.ask import Span, _Packing, _pieces, _total, estimated_tokens, fence_for, messages, pack, render
 from dgpunet_dask.retrieval.modelfiles import MINILM
 from dgpunet_dask.retrieval.tokens import load_tokens
 from tests.helpers import ROOT
@@ -52,10 +52,14 @@ def test_the_budget_holds_for_whatever_is_shown(found, budget):
     assert context.text == render(context.excerpts)
 
 
-@given(searched(), st.integers(0, 300), st.sampled_from([len, lambda text: len(text.split()), lambda text: len(text) * 7 % 64 + len(text)]))
-def test_any_way_to_count_is_kept_to_also_one_that_is_not_even(found, budget, count):
-    context = pack(found[1], budget, count)
-    assert count(context.text) == context.tokens <= max(budget, count(""))
+@given(searched(), st.integers(0, 300))
+def test_what_a_file_takes_is_counted_as_in_the_whole_text(found, budget):
+    _, hits = found
+    pieces = _pieces(hits)
+    packing = _Packing(budget, len(pieces))
+    for piece in pieces:
+        packing.take(piece)
+        assert _total(list(packing.costs.values())) == estimated_tokens(render(packing.excerpts()))
 
 
 @given(searched(), st.integers(0, 300))
