@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
@@ -85,6 +86,7 @@ class Tools:
     def __init__(self, source: Callable[[], Source], clock: Clock) -> None:
         self._open, self._clock = source, clock
         self._source: Source | None = None
+        self._opening = threading.Lock()
         self._limit: CapacityLimiter | None = None
 
     def server(self) -> Server[Any]:
@@ -126,9 +128,9 @@ class Tools:
     def _called(self, name: str, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         from dgpunet_dask.daemons.mcp.tools import called
 
-        if self._source is None:
-            self._source = self._open()
-        return called(self._source, name, given, self._clock)
+        with self._opening:
+            source = self._source = self._source or self._open()
+        return called(source, name, given, self._clock)
 
 
 def _described(name: str) -> Tool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from dgpunet_dask.retrieval.bert_numpy import NumpyMinilm
 from dgpunet_dask.retrieval.ingest import SourceFile, packed
 from dgpunet_dask.retrieval.modelfiles import MINILM, ModelFiles, find_model
@@ -16,6 +18,12 @@ from tests.unit.retrieval.conftest import Ingest, paragraphs
 @cache
 def minilm() -> NumpyMinilm:
     return NumpyMinilm(find_model(MINILM))
+
+
+@cache
+def vector(text: str) -> Any:
+    """Return a text's vector; the same small files are indexed by many tests."""
+    return minilm().encode_documents([text])[0]
 
 
 @dataclass
@@ -28,4 +36,4 @@ class RealIngest(Ingest):
         for file in files:
             chunks = list(paragraphs(file))
             if chunks:
-                yield {"chunks": packed(chunks), "vectors": minilm().encode_documents([c.text for c in chunks])}
+                yield {"chunks": packed(chunks), "vectors": np.stack([vector(c.text) for c in chunks])}
