@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons import embedded
 from dgpunet_dask.daemons.mcp.server import Tools
+from dgpunet_dask.daemons.mcp.sources import Files
 from dgpunet_dask.errors import NoHead
 from tests.unit.daemons.test_mcp_tools import Clock, Made
 
@@ -45,3 +50,13 @@ def test_a_source_that_cannot_be_opened_is_tried_again():
             tools._called("status", {})
     assert tools._called("status", {}) == tools._called("status", {})
     assert len(tries) == 3
+
+
+def test_a_head_of_this_home_is_told_of_also_one_that_does_not_answer(tmp_path, monkeypatch):
+    files = Files(Home(tmp_path))
+    assert files.cluster() is None
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    head = SimpleNamespace(api=f"http://127.0.0.1:{port}", key="k", embedded=False)
+    monkeypatch.setattr(embedded, "current_head", lambda _: head)
+    assert files.cluster()["error"]["code"] == "no_head"
