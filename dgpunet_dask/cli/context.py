@@ -74,6 +74,13 @@ class CliContext:
         """Return a connection to the cluster that was named or joined; ``None`` where the files under this home are meant."""
         return None if self.cluster is None else self.reach()
 
+    def beside(self) -> ApiClient | None:
+        """Return a connection to the head that runs under this home, which keeps open what a command would have to open; ``None`` without one."""
+        from dgpunet_dask.daemons.embedded import client_of, running_head
+
+        head = running_head(self.home)
+        return None if head is None else client_of(head)
+
     def head_client(self) -> Client:
         """Return a client of the running head; without one it is NoHead, never an embedded cluster of its own."""
         if not self.head_runs():

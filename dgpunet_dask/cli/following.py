@@ -67,6 +67,11 @@ def _waited(
     return found
 
 
+def wait_shown(context: CliContext, client: Client, job_id: str, label: str) -> JobStatus:
+    """Show a job until its end and return its status."""
+    return _waited(context, client, [job_id], [label], None, stop_on_interrupt=not context.head_runs())[0]
+
+
 def tell_failure(status: JobStatus) -> None:
     """Say on stderr what went wrong with a job, if anything did."""
     if status.error is None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
+from dgpunet_dask.errors import CheckFailed
 
 
 @click.group()
 def index() -> None:
-    """List, show, share and remove search indexes."""
+    """List, show, share, verify, compact and remove search indexes."""
 
 
 @index.command("list")
@@ -66,6 +68,46 @@ def share(context: CliContext, name: str, off: bool, as_json: bool) -> None:
     else:
         told = "shared with every user" if shared else "its owner's alone"
         click.echo(f"{name} is {told}.", err=True)
+
+
+@index.command("verify")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@pass_context
+def verify_index(context: CliContext, name: str, as_json: bool) -> None:
+    """Compare an index with its digests, its counts and the files it was made from; exit code 3 where something is wrong."""
+    from dgpunet_dask.retrieval.index import check_index_name
+    from dgpunet_dask.retrieval.verify import verify
+
+    api = context.elsewhere()
+    found = verify(context.home, name).to_json() if api is None else api.index_verify(check_index_name(name))
+    if as_json:
+        emit_json({**found, "error": None})
+    else:
+        for fault in found["faults"]:
+            click.echo(printable(fault))
+        told = f"{found['segments']} segments, {found['files']} files, {found['chunks']} chunks, {found['checked_spans']} spans compared"
+        click.echo(f"{told}; {found['changed']} files changed since and {found['gone']} are gone.", err=True)
+    if found["faults"]:
+        raise SystemExit(CheckFailed.exit_code)
+
+
+@index.command("compact")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@pass_context
+def compact_index(context: CliContext, name: str, as_json: bool) -> None:
+    """Merge an index's segments into one without what it no longer lists. It can be searched and published into meanwhile."""
+    from dgpunet_dask.retrieval.compacting import compact
+    from dgpunet_dask.retrieval.index import check_index_name
+
+    api = context.elsewhere()
+    found = {"index": name, **asdict(compact(context.home, name))} if api is None else api.index_compact(check_index_name(name))
+    if as_json:
+        emit_json({**found, "error": None})
+    else:
+        told = f"{found['segments']} segments with {found['rows']} rows"
+        click.echo(f"{name}: {told}, before {found['segments_before']} with {found['rows_before']}.", err=True)
 
 
 @index.command()

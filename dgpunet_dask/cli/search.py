@@ -1,7 +1,8 @@
-"""`dgpunet-dask search`: hits of an index, straight from its files, or of a cluster's that is named, through its head."""
+"""`dgpunet-dask search`: hits of an index, through a head that has it open, or straight from its files."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
-from dgpunet_dask.errors import MalformedFile, MissingPath, Problem, UnreadablePath, UsageError
+from dgpunet_dask.errors import DgpunetError, MalformedFile, MissingPath, Problem, UnreadablePath, UsageError
 
 if TYPE_CHECKING:
+    from dgpunet_dask.cluster.api_client import ApiClient
     from dgpunet_dask.retrieval.search import Filter, Query
 
 #: Lines of a hit's text that are shown to people.
@@ -66,17 +68,33 @@ def search(
 
 
 def _answers(context: CliContext, index: str, asked: Sequence[Query], k: int, chosen: Filter) -> Iterator[dict[str, Any]]:
-    """Yield an answer to each query, from the files of this home or from a cluster that was named."""
-    from dgpunet_dask.retrieval.index import check_index_name
-    from dgpunet_dask.retrieval.request import batches
+    """Yield an answer to each query: from a cluster that is named, from the head beside these files, which has them open, or from the files."""
+    api = context.elsewhere()
+    if api is not None:
+        yield from _answers_of(api, index, asked, k, chosen)
+        return
+    beside, told = context.beside(), 0
+    if beside is not None:
+        with contextlib.suppress(DgpunetError):  # the head has bounds, and may be ending: the files have the same answers
+            for answer in _answers_of(beside, index, asked, k, chosen):
+                yield answer
+                told += 1
+            return
+    yield from _answers_from_files(context, index, asked[told:], k, chosen)
+
+
+def _answers_from_files(context: CliContext, index: str, asked: Sequence[Query], k: int, chosen: Filter) -> Iterator[dict[str, Any]]:
     from dgpunet_dask.retrieval.search import open_searcher
 
-    api = context.elsewhere()
-    if api is None:
-        searcher = open_searcher(context.home, index, queries=len(asked))
-        for start in range(0, len(asked), _BATCH):
-            yield from searcher.search(asked[start : start + _BATCH], k, chosen)
-        return
+    searcher = open_searcher(context.home, index, queries=len(asked))
+    for start in range(0, len(asked), _BATCH):
+        yield from searcher.search(asked[start : start + _BATCH], k, chosen)
+
+
+def _answers_of(api: ApiClient, index: str, asked: Sequence[Query], k: int, chosen: Filter) -> Iterator[dict[str, Any]]:
+    from dgpunet_dask.retrieval.index import check_index_name
+    from dgpunet_dask.retrieval.request import batches
+
     rows = [{"query": query.query} if query.id is None else {"id": query.id, "query": query.query} for query in asked]
     for batch in batches(rows, k):
         yield from api.search(check_index_name(index), {"queries": batch, "k": k, "path": chosen.path, "lang": chosen.language})

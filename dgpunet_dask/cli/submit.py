@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--allow-failed", type=click.IntRange(min=0), default=0, metavar="N", help="Let the job be done with up to N units that failed for good.")
 @click.option("--key", metavar="TEXT", help="Name this submission: sent again with the same key, it is the same job.")
 @click.option("--detach", is_flag=True, help="Return at once; needs a running head.")
+@click.option("--watch", is_flag=True, help="Submit it again whenever something below its paths has changed, until Ctrl-C.")
 @click.option("--dry-run", is_flag=True, help="Show where each stage could go, and run nothing.")
 @click.option("--shared", is_flag=True, help="Let every user of the cluster read this job and the index that it makes.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="Stop waiting after S seconds (exit code 101).")
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @pass_context
 def submit(
     context: CliContext, workload: str, settings: tuple[str, ...], array: tuple[str, ...], after: tuple[str, ...], retry: int, allow_failed: int,
-    key: str | None, detach: bool, dry_run: bool, shared: bool, timeout_s: float | None, as_json: bool,
+    key: str | None, detach: bool, watch: bool, dry_run: bool, shared: bool, timeout_s: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Run WORKLOAD: a shipped name such as embed-codebase, or the path of a folder with a job.yaml."""
     from dgpunet_dask.client.reach import options_of
@@ -44,11 +45,27 @@ def submit(
     options = options_of(after=after, key=key, retry=retry, allow_failed=allow_failed, shared=shared, array=rows)
     if detach:
         context.require_head("--detach")
+    if watch:
+        _check_watch(context, alone=not (detach or dry_run or key or after or array or timeout_s is not None))
     with context.client() as client:
         if dry_run:
             show_plan(client.plan(found, params if rows is None else {**params, **rows[0]}), jobs=1 if rows is None else len(rows), as_json=as_json)
             return
+        if watch:
+            from dgpunet_dask.cli.watching import watch_and_submit
+
+            watch_and_submit(context, client, found, params, options, as_json=as_json)
+            return
         _submitted(context, client, found, params, options, detach=detach, timeout_s=timeout_s, as_json=as_json)
+
+
+def _check_watch(context: CliContext, *, alone: bool) -> None:
+    from dgpunet_dask.errors import UsageError
+
+    if not alone:
+        raise UsageError(detail="`--watch` goes on until Ctrl-C; leave out --detach, --dry-run, --key, --after, --array and --timeout.")
+    if context.elsewhere() is not None:
+        raise UsageError(detail="`--watch` follows files of this machine, and the cluster reads its own; run it on the head's host.")
 
 
 def _params(found: Workload, settings: tuple[str, ...], array: tuple[str, ...]) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:

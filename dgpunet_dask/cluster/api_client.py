@@ -149,6 +149,14 @@ class ApiClient:
         """Let every user read an index, or its owner alone; return it."""
         return dict(self._json("POST", f"/v1/indexes/{quoted(name)}/share", {"shared": shared}))
 
+    def index_verify(self, name: str) -> dict[str, Any]:
+        """Return what is wrong with an index, as ``index verify --json`` shows it. Reads all of it."""
+        return dict(self._json("POST", f"/v1/indexes/{quoted(name)}/verify"))
+
+    def index_compact(self, name: str) -> dict[str, Any]:
+        """Merge an index's segments; return what ``index compact --json`` shows."""
+        return dict(self._json("POST", f"/v1/indexes/{quoted(name)}/compact"))
+
     def index_remove(self, name: str) -> dict[str, Any]:
         """Remove an index for good."""
         return dict(self._json("DELETE", f"/v1/indexes/{quoted(name)}"))

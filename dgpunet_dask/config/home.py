@@ -89,6 +89,11 @@ class Home:
         return self.root / "cache" / "torch-arches.json"
 
     @property
+    def vectors(self) -> Path:
+        """Vectors that were made before, a folder for each model."""
+        return self.root / "cache" / "vectors"
+
+    @property
     def learned(self) -> Path:
         """What finished units have taught the head."""
         return self.root / "learned.json"

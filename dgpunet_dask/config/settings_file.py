@@ -172,7 +172,7 @@ class DiskEntry(Entry):
     logs: LogSize = _stated("logs of daemons and workers", "1GiB")
     stage_logs: LogSize = _stated("logs of stage hosts", "1GiB")
     spill: Size = _stated("what the Dask worker of one device may write of results that do not fit into memory", "20GiB")
-    caches: Size = _stated("models, workloads and stage environments that nothing uses; the longest unused go first", "100GiB")
+    caches: Size = _stated("models, workloads, stage environments that nothing uses, and known vectors; the longest unused go first", "100GiB")
     results: Size = _stated("units' results of jobs that have ended; the oldest go first", "50GiB")
     results_days: Days = _stated("days for which units' results of a job that has ended are kept", 14)
     ledger_backup: BackupEntry = _stated("copies of the ledger on another host", BackupEntry)

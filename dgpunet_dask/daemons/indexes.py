@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from dgpunet_dask.config.home import Home
@@ -78,6 +79,18 @@ class Indexes:
 
         await in_thread(lambda: Index(self._home, name).share(by, shared=shared))
         return await self.show(name, by)
+
+    async def verify(self, name: str, by: User) -> dict[str, Any]:
+        """Return the object of ``index verify --json``."""
+        from dgpunet_dask.retrieval.verify import verify
+
+        return (await in_thread(verify, self._home, name, by)).to_json()
+
+    async def compact(self, name: str, by: User) -> dict[str, Any]:
+        """Return the object of ``index compact --json``."""
+        from dgpunet_dask.retrieval.compacting import compact
+
+        return {"index": name, **asdict(await in_thread(compact, self._home, name, by))}
 
     async def remove(self, name: str, by: User) -> None:
         """Remove an index for good."""

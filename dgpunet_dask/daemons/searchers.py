@@ -100,9 +100,9 @@ class Searchers:
             _, manifest = open_index(self._home, name, by)
             place = self._place(name)
             with place.lock:
-                if place.searcher is None or place.searcher.index.manifest.segment != manifest.segment:
+                if place.searcher is None or place.searcher.index.manifest.content != manifest.content:
                     place.searcher = self._open(self._home, name, self._lent(place))
-                if place.searcher.index.manifest.segment == manifest.segment:
+                if place.searcher.index.manifest.content == manifest.content:
                     yield place.searcher
                     return
 

@@ -35,7 +35,7 @@ LEFT_S: Final = 86_400.0
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}([0-9a-f]{32})?")
 _LEFT: Final = (".incoming-", ".gone-")
-CACHES: Final = ("model", "workload", "env")
+CACHES: Final = ("model", "workload", "env", "vectors")
 
 #: Kind and digest of a folder in a cache.
 Key = tuple[str, str]
@@ -60,11 +60,11 @@ def size_of(folder: Path) -> int:
 
 def store_of(home: Home, kind: str) -> Path:
     """Return where the folders of a kind lie."""
-    return {"model": home.models, "workload": home.workloads, "env": home.envs}[kind]
+    return {"model": home.models, "workload": home.workloads, "env": home.envs, "vectors": home.vectors}[kind]
 
 
 class Caches:
-    """The models, workloads and environments of a home. What is complete never changes, so each is measured once."""
+    """The models, workloads, environments and vectors of a home. What is complete never changes, so each is measured once; vectors are added to."""
 
     def __init__(self, home: Home, now: Callable[[], float]) -> None:
         self.home, self._now = home, now
@@ -94,7 +94,7 @@ class Caches:
         if key in self._sizes:
             return self._sizes[key]
         found = size_of(folder)
-        if kind != "env" or (folder / MARKER).is_file():
+        if kind != "vectors" and (kind != "env" or (folder / MARKER).is_file()):
             self._sizes[key] = found
         return found
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 import dask
 from distributed import Client, Future
 from distributed.client import FutureCancelledError
+from distributed.comm import get_address_host
 from distributed.scheduler import KilledWorker
 
 from dgpunet_dask.errors import WorkerKilled
@@ -132,6 +133,11 @@ class Flights:
             if before is not None:
                 before.release()
 
+    @property
+    def _head(self) -> str:
+        """The head's host, as Dask knows it: its scheduler runs there."""
+        return str(get_address_host(self.dask.scheduler.address))
+
     def _asking(self, attempt: Attempt, name: str) -> StagePlan:
         plan = self.stages[name]
         avoid = attempt.avoid.get(name, ())
@@ -142,6 +148,8 @@ class Flights:
         spec = replace(plan.call.spec, unit=attempt.unit.unit_id, epoch=attempt.epoch, copy=attempt.copy)
         call = replace(plan.call, spec=spec, retries=0)  # a process that died is another attempt, with a lease and a cause of its own
         submit = functools.partial(self.dask.submit, run_stage, call, upstream, key=key, pure=False, priority=-attempt.unit.turn)
+        if plan.spec.at_head:  # where no worker of that host is left, any does: what it looks up is then not found
+            return submit(workers=[self._head], allow_other_workers=True)
         if plan.demand is None:
             return submit(resources={"LIGHT": 1})
         with dask.annotate(demand=plan.demand.to_mapping()):

@@ -108,7 +108,9 @@ def plan_job(
     def planned(spec: StageSpec) -> StagePlan:
         on_head = spec is workload.source or spec is gather
         call = _call(workload, spec, facts[spec.name], params, job_id, host if on_head else None, scratch)
-        return StagePlan(spec, call, _demand(spec, facts[spec.name], params, on_head=on_head))
+        if spec.at_head:
+            call = replace(call, spec=replace(call.spec, home=str(host.home)))
+        return StagePlan(spec, call, _demand(workload.name, spec, facts[spec.name], params, on_head=on_head))
 
     return JobPlan(
         workload=workload,
@@ -118,9 +120,11 @@ def plan_job(
     )
 
 
-def _demand(spec: StageSpec, facts: StageFacts, params: Mapping[str, Any], *, on_head: bool) -> Demand | None:
+def _demand(workload: str, spec: StageSpec, facts: StageFacts, params: Mapping[str, Any], *, on_head: bool) -> Demand | None:
     if on_head or facts.light:
         return None
+    if spec.at_head:
+        raise BadWorkload(workload=workload, why=f"the stage {spec.name} has `at: head` and so may neither have a `load` nor an `env`")
     demand = (facts.demand or DEFAULT_DEMAND).named(spec.name)
     return demand.of_model(params.get("model") or None)  # a parameter that is left empty names no model
 

@@ -78,6 +78,7 @@ class _Stage(YamlModel):
     unit: _Unit | None = None
     env: Annotated[str, AfterValidator(_lock_name)] | None = None
     gather: bool = False
+    at: Literal["head"] | None = None
     deadline: Annotated[float, parsed(_positive_s)] = 600.0
     retries: Annotated[int, Field(ge=0, le=10)] = 2
 
@@ -130,6 +131,7 @@ def _spec(name: str, stage: _Stage) -> StageSpec:
         batch_tokens=stage.batch.tokens,
         env=stage.env,
         gather=stage.gather,
+        at_head=stage.at == "head",
         unit_items=unit.items,
         unit_bytes=unit.bytes,
         deadline_s=stage.deadline,
@@ -157,6 +159,8 @@ def _graph_problems(document: Document, job: _Job) -> list[Problem]:
     found += [problem(("stages", n, "gather"), "only one stage may gather") for n in gathers[1:]]
     found += [problem(("stages", n), "this stage takes from itself, by way of the others") for n in _circular(stages)]
     for name, stage in stages.items():
+        if stage.at is not None and (stage.after is None or stage.gather):
+            found.append(problem(("stages", name, "at"), "what reads the input or gathers is called on the head's host anyway; leave `at` out"))
         if stage.after is not None and stage.after not in stages:
             found.append(problem(("stages", name, "after"), f"there is no stage {stage.after!r}{did_you_mean(stage.after, stages)}"))
         if stage.after in gathers:

@@ -39,6 +39,8 @@ class StageSpec:
         A lock file (pip's requirement format) in the workload's folder.
     gather
         Called once, on the head's host, with all results.
+    at_head
+        Called on the head's host wherever it can be, with that host's home: for what has to be looked up there. Only a light stage may be.
     unit_items, unit_bytes
         How many of the source's items make one unit (for the source only).
     deadline_s
@@ -54,6 +56,7 @@ class StageSpec:
     batch_tokens: int | None = None
     env: str | None = None
     gather: bool = False
+    at_head: bool = False
     unit_items: int = 64
     unit_bytes: int = 1 << 20
     deadline_s: float = 600.0

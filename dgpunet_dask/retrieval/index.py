@@ -1,9 +1,10 @@
-"""An index: a folder with a manifest that names the one segment in force, and the ways to publish, list, share and remove.
+"""An index: a folder with a manifest that names the version in force, and the ways to publish, list, share and remove.
 
-A new version becomes visible by replacing ``manifest.json``, which is atomic. Whatever fails before leaves the old version in
-force, and what it left behind goes with the next publication. Publishers and removers of one index take turns by a file lock
-that the kernel frees when its holder dies. Readers take no lock: they hold their files open, and open again if a segment went
-between reading its name and it.
+A version is a table of files (``versions/ID/``) and segments (``segments/ID/``), which versions share: a new one adds a segment with what is
+new, and leaves what it does not list any more to be passed over. It becomes visible by replacing ``manifest.json``, which is atomic.
+Whatever fails before leaves the old version in force, and what it left behind goes with the next publication. Publishers and removers
+of one index take turns by a file lock that the kernel frees when its holder dies. Readers take no lock: they hold their files open, and
+open again if one went between reading its name and it.
 
 An index belongs to who published it first, and only its owner and operators publish into it, share and remove it. Whoever can read the
 files of the home is bound by none of this: it holds for those who come through the head.
@@ -40,7 +41,7 @@ from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.segments import disk_full_named
 from dgpunet_dask.security.files import sync_folder
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a file system takes 255 bytes, and more is put around a name
 
@@ -51,8 +52,8 @@ class Manifest:
 
     Parameters
     ----------
-    segment
-        Folder below ``segments/``.
+    version, segments
+        Folder below ``versions/``, and folders below ``segments/``.
     model, model_digest, dimension, truncate_dim, chunker
         What made the vectors; rows are reused only where all of it agrees.
     roots
@@ -67,7 +68,8 @@ class Manifest:
         Who published it first, ``None`` for one of an older release, which is the operators'; and whether every user may search it.
     """
 
-    segment: str
+    version: str
+    segments: tuple[str, ...]
     model: str
     model_digest: str
     dimension: int
@@ -88,6 +90,11 @@ class Manifest:
         """What must agree for a row to be reused."""
         return self.model_digest, self.truncate_dim, self.chunker
 
+    @property
+    def content(self) -> tuple[str, ...]:
+        """What names all that it consists of: equal for two manifests that are read from the same files."""
+        return self.version, *self.segments
+
 
 def check_index_name(name: str) -> str:
     """Return `name` if an index may have it.
@@ -100,6 +107,41 @@ def check_index_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise BadName(name=name, what="an index")
     return name
+
+
+@dataclass
+class Draft:
+    """What is written for a new version, and the version in force before it.
+
+    Parameters
+    ----------
+    folder
+        Empty, and removed in the end.
+    before
+        ``None`` where there was none.
+    made
+        Names of the segments that were written into it.
+    """
+
+    folder: Path
+    before: Manifest | None
+    made: list[str] = field(default_factory=list)
+
+    @property
+    def version(self) -> Path:
+        """Where the new version's table of files is to be written."""
+        return self.folder / "version"
+
+    def segment(self, name: str) -> Path:
+        """Return where the segment `name` is written."""
+        return self.folder / name
+
+    def new_segment(self) -> Path:
+        """Return an empty folder for one more segment, which belongs to the version from now on."""
+        self.made.append(uuid.uuid4().hex)
+        folder = self.segment(self.made[-1])
+        folder.mkdir(mode=0o700)
+        return folder
 
 
 class Index:
@@ -139,26 +181,31 @@ class Index:
             return None
         return manifest if manifest is not None and by.sees(manifest) else None
 
-    def segment(self, manifest: Manifest) -> Path:
-        """Return the folder of the segment that `manifest` names."""
-        return self.folder / "segments" / manifest.segment
+    def segments(self, manifest: Manifest) -> list[Path]:
+        """Return the folders of the segments that `manifest` names."""
+        return [self.folder / "segments" / name for name in manifest.segments]
+
+    def version(self, manifest: Manifest) -> Path:
+        """Return the folder with the table of files of `manifest`."""
+        return self.folder / "versions" / manifest.version
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Wait for, and hold, the only right to change this index. The kernel lets go when the holder dies."""
+    def lock(self, right: str = "index") -> Iterator[None]:
+        """Wait for, and hold, the only right to change this index; or another `right`. The kernel lets go when the holder dies."""
         locks = self.home.root / "locks"
         locks.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(locks / f"index-{self.name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(locks / f"{right}-{self.name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
 
-    def publish(self, write: Callable[[Path], Manifest], by: User = OPERATOR, *, shared: bool = False) -> Manifest:
-        """Make a new version visible: `write` fills an empty folder, durably, and returns its manifest (the rest is set here).
+    def publish(self, write: Callable[[Draft], Manifest], by: User = OPERATOR, *, shared: bool = False) -> Manifest:
+        """Make a new version visible: `write` fills a draft, durably, and returns its manifest.
 
-        The first owner stays the owner, and what was shared stays shared.
+        What the draft holds is added to the segments that the returned manifest names. The first owner stays the owner, and what was shared
+        stays shared.
 
         Raises
         ------
@@ -169,22 +216,36 @@ class Index:
         """
         with self.lock(), disk_full_named(self.folder):
             before = self.check_publisher(by)
-            segments = self.folder / "segments"
-            segments.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.sweep()
-            temporary = segments / f"tmp-{uuid.uuid4().hex}"
-            temporary.mkdir(mode=0o700)
             try:
-                manifest = write(temporary)
-                name = uuid.uuid4().hex
-                temporary.rename(segments / name)
-                sync_folder(segments)
+                draft = Draft(self.folder / "drafts" / uuid.uuid4().hex, before)
+                draft.version.mkdir(parents=True, mode=0o700)
+                manifest = write(draft)
                 owner = by.name if before is None or before.owner is None else before.owner
-                published = replace(manifest, segment=name, owner=owner, shared=shared or (before is not None and before.shared))
-                self._replace_manifest(published)
+                kept = replace(manifest, owner=owner, shared=shared or (before is not None and before.shared))
+                return self._in_force(draft, kept)
             finally:
                 self.sweep()
-            return published
+
+    def swap(self, made: Path | None, manifest: Manifest) -> None:
+        """Move a segment that was made apart, if any, to where it stays, and put `manifest`, which names it, in force. Only under the lock."""
+        if made is not None:
+            sync_folder(made)
+            made.rename(self.folder / "segments" / made.name)
+            sync_folder(self.folder / "segments")
+        self._replace_manifest(manifest)
+        self.sweep()
+
+    def _in_force(self, draft: Draft, manifest: Manifest) -> Manifest:
+        """Move what a draft holds to where it stays, and name it."""
+        for made, kind, name in ((draft.version, "versions", manifest.version), *((draft.segment(n), "segments", n) for n in draft.made)):
+            (self.folder / kind).mkdir(exist_ok=True, mode=0o700)
+            sync_folder(made)
+            made.rename(self.folder / kind / name)
+            sync_folder(self.folder / kind)
+        published = replace(manifest, segments=(*manifest.segments, *draft.made))
+        self._replace_manifest(published)
+        return published
 
     def check_publisher(self, by: User) -> Manifest | None:
         """Return the version in force, which `by` may replace; ``None`` where there is none.
@@ -247,10 +308,11 @@ class Index:
     def sweep(self) -> None:
         """Remove what no version needs: old segments, and what killed publishers left. Only under the lock."""
         manifest = self.manifest()
-        keep = manifest.segment if manifest else None
-        for leftover in (self.folder / "segments").glob("*"):
-            if leftover.name != keep:
-                shutil.rmtree(leftover, ignore_errors=True)
+        keep = set() if manifest is None else {manifest.version, *manifest.segments}
+        for kind in ("drafts", "segments", "versions"):
+            for leftover in (self.folder / kind).glob("*"):
+                if leftover.name not in keep:
+                    shutil.rmtree(leftover, ignore_errors=True)
         (self.folder / f"{MANIFEST}.tmp").unlink(missing_ok=True)
 
     def remove(self, by: User = OPERATOR) -> None:
@@ -313,7 +375,8 @@ def described(home: Home, name: str, by: User = OPERATOR) -> dict[str, Any]:
     """
     index, manifest = open_index(home, name, by)
     fields = asdict(manifest)
-    fields.pop("segment")
+    fields.pop("version")
+    fields["segments"] = len(manifest.segments)
     published = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(manifest.published_s))
     return {"index": name, **fields, "published": published, "bytes": size_bytes(index, manifest)}
 
@@ -332,7 +395,8 @@ def _described_or_error(home: Home, name: str, by: User) -> dict[str, Any]:
 
 def size_bytes(index: Index, manifest: Manifest) -> int:
     """Return the bytes on disk of the version in force."""
-    return sum(f.stat().st_size for f in index.segment(manifest).glob("*"))
+    folders = (index.version(manifest), *index.segments(manifest))
+    return sum(f.stat().st_size for folder in folders for f in folder.rglob("*") if f.is_file())
 
 
 def _parsed(file: Path, raw: Any) -> Manifest:
@@ -341,20 +405,27 @@ def _parsed(file: Path, raw: Any) -> Manifest:
         raise _damaged(file, "it states no format version")
     if found > FORMAT_VERSION:
         raise NewerFormat(path=file, found=found, known=FORMAT_VERSION)
+    if found == 1:  # one segment that held its files as well: nobody opens it any more, but it has an owner
+        raw = {**raw, "version": raw.get("segment"), "segments": []}
     fields = {k: v for k, v in raw.items() if k in Manifest.__dataclass_fields__}
     try:
-        manifest = Manifest(**{**fields, "roots": tuple(fields.get("roots", ()))})
+        manifest = Manifest(**{**fields, **{name: tuple(fields.get(name, ())) for name in ("roots", "segments")}})
     except TypeError as error:
         raise _damaged(file, str(error)) from error
     wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(manifest, name), kind)]
-    if wrong or not re.fullmatch("[0-9a-f]{32}", manifest.segment):
-        raise _damaged(file, f"the value of {', '.join(wrong) or 'segment'} is not of its kind")
+    wrong += [name for name, ids in (("version", (manifest.version,)), ("segments", manifest.segments)) if not all(map(_is_id, ids))]
+    if wrong:
+        raise _damaged(file, f"the value of {', '.join(wrong)} is not of its kind")
     return manifest
+
+
+def _is_id(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch("[0-9a-f]{32}", name) is not None
 
 
 #: What is read out of a manifest has to be one of these.
 _KINDS: Final[Mapping[str, Any]] = {
-    **dict.fromkeys(("segment", "model", "model_digest"), str),
+    **dict.fromkeys(("version", "model", "model_digest"), str),
     **dict.fromkeys(("dimension", "chunker", "files", "chunks", "tokens"), int),
     **dict.fromkeys(("scanned_s", "published_s"), int | float),
     "truncate_dim": int | None,

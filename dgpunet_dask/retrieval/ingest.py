@@ -1,13 +1,15 @@
-"""What lies between a tree and the next version of its index: which files are known, the listing, and merging old and new rows.
+"""What lies between a tree and the next version of its index: which files are known, the listing, and what the new version is made of.
 
-The two ends of an ingestion share a folder: `scan` leaves there the listing of the tree and, by hard links, the segment whose
+The two ends of an ingestion share a folder: `Scan` leaves there the listing of the tree and, by hard links, the segments whose
 rows it counts on, so that neither a publication nor a removal in between can take them away; `publish` reads both.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,23 +21,18 @@ from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import BadName, DamagedFile
 from dgpunet_dask.model.owner import OPERATOR, User
-from dgpunet_dask.retrieval.chunk import CHUNKER_VERSION, Chunk
+from dgpunet_dask.retrieval.chunk import CHUNKER_VERSION
 from dgpunet_dask.retrieval.discover import Entry, Root, Text, discover, folder_name, read_text
+from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_files, read_table, write_files
 from dgpunet_dask.retrieval.index import Index, Manifest, check_index_name
 from dgpunet_dask.retrieval.modelfiles import ModelFiles
-from dgpunet_dask.retrieval.segments import (
-    CHUNKS,
-    DamagedSegmentError,
-    FileRow,
-    SegmentWriter,
-    chunk_schema,
-    disk_full_named,
-    read_files,
-    read_rows,
-    whole,
-)
+from dgpunet_dask.retrieval.publishing import Merge
+from dgpunet_dask.retrieval.rows import space_of
+from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, disk_full_named
 
-LISTING: Final = "listing.jsonl"
+log = logging.getLogger(__name__)
+
+LISTING: Final = "listing.parquet"
 SUMMARY: Final = "listing.json"
 BASE: Final = "base"
 #: A file written within so many seconds before it was read may have changed again within one tick of its clock; it is read anew.
@@ -47,12 +44,16 @@ Count = Callable[[str], None]
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to be cut and embedded. `key` is the digest of its text and language: equal files have one, wherever they lie."""
+    """A file to be cut and embedded.
+
+    `key` is the digest of its text and language: equal files have one, wherever they lie. `space` tells what will embed it (`rows.space_of`).
+    """
 
     path: str
     key: str
     text: str
     language: str
+    space: str
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Plan:
     def recipe(self) -> tuple[str, int | None, int]:
         """What must agree for rows to be reused."""
         return self.model.digest, self.truncate_dim, CHUNKER_VERSION
+
+    @property
+    def space(self) -> str:
+        """What must agree for a text's vector to be reused."""
+        return space_of(self.model.digest, self.truncate_dim)
 
 
 @dataclass
@@ -147,19 +153,20 @@ class Scan:
 
     def files(self, entries: Iterable[Entry]) -> Iterator[SourceFile]:
         """Yield the files whose text the version in force does not have, each text once."""
-        found = 0
-        with disk_full_named(self._folder), (self._folder / LISTING).open("w", encoding="utf-8") as listing:
-            for entry in entries:
-                row, source = self._row(entry)
-                if row is None:
-                    continue
-                found += 1
-                self._count("files")
-                listing.write(json.dumps(list(vars(row).values())) + "\n")
-                if source is not None:
-                    self._known.keys.add(source.key)
-                    yield source
-        self._write_summary(found)
+        rows: list[FileRow] = []
+        for entry in entries:
+            row, source = self._row(entry)
+            if row is None:
+                continue
+            rows.append(row)
+            self._count("files")
+            if source is not None:
+                self._known.keys.add(source.key)
+                yield source
+        with disk_full_named(self._folder):
+            (self._folder / LISTING).unlink(missing_ok=True)
+            write_files(self._folder / LISTING, rows)
+            self._write_summary(len(rows))
 
     def _skip(self, code: str, _path: str) -> None:
         self._skipped[code] = self._skipped.get(code, 0) + 1
@@ -176,7 +183,7 @@ class Scan:
         key = content_key(text.text, text.language)
         stat = entry.stat
         row = FileRow(entry.path, key, text.language, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-        return row, None if key in self._known.keys else SourceFile(entry.path, key, text.text, text.language)
+        return row, None if key in self._known.keys else SourceFile(entry.path, key, text.text, text.language, self._plan.space)
 
     def _unchanged(self, entry: Entry) -> FileRow | None:
         """Return the known row of a file whose stat did not change since it was read, as git's index does."""
@@ -190,27 +197,40 @@ class Scan:
             return None
         return row if max(row.mtime_ns, row.ctime_ns) < self._known.scanned_ns - _RACY_NS else None
 
-    def _pin_base(self) -> str | None:
-        """Link the segment in force into the folder and learn what it has; ``None`` where nothing can be reused."""
-        shutil.rmtree(self._folder / BASE, ignore_errors=True)
+    def _pin_base(self) -> bool:
+        """Link the segments in force into the folder and learn what they have; false where nothing can be reused."""
+        base = self._folder / BASE
+        shutil.rmtree(base, ignore_errors=True)
         with self._index.lock():
             manifest = self._index.check_publisher(self._plan.by)
+            base.mkdir()
             if manifest is None or manifest.recipe != self._plan.recipe:
-                return None
-            _link(self._index.segment(manifest), self._folder / BASE)
-        if not whole(self._folder / BASE):
-            shutil.rmtree(self._folder / BASE)  # a damaged segment is made anew, as if there were none
-            return None
-        for row in read_files(self._folder / BASE):
-            self._known.keys.add(row.key)
-            self._known.by_path[row.path] = row
+                return False
+            for segment in self._index.segments(manifest):
+                _link(segment, base / segment.name)
+            for folder in sorted(base.glob("*")):
+                self._know_segment(folder)
+            self._know_files(self._index.version(manifest) / FILES)
         self._known.scanned_ns = int(manifest.scanned_s * 1e9)
-        return manifest.segment
+        return bool(self._known.keys)
+
+    def _know_segment(self, folder: Path) -> None:
+        try:
+            self._known.keys.update(Segment(folder).keys)
+        except DamagedSegmentError as error:
+            log.warning("a segment is damaged, and what it held is made anew: %s", error)
+            shutil.rmtree(folder)
+
+    def _know_files(self, table: Path) -> None:
+        try:
+            self._known.by_path = {row.path: row for row in read_files(table) if row.key in self._known.keys or not row.chunks}
+        except (OSError, ValueError):
+            log.warning("%s cannot be read: every file of the tree is read anew", table)
 
     def _write_summary(self, files: int) -> None:
         plan = self._plan
         manifest = Manifest(
-            segment="", model=plan.model.name, model_digest=plan.model.digest, dimension=0, truncate_dim=plan.truncate_dim,
+            version="", segments=(), model=plan.model.name, model_digest=plan.model.digest, dimension=0, truncate_dim=plan.truncate_dim,
             chunker=CHUNKER_VERSION, roots=tuple(os.fsencode(r.path).decode("utf-8", "backslashreplace") for r in plan.roots),
             files=files, skipped=self._skipped, scanned_s=self._started_s,
         )  # fmt: skip
@@ -226,18 +246,6 @@ def _link(segment: Path, into: Path) -> None:
             os.link(file, into / file.name)
         except OSError:  # a file system without hard links
             shutil.copy2(file, into / file.name)
-
-
-def packed(chunks: Sequence[Chunk]) -> bytes:
-    """Return chunks as an Arrow IPC stream, zstd-compressed: a tenth of their size as objects."""
-    import pyarrow as pa
-
-    columns = [[getattr(c, n) for c in chunks] for n in chunk_schema().names]
-    table = pa.table([pa.array(c, t.type) for c, t in zip(columns, chunk_schema(), strict=True)], schema=chunk_schema())
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
 
 
 @dataclass(frozen=True)
@@ -276,7 +284,7 @@ class Published:
 def publish(
     folder: Path, home: Home, units: Iterable[dict[str, Any]], clock: Clock | None = None, *, by: User = OPERATOR, shared: bool = False
 ) -> Published:
-    """Merge `units` (``{"chunks": bytes of `packed`, "vectors": (n, d) float32}``) with the reused rows, and publish.
+    """Publish the version that a scan has listed, of `units` (items of `rows.packed`) and of what is reused; keep the new vectors for others.
 
     A tree without any text publishes nothing; where an index is already, its new version is empty, as the tree is.
     With `shared` every user may search the index from now on; without, that stays as it is.
@@ -289,60 +297,20 @@ def publish(
         If there is no space, or the rows to reuse cannot be read; the old version stays in force.
     """
     summary = json.loads((folder / SUMMARY).read_text("utf-8"))
+    raw = summary["manifest"]
+    manifest = Manifest(**{**raw, "segments": (), "roots": tuple(raw["roots"])})
     index = Index(home, summary["index"])
-    merge = _Merge(folder, Manifest(**summary["manifest"]), iter(units), clock or SystemClock())
-    first = next(merge.units, None)
-    if first is None and summary["base"] is None and index.manifest() is None:
+    with_rows = (unit for unit in units if len(unit["vectors"]))
+    first = next(with_rows, None)
+    if first is None and not summary["base"] and index.manifest() is None:
         return Published(index.name, None, 0, 0, 0)
+    new = itertools.chain(() if first is None else (first,), with_rows)
+    merge = Merge(index, manifest, new, read_table(folder / LISTING), lambda: [Segment(part) for part in sorted((folder / BASE).glob("*"))], clock or SystemClock())
     try:
-        manifest = index.publish(lambda into: merge.write(into, first), by, shared=shared)
+        made = index.publish(merge.write, by, shared=shared)
     except DamagedSegmentError as error:
         raise DamagedFile(path=index.folder, why=error) from error
-    return Published(index.name, manifest, merge.chunks, merge.embedded, merge.tokens)
+    return Published(index.name, made, merge.chunks, merge.embedded, merge.tokens)
 
 
-class _Merge:
-    """Writes one segment of a job's new rows and the reused rows of its base."""
-
-    def __init__(self, folder: Path, manifest: Manifest, units: Iterator[dict[str, Any]], clock: Clock) -> None:
-        self.units = (u for u in units if len(u["vectors"]))
-        self.chunks = self.embedded = self.tokens = 0
-        self._folder = folder
-        self._manifest = manifest
-        self._clock = clock
-
-    def write(self, into: Path, first: dict[str, Any] | None) -> Manifest:
-        """Fill the folder `into` and return its manifest, as `Index.publish` asks."""
-        with SegmentWriter(into) as writer:
-            if first is not None:
-                self._append(writer, first)
-            for unit in self.units:
-                self._append(writer, unit)
-            self.embedded, self.tokens = writer.rows, writer.tokens
-            self._append_reused(writer)
-            files = writer.finish(self._listed(), dimension=1)  # of a segment without a chunk; FAISS wants one above 0
-            self.chunks = writer.chunks_of_files
-            made = {"dimension": writer.dimension or 0, "files": files, "chunks": writer.rows, "tokens": writer.tokens}
-            return Manifest(**{**asdict(self._manifest), **made, "published_s": self._clock.wall()})
-
-    def _append(self, writer: SegmentWriter, unit: dict[str, Any]) -> None:
-        import pyarrow as pa
-
-        with pa.ipc.open_stream(unit["chunks"]) as stream:
-            writer.append(stream.read_all(), unit["vectors"])
-
-    def _append_reused(self, writer: SegmentWriter) -> None:
-        if not (self._folder / BASE / CHUNKS).exists():
-            return
-        new = set(writer.by_key)
-        needed = {f.key for f in self._listed()} - new
-        for rows, vectors in read_rows(self._folder / BASE, needed.__contains__):
-            writer.append(rows, vectors)
-
-    def _listed(self) -> Iterator[FileRow]:
-        with (self._folder / LISTING).open(encoding="utf-8") as listing:
-            for line in listing:
-                yield FileRow(*json.loads(line))
-
-
-__all__ = ["Plan", "Published", "Scan", "SourceFile", "content_key", "index_name", "packed", "publish"]
+__all__ = ["Plan", "Published", "Scan", "SourceFile", "content_key", "index_name", "publish"]

@@ -1,19 +1,26 @@
-"""A segment: an immutable folder with the chunks of one version of an index, their vectors, and the files they come from.
+"""A segment: an immutable folder with chunks, their vectors, and which file each belongs to.
 
-* ``chunks.parquet``: one row a chunk: key (content digest of its file), start_line, end_line, symbol, language, tokens, text;
+* ``chunks.arrow``: one row a chunk, in an Arrow file that is mapped, not read: a hit's text costs no decompression. Rows of a file stand together;
 * ``vectors.faiss``: a FAISS flat inner-product index, row for row;
-* ``files.parquet``: one row a file: path, key, chunks, and the stat by which the next version knows it unchanged.
+* ``keys.arrow``: for each file, by its key (the digest of its content), its first row and how many there are;
+* ``segment.json``: what it holds, and the digests of the other three, written last.
+
+A segment does not know which of its files are still part of an index: a version's own table of files does (`filetable`). So nothing is
+ever written into a segment again; what is not listed any more is passed over by readers, and left out when segments are merged.
 
 Writing streams: neither chunks nor vectors are ever held whole.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
@@ -27,10 +34,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Vectors = NDArray[np.float32]
+    Rows = NDArray[np.int64]
 
-CHUNKS: Final = "chunks.parquet"
+CHUNKS: Final = "chunks.arrow"
 VECTORS: Final = "vectors.faiss"
-FILES: Final = "files.parquet"
+KEYS: Final = "keys.arrow"
+FACTS: Final = "segment.json"
 #: Rows written and read at once; 4096 vectors of 384 numbers are 6 MB.
 ROWS: Final = 4096
 
@@ -42,22 +51,23 @@ _FLAT: Final = struct.Struct("<4siqqq?iQ")
 Opener = Callable[[Path], BinaryIO]
 
 
-@dataclass(frozen=True)
-class FileRow:
-    """One file of an index; `chunks` is filled in when it is published."""
+class DamagedSegmentError(Exception):
+    """What a segment holds cannot be read."""
 
-    path: str
-    key: str
-    language: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-    chunks: int = 0
+
+@dataclass(frozen=True)
+class SegmentFacts:
+    """What a segment holds: chunks, files, tokens, numbers a vector has, and the digest of each of its files."""
+
+    rows: int
+    files: int
+    tokens: int
+    dimension: int
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 def chunk_schema() -> pa.Schema:
-    """Return the columns of ``chunks.parquet``, which are also those of a unit's rows."""
+    """Return the columns of ``chunks.arrow``, which are also those of a unit's rows."""
     import pyarrow as pa
 
     text, whole = pa.string(), pa.int32()
@@ -71,13 +81,11 @@ def chunk_schema() -> pa.Schema:
     return pa.schema([*columns, ("tokens", whole), ("text", text)])
 
 
-def file_schema() -> pa.Schema:
-    """Return the columns of ``files.parquet``."""
+def key_schema() -> pa.Schema:
+    """Return the columns of ``keys.arrow``."""
     import pyarrow as pa
 
-    text, whole = pa.string(), pa.int64()
-    names = ("size", "mtime_ns", "ctime_ns", "inode", "chunks")
-    return pa.schema([("path", text), ("key", text), ("language", text), *((n, whole) for n in names)])
+    return pa.schema([("key", pa.string()), ("first", pa.int64()), ("count", pa.int64())])
 
 
 @contextmanager
@@ -107,12 +115,13 @@ class SegmentWriter:
         self.dimension: int | None = None
         self.rows = 0
         self.tokens = 0
-        self.chunks_of_files = 0
         self.by_key: dict[str, int] = {}
         self._opener = opener
         self._open = ExitStack()
         self._files: list[BinaryIO] = []
-        self._parquet: Any = None
+        self._chunks: Any = None
+        self._pending: list[pa.Table] = []
+        self._waiting = 0
         self._vectors: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -122,155 +131,229 @@ class SegmentWriter:
         self._open.close()
 
     def append(self, chunks: pa.Table, vectors: Vectors) -> None:
-        """Add rows: a table of `chunk_schema` and float32 vectors ``(rows, dimension)`` of length 1.
+        """Add rows: a table of `chunk_schema` and float32 vectors ``(rows, dimension)`` of length 1. All rows of a file at once.
 
         Raises
         ------
         ValueError
-            If the numbers of rows, or the dimensions, do not agree.
+            If the numbers of rows, or the dimensions, do not agree, or a file comes in two parts.
         """
         if len(chunks) != len(vectors):
             raise ValueError(f"{len(chunks)} chunks came with {len(vectors)} vectors")
         if not len(chunks):
             return
-        parquet, file = self._opened(int(vectors.shape[1]))
-        parquet.write_table(chunks.cast(chunk_schema()), row_group_size=ROWS)
+        counts = _counts(chunks.column("key").to_pylist())
+        if again := counts.keys() & self.by_key.keys():
+            raise ValueError(f"the chunks of {min(again)} came in two parts")
+        file = self._opened(int(vectors.shape[1]))
+        self._pending.append(chunks.cast(chunk_schema()))
+        self._waiting += len(chunks)
+        if self._waiting >= ROWS:
+            self._write_pending()
         file.write(vectors.astype("<f4", order="C", copy=False).tobytes())
         self.rows += len(chunks)
         self.tokens += sum(chunks.column("tokens").to_pylist())
-        for key in chunks.column("key").to_pylist():
-            self.by_key[key] = self.by_key.get(key, 0) + 1
+        self.by_key |= counts
 
-    def _opened(self, dimension: int) -> tuple[Any, BinaryIO]:
-        import pyarrow.parquet as pq
+    def _write_pending(self) -> None:
+        """Write what was appended as one batch: many small ones would make the file slow to open."""
+        import pyarrow as pa
+
+        if self._pending:
+            self._chunks.write_table(pa.concat_tables(self._pending).combine_chunks())
+        self._pending, self._waiting = [], 0
+
+    def _opened(self, dimension: int) -> BinaryIO:
+        import pyarrow as pa
 
         if self._vectors is None:
             self.dimension = dimension
-            self._parquet = self._open.enter_context(pq.ParquetWriter(self._new(CHUNKS), chunk_schema(), compression="zstd"))
+            self._chunks = pa.ipc.new_file(self._new(CHUNKS), chunk_schema())  # closed by `finish` alone: each closing adds an end
             self._vectors = self._new(VECTORS)
             self._vectors.write(_header(dimension, 0))
         if dimension != self.dimension:
             raise ValueError(f"a vector has {dimension} numbers where the others have {self.dimension}")
-        return self._parquet, self._vectors
+        return self._vectors
 
     def _new(self, name: str) -> BinaryIO:
         file = self._opener(self.folder / name)
         self._files.append(self._open.enter_context(file))
         return file
 
-    def finish(self, files: Iterator[FileRow], dimension: int) -> int:
-        """Write the files' rows, complete and sync everything, and return the number of files.
+    def finish(self) -> SegmentFacts:
+        """Complete and sync everything, and return what the segment holds.
 
-        `dimension` is that of a segment without any chunk.
+        Raises
+        ------
+        ValueError
+            If nothing was appended: there is no segment without rows.
         """
-        self._opened(self.dimension or dimension)
-        count = self._write_files(files)
-        self._parquet.close()
-        assert self._vectors is not None  # opened above
+        if self._vectors is None or self.dimension is None:
+            raise ValueError("a segment has one row at least")
+        self._write_pending()
+        self._chunks.close()
         self._vectors.seek(0)
-        self._vectors.write(_header(self.dimension or dimension, self.rows))
+        self._vectors.write(_header(self.dimension, self.rows))
+        self._write_keys()
         for file in self._files:
             file.flush()
             os.fsync(file.fileno())
+        facts = SegmentFacts(self.rows, len(self.by_key), self.tokens, self.dimension, digests_of(self.folder))
+        with self._opener(self.folder / FACTS) as opened:
+            opened.write(json.dumps(asdict(facts)).encode())
+            opened.flush()
+            os.fsync(opened.fileno())
         sync_folder(self.folder)
-        return count
+        return facts
 
-    def _write_files(self, files: Iterator[FileRow]) -> int:
+    def _write_keys(self) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        count = 0
-        with pq.ParquetWriter(self._new(FILES), file_schema(), compression="zstd") as writer:
-            for batch in _batched(files, ROWS):
-                chunks = [self.by_key.get(f.key, 0) for f in batch]
-                columns = [[getattr(f, name) for f in batch] for name in file_schema().names[:-1]]
-                writer.write_table(pa.table([*columns, chunks], schema=file_schema()))
-                self.chunks_of_files += sum(chunks)
-                count += len(batch)
-        return count
+        first, firsts = 0, []
+        for count in self.by_key.values():
+            firsts.append(first)
+            first += count
+        table = pa.table([list(self.by_key), firsts, list(self.by_key.values())], schema=key_schema())
+        with pa.ipc.new_file(self._new(KEYS), key_schema()) as writer:
+            writer.write_table(table)
+
+
+def _counts(keys: list[str]) -> dict[str, int]:
+    """Return how many rows each key has, in their order.
+
+    Raises
+    ------
+    ValueError
+        If the rows of one do not stand together.
+    """
+    found: dict[str, int] = {}
+    last = None
+    for key in keys:
+        if key != last and key in found:
+            raise ValueError(f"the chunks of {key} came in two parts")
+        found[key] = found.get(key, 0) + 1
+        last = key
+    return found
 
 
 def _header(dimension: int, rows: int) -> bytes:
     return _FLAT.pack(b"IxFI", dimension, rows, 1 << 20, 1 << 20, True, 0, rows * dimension)
 
 
-def _batched(items: Iterator[FileRow], size: int) -> Iterator[Sequence[FileRow]]:
-    batch: list[FileRow] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def digests_of(folder: Path) -> dict[str, str]:
+    """Return the BLAKE2b digests of a segment's data."""
+    found = {}
+    for name in (CHUNKS, VECTORS, KEYS):
+        with (folder / name).open("rb") as opened:
+            found[name] = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return found
 
 
-def read_files(folder: Path) -> Iterator[FileRow]:
-    """Yield the files of a segment."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(folder / FILES) as opened:
-        for batch in opened.iter_batches(ROWS):
-            columns = [batch.column(n).to_pylist() for n in batch.schema.names]
-            yield from map(FileRow, *columns)
-
-
-def whole(folder: Path) -> bool:
-    """Whether a segment's three files are there, and agree on its rows. Their contents are not read."""
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(folder / CHUNKS) as chunks, pq.ParquetFile(folder / FILES) as files:
-            rows = chunks.metadata.num_rows
-            _mapped(folder / VECTORS, rows)
-            return chunks.schema_arrow.equals(chunk_schema()) and files.schema_arrow.equals(file_schema())
-    except (OSError, ValueError, struct.error):
-        return False
-
-
-class DamagedSegmentError(Exception):
-    """What a segment holds cannot be read."""
-
-
-def read_rows(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[pa.Table, Vectors]]:
-    """Yield a segment's chunks whose key is `wanted`, with their vectors, a few thousand at a time.
+class Segment:
+    """A segment that is read. Its files are mapped: they may be unlinked meanwhile.
 
     Raises
     ------
     DamagedSegmentError
-        If they cannot be read.
+        If what it says of itself and what it is do not agree. Contents are not compared with their digests.
     """
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    start = 0
-    with pq.ParquetFile(folder / CHUNKS) as opened:
-        vectors = _mapped(folder / VECTORS, opened.metadata.num_rows)
-        for batch in _readable(opened.iter_batches(ROWS)):
-            mask = np.fromiter((wanted(k) for k in batch.column("key").to_pylist()), bool, batch.num_rows)
-            if mask.any():
-                kept = pa.Table.from_batches([batch]).filter(pa.array(mask))
-                yield kept, np.ascontiguousarray(vectors[start : start + batch.num_rows][mask])
-            start += batch.num_rows
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.facts = _facts(folder)
+            self.chunks = _mapped_table(folder / CHUNKS, chunk_schema())
+            self.vectors = _mapped_vectors(folder / VECTORS, self.facts)
+            keys = _mapped_table(folder / KEYS, key_schema())
+            self.keys: list[str] = keys.column("key").to_pylist()
+            self.first: Rows = keys.column("first").to_numpy()
+            self.count: Rows = keys.column("count").to_numpy()
+        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:  # Arrow raises ValueError and KeyError
+            raise DamagedSegmentError(f"{folder.name}: {error}") from error
+        if len(self.chunks) != self.facts.rows or int(self.count.sum()) != self.facts.rows or len(self.keys) != self.facts.files:
+            raise DamagedSegmentError(f"{folder.name}: its chunks, vectors and files do not belong together")
+
+    @property
+    def rows(self) -> int:
+        """How many chunks it holds."""
+        return self.facts.rows
+
+    @cached_property
+    def at(self) -> dict[str, int]:
+        """The position of each file among its files, by key."""
+        return {key: position for position, key in enumerate(self.keys)}
+
+    def rows_of(self, key: str) -> range:
+        """Return the rows of one of its files."""
+        position = self.at[key]
+        return range(int(self.first[position]), int(self.first[position] + self.count[position]))
+
+    def part(self, wanted: Callable[[str], bool]) -> Iterator[tuple[pa.Table, Vectors]]:
+        """Yield the chunks of its files whose key is `wanted`, whole files at a time, with copies of their vectors."""
+        import numpy as np
+        import pyarrow as pa
+
+        for run in _runs([n for n, key in enumerate(self.keys) if wanted(key)], self.count):
+            rows = np.concatenate([np.arange(self.first[n], self.first[n] + self.count[n]) for n in run])
+            spans = [self.chunks.slice(int(self.first[n]), int(self.count[n])) for n in run]
+            yield pa.concat_tables(spans), np.ascontiguousarray(self.vectors[rows], np.float32)
 
 
-def _readable(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield `batches`; only reading them is told as damage, not what is done with them."""
+def _runs(positions: list[int], count: Rows) -> Iterator[list[int]]:
+    """Yield lists of `positions` that have about `ROWS` rows together."""
+    run: list[int] = []
+    rows = 0
+    for position in positions:
+        run.append(position)
+        rows += int(count[position])
+        if rows >= ROWS:
+            yield run
+            run, rows = [], 0
+    if run:
+        yield run
+
+
+def whole(folder: Path) -> bool:
+    """Whether a segment can be opened, and its parts agree. Contents are not read."""
     try:
-        yield from batches
-    except (OSError, ValueError) as error:
-        raise DamagedSegmentError(str(error)) from error
+        Segment(folder)
+    except DamagedSegmentError:
+        return False
+    return True
 
 
-def _mapped(file: Path, rows: int) -> Vectors:
+def _facts(folder: Path) -> SegmentFacts:
+    raw = json.loads((folder / FACTS).read_text("utf-8"))
+    return SegmentFacts(**{name: raw[name] for name in SegmentFacts.__dataclass_fields__})
+
+
+def _mapped_table(file: Path, schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    if not table.schema.equals(schema):
+        raise ValueError(f"{file.name} has other columns than this release writes")
+    table.validate()
+    for column in table.columns:  # offsets that lead anywhere would end the process, not raise
+        for part in column.chunks if pa.types.is_string(column.type) else ():
+            _check_offsets(part)
+    return table
+
+
+def _check_offsets(part: pa.Array) -> None:
+    import numpy as np
+
+    offsets = np.frombuffer(part.buffers()[1], "<i4")[part.offset : part.offset + len(part) + 1]
+    if len(part) and (offsets[0] < 0 or (np.diff(offsets) < 0).any()):
+        raise ValueError("its offsets are not in order")
+
+
+def _mapped_vectors(file: Path, facts: SegmentFacts) -> Vectors:
     """Map the floats of a flat index file; they start at an odd address, so what is taken from the map is copied before use."""
     import numpy as np
 
     with file.open("rb") as opened:
         found = _FLAT.unpack(opened.read(_FLAT.size))
-    if found[0] != b"IxFI" or found[2] != rows:
-        raise ValueError(f"{file} does not hold the {rows} vectors of its chunks")
-    if rows == 0:
-        return np.empty((0, found[1]), np.float32)
-    return np.memmap(file, np.dtype("<f4"), "r", offset=_FLAT.size, shape=(rows, found[1]))
+    if found[:3] != (b"IxFI", facts.dimension, facts.rows):
+        raise ValueError(f"{file.name} does not hold the vectors of its {facts.rows} chunks")
+    return np.memmap(file, np.dtype("<f4"), "r", offset=_FLAT.size, shape=(facts.rows, facts.dimension))

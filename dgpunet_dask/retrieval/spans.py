@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import DgpunetError, NoSuchFile, NoSuchLines
+from dgpunet_dask.errors import DgpunetError, MalformedFile, NoSuchFile, NoSuchLines, Problem
 from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.decode import MAX_BYTES, UndecodableError, decode
 from dgpunet_dask.retrieval.discover import Root, folder_name, roots_of
+from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_files
 from dgpunet_dask.retrieval.index import Index, Manifest, open_index
 from dgpunet_dask.retrieval.ingest import content_key
-from dgpunet_dask.retrieval.segments import FileRow, read_files, read_rows
+from dgpunet_dask.retrieval.modelfiles import first_line
+from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment
 
 #: What is given at once; who wants more asks on from there.
 LINES_MOST: Final = 2000
@@ -73,14 +75,14 @@ class Held:
     Parameters
     ----------
     index, manifest
-        The version; it has to be there while this value is made and used.
+        The version; it has to be there while this value is made.
     """
 
     def __init__(self, index: Index, manifest: Manifest) -> None:
         self.manifest = manifest
         self._name = index.name
-        self._folder = index.segment(manifest)
-        self._files = {row.path: row for row in read_files(self._folder)}
+        self._files = {row.path: row for row in read_files(index.version(manifest) / FILES)}
+        self._segments = [Segment(folder) for folder in index.segments(manifest)]
 
     def file(self, path: str) -> FileRow:
         """Return what the index knows of a file.
@@ -100,7 +102,10 @@ class Held:
     def lines(self, row: FileRow) -> list[str]:
         """Return the lines that the index holds of a file, to the last that is not blank. What lies between two chunks is blank."""
         found: dict[int, str] = {}
-        for table, _ in read_rows(self._folder, row.key.__eq__):
+        segment = next((segment for segment in self._segments if row.key in segment.at), None)
+        if segment is not None:  # a file without text is in none
+            rows = segment.rows_of(row.key)
+            table = segment.chunks.slice(rows.start, len(rows))
             columns = (table.column(name).to_pylist() for name in ("start_line", "end_line", "text"))
             for start, end, text in zip(*columns, strict=True):
                 _put(found, start, end, text)
@@ -123,7 +128,7 @@ class Reader:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._held: Held | None = None
-        self._last: tuple[str, str] | None = None
+        self._last: tuple[str, tuple[str, ...]] | None = None
 
     def read(self, index: str, path: str, first: int, last: int, by: User = OPERATOR, *, disk: bool = True) -> Lines:
         """Return the lines from `first` to `last` of a file, or as many of them as are given at once.
@@ -134,15 +139,17 @@ class Reader:
         ------
         NoSuchIndex, NoSuchFile, NoSuchLines
             If there is no such index, or it has no such file, or the file none of these lines.
+        MalformedFile
+            If the index is damaged.
         """
         for attempt in range(_REOPEN):
             manifest = open_index(self._home, index, by)[1]
             try:
                 return self._read(index, manifest, path, (first, last), disk=disk)
-            except OSError:  # a publication took the segment away meanwhile
+            except (OSError, DamagedSegmentError) as error:  # a publication may have taken a segment away meanwhile
                 self._last = None
                 if attempt == _REOPEN - 1 or Index(self._home, index).manifest() == manifest:
-                    raise
+                    raise _damaged(Index(self._home, index).folder, error) from error
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _read(self, name: str, manifest: Manifest, path: str, wanted: tuple[int, int], *, disk: bool) -> Lines:
@@ -159,10 +166,14 @@ class Reader:
         return _given(path, lines, wanted, why)
 
     def _opened(self, name: str, manifest: Manifest) -> Held:
-        if self._held is None or self._last != (name, manifest.segment):
+        if self._held is None or self._last != (name, manifest.content):
             self._held = Held(Index(self._home, name), manifest)
-            self._last = (name, manifest.segment)
+            self._last = (name, manifest.content)
         return self._held
+
+
+def _damaged(folder: Path, error: Exception) -> MalformedFile:
+    return MalformedFile([Problem(str(folder), 1, 1, f"the index is damaged ({first_line(error)}); submit the tree again, which makes it anew")])
 
 
 def _given(path: str, lines: Sequence[str], wanted: tuple[int, int], why: str | None) -> Lines:

@@ -17,8 +17,9 @@ import psutil
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.model.job import FINAL_STATES, JobStatus
-from dgpunet_dask.retrieval.index import Index
-from dgpunet_dask.retrieval.segments import read_files, read_rows
+from dgpunet_dask.retrieval.filetable import FILES, read_files
+from dgpunet_dask.retrieval.index import open_index
+from dgpunet_dask.retrieval.opened import OpenIndex
 from dgpunet_dask.testing.livecluster import LiveCluster, wait_for
 
 if TYPE_CHECKING:
@@ -170,26 +171,18 @@ def likeness(home: Home, one: str, other: str) -> Likeness:
 
 def vectors_of(home: Home, name: str) -> Vectors:
     """Return an index's vectors by path, first and last line and digest of the text."""
-    folder = _segment(home, name)
-    paths: dict[str, list[str]] = {}
-    for file in read_files(folder):
-        paths.setdefault(file.key, []).append(file.path)
+    index, manifest = open_index(home, name)
+    opened = OpenIndex(index, manifest)
     found: Vectors = {}
-    for table, vectors in read_rows(folder, lambda _: True):
-        for row, vector in zip(table.to_pylist(), vectors, strict=True):
-            digest = hashlib.sha256(row["text"].encode()).hexdigest()
-            found |= {(path, row["start_line"], row["end_line"], digest): vector for path in paths[row["key"]]}
+    for segment in opened.segments:
+        for table, vectors in segment.part(opened.paths.__contains__):
+            for row, vector in zip(table.to_pylist(), vectors, strict=True):
+                digest = hashlib.sha256(row["text"].encode()).hexdigest()
+                found |= {(path, row["start_line"], row["end_line"], digest): vector for path in opened.paths[row["key"]]}
     return found
 
 
 def files_of(home: Home, name: str) -> list[tuple[str, str, int]]:
     """Return path, content digest and number of chunks of each file of an index."""
-    return sorted((file.path, file.key, file.chunks) for file in read_files(_segment(home, name)))
-
-
-def _segment(home: Home, name: str) -> Path:
-    index = Index(home, name)
-    manifest = index.manifest()
-    if manifest is None:
-        raise FileNotFoundError(f"there is no index {name}")
-    return index.segment(manifest)
+    index, manifest = open_index(home, name)
+    return sorted((file.path, file.key, file.chunks) for file in read_files(index.version(manifest) / FILES))

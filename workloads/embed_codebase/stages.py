@@ -1,6 +1,6 @@
 """Index a codebase: discover its files, cut them into chunks, embed these, publish a searchable index.
 
-`Discover` and `Publish` run on the head's host, where the files and the index are; the text travels in the units.
+`Discover`, `Reuse` and `Publish` run on the head's host, where the files, the known vectors and the index are; the text travels in the units.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import BadValue
 
 if TYPE_CHECKING:
-    from dgpunet_dask.retrieval.chunk import Chunk as ChunkRow
     from dgpunet_dask.retrieval.ingest import SourceFile
+    from dgpunet_dask.retrieval.rows import Row
 
 
 #: Padded tokens of one batch, as job.yaml states it.
@@ -76,11 +76,28 @@ class Chunk(Stage):
 
         self._tokens = load_tokens(model)
 
-    def __call__(self, batch: list[SourceFile]) -> list[ChunkRow]:
+    def __call__(self, batch: list[SourceFile]) -> list[Row]:
         """Cut the files of a unit."""
         from dgpunet_dask.retrieval.chunk import chunks_of
+        from dgpunet_dask.retrieval.rows import Row
 
-        return list(chunks_of([(f.key, f.text, f.language) for f in batch], self._tokens))
+        space = batch[0].space if batch else ""
+        return [Row(chunk, space) for chunk in chunks_of([(f.key, f.text, f.language) for f in batch], self._tokens)]
+
+
+class Reuse(Stage):
+    """Looks up the vectors that are known."""
+
+    def __call__(self, batch: list[Row]) -> list[Row]:
+        """Fill in what is known, on the head's host; anywhere else nothing is."""
+        from dgpunet_dask.retrieval.vectorcache import VectorCache
+
+        if self.context.home is None or not batch:
+            return batch
+        cache = VectorCache(Home(self.context.home), batch[0].space)
+        for row, vector in zip(batch, cache.look_up([row.digest for row in batch]), strict=True):
+            row.vector = vector
+        return batch
 
 
 class Embed(Stage):
@@ -110,36 +127,44 @@ class Embed(Stage):
 
         self._encoder = load_encoder(model, self.context.torch_device, self.context.threads, truncate_dim=truncate_dim)
 
-    def __call__(self, batch: list[ChunkRow]) -> list[tuple[ChunkRow, Any]]:
-        """Return each chunk with its vector; equal texts (licence headers, copies) are embedded once."""
-        texts = list(dict.fromkeys(c.text for c in batch))
-        vectors = dict(zip(texts, self._encoder.encode_documents(texts), strict=True))
-        return [(c, vectors[c.text]) for c in batch]
+    def __call__(self, batch: list[Row]) -> list[Row]:
+        """Give each chunk its vector; equal texts (licence headers, copies) are embedded once."""
+        first: dict[bytes, Row] = {}
+        for row in batch:
+            if row.vector is None:
+                first.setdefault(row.digest, row)
+        texts = [row.chunk.text for row in first.values()]
+        for row, vector in zip(first.values(), self._encoder.encode_documents(texts) if texts else (), strict=True):
+            row.vector, row.embedded = vector, True
+        for row in batch:
+            if row.vector is None:
+                row.vector = first[row.digest].vector
+        return batch
 
 
 class Write(Stage):
     """A unit's chunks and vectors as one compact item."""
 
-    def __call__(self, batch: list[tuple[ChunkRow, Any]]) -> list[dict[str, Any]]:
+    def __call__(self, batch: list[Row]) -> list[dict[str, Any]]:
         """Pack them."""
-        import numpy as np
+        from dgpunet_dask.retrieval.rows import packed
 
-        from dgpunet_dask.retrieval.ingest import packed
-
-        if not batch:
-            return []
-        return [{"chunks": packed([c for c, _ in batch]), "vectors": np.stack([v for _, v in batch])}]
+        return [packed(batch)] if batch else []
 
 
 class Publish(Stage):
     """All units and what is reused as the index's new version, visible at once."""
 
     def __call__(self, batch: Iterable[dict[str, Any]]) -> list[Any]:  # type: ignore[override]  # a gather stage takes an iterable
-        """Publish, and report the numbers."""
+        """Publish, and report the numbers; then merge what is mostly passed over, while the new version is searched already."""
+        from dgpunet_dask.retrieval.compacting import compact_if_due
         from dgpunet_dask.retrieval.ingest import publish
 
-        done = publish(*_places(self), batch, by=self.context.user, shared=self.context.shared)
+        folder, home = _places(self)
+        done = publish(folder, home, batch, by=self.context.user, shared=self.context.shared)
         for name, value in (("chunks", done.chunks), ("tokens", done.tokens), ("embedded", done.embedded), ("reused", done.reused)):
             self.note(name, value)
         self.note("index", done.index)
+        if done.index is not None:
+            compact_if_due(home, done.index, self.context.user)
         return []

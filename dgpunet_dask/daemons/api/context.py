@@ -89,6 +89,12 @@ class Indexes(Protocol):
     async def share(self, name: str, by: User, *, shared: bool) -> dict[str, Any]:
         """Let every user read an index, or its owner alone; return it."""
 
+    async def verify(self, name: str, by: User) -> dict[str, Any]:
+        """Return what is wrong with an index of `by`'s."""
+
+    async def compact(self, name: str, by: User) -> dict[str, Any]:
+        """Merge the segments of an index of `by`'s; return what it had before, and has now."""
+
     async def remove(self, name: str, by: User) -> None:
         """Remove an index for good."""
 

@@ -229,6 +229,23 @@ class IndexRemoved(Given):
     removed: bool
 
 
+class IndexVerified(Given):
+    """What is wrong with an index, and how much was looked at. Without faults nothing is."""
+
+    index: str
+    faults: list[str]
+
+
+class IndexCompacted(Given):
+    """What an index consisted of before, and does now."""
+
+    index: str
+    segments_before: int
+    segments: int
+    rows_before: int
+    rows: int
+
+
 class Query(Given):
     """One query; `id` comes back with its answer."""
 

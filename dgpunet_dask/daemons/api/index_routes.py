@@ -43,6 +43,16 @@ async def shared(asked: Ask, name: str, body: Share) -> Response:
     return Json(await asked.ctx.indexes.share(name, asked.caller.rights, shared=body.shared))
 
 
+async def verified(asked: Ask, name: str) -> Response:
+    """Compare an index with its digests, its counts and the files that it was made from; its owner's and the operators' to do."""
+    return Json(await asked.ctx.indexes.verify(name, asked.caller.rights))
+
+
+async def compacted(asked: Ask, name: str) -> Response:
+    """Merge an index's segments, without what it no longer lists; its owner's and the operators' to do."""
+    return Json(await asked.ctx.indexes.compact(name, asked.caller.rights))
+
+
 def _whole(body: dict[str, Any]) -> dict[str, Any]:
     """Return a request whose `k` is an integer if it has no fraction: to JSON, 5.0 is one."""
     k = body.get("k")

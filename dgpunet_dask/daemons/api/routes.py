@@ -78,6 +78,8 @@ ROUTES: Final = (
     }),
     Route("/v1/indexes/{name}/search", {"POST": _sent("viewer", indexes.searched, form.SearchAnswers, form.SearchRequest)}),
     Route("/v1/indexes/{name}/lines", {"POST": _sent("viewer", indexes.lines, form.Lines, form.LinesRequest)}),
+    Route("/v1/indexes/{name}/verify", {"POST": Does("submitter", indexes.verified, form.IndexVerified)}),
+    Route("/v1/indexes/{name}/compact", {"POST": Does("submitter", indexes.compacted, form.IndexCompacted)}),
     Route("/v1/indexes/{name}/share", {"POST": _sent("submitter", indexes.shared, form.IndexInfo, None)}),
     Route("/v1/models", {"GET": _viewed(models.listed, list[form.Model])}),
     Route("/v1/models/{model_id}/share", {"POST": _sent("submitter", models.shared, form.Model, None)}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,7 @@ class Runner:
                 self.loaded[name] = self.make(
                     name, context, params, *(("model",) if name == "Chunk" else ("model", "truncate_dim"))
                 )
-        chunks = self.loaded["Chunk"](files)
+        chunks = self.make("Reuse", StageContext(home=self.home.root), params)(self.loaded["Chunk"](files))
         results: list[Any] = [None] * len(chunks)
         for batch in token_batches([c.tokens for c in chunks], 128):
             for index, result in zip(batch, self.loaded["Embed"]([chunks[i] for i in batch]), strict=True):
@@ -143,6 +144,21 @@ def test_from_a_folder_to_hits(runner, project, command):
     assert set(hit) == {"path", "start_line", "end_line", "score", "text", "symbol", "language"}
     again = runner(path=[str(project)])
     assert (again["embedded"], again["reused"], again["expected_items"]) == (0, metrics["chunks"], 0)
+
+
+def test_of_an_edited_file_and_of_another_clone_only_new_texts_are_embedded(runner, project, tmp_path, command):
+    whole = runner(path=[str(project)])
+    (project / "src/session.py").write_text(CODE.replace("forget the cookies", "keep the cookies"))
+    edited = runner(path=[str(project)])
+    assert edited["chunks"] == whole["chunks"]
+    assert (edited["embedded"], edited["reused"]) == (1, whole["chunks"] - 1)
+    clone = tmp_path / "clone"
+    shutil.copytree(project, clone)
+    (clone / "guide.md").write_text(f"{GUIDE}\n# Licence\n\nFree.\n")
+    cloned = runner(path=[str(clone)])
+    assert 1 <= cloned["embedded"] <= 2 <= cloned["reused"]
+    for name in ("project", "clone"):
+        assert command("index", "verify", name)[0] == 0
 
 
 def test_queries_from_a_file_answer_as_single_ones_do(runner, project, command, tmp_path):

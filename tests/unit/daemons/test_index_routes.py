@@ -38,19 +38,21 @@ ACTS = {
     "search": lambda client: client.search("x", ASKED),
     "lines": lambda client: client.index_lines("x", LINES),
     "share": lambda client: client.index_share("x", shared=True),
+    "verify": lambda client: client.index_verify("x"),
+    "compact": lambda client: client.index_compact("x"),
     "remove": lambda client: client.index_remove("x"),
 }
 #: What a caller gets for an index of Ann's: that it is private, and that it is shared.
 TABLE = {
-    "ann:submitter": {"show": (None, None), "search": (None, None), "lines": (None, None), "share": (None, None), "remove": (None, None)},
-    "ann:viewer": {"show": (None, None), "search": (None, None), "lines": (None, None), "share": (NotAllowed, NotAllowed), "remove": (NotAllowed, NotAllowed)},
+    "ann:submitter": {"show": (None, None), "search": (None, None), "lines": (None, None), "share": (None, None), "verify": (None, None), "compact": (None, None), "remove": (None, None)},
+    "ann:viewer": {"show": (None, None), "search": (None, None), "lines": (None, None), "share": (NotAllowed, NotAllowed), "verify": (NotAllowed, NotAllowed), "compact": (NotAllowed, NotAllowed), "remove": (NotAllowed, NotAllowed)},
     "bob:submitter": {
-        "show": (NoSuchIndex, None), "search": (NoSuchIndex, None), "lines": (NoSuchIndex, None), "share": (NoSuchIndex, NotAllowed), "remove": (NoSuchIndex, NotAllowed),
+        "show": (NoSuchIndex, None), "search": (NoSuchIndex, None), "lines": (NoSuchIndex, None), "share": (NoSuchIndex, NotAllowed), "verify": (NoSuchIndex, NotAllowed), "compact": (NoSuchIndex, NotAllowed), "remove": (NoSuchIndex, NotAllowed),
     },
     "bob:viewer": {
-        "show": (NoSuchIndex, None), "search": (NoSuchIndex, None), "lines": (NoSuchIndex, None), "share": (NotAllowed, NotAllowed), "remove": (NotAllowed, NotAllowed),
+        "show": (NoSuchIndex, None), "search": (NoSuchIndex, None), "lines": (NoSuchIndex, None), "share": (NotAllowed, NotAllowed), "verify": (NotAllowed, NotAllowed), "compact": (NotAllowed, NotAllowed), "remove": (NotAllowed, NotAllowed),
     },
-    "root:operator": {"show": (None, None), "search": (None, None), "lines": (None, None), "share": (None, None), "remove": (None, None)},
+    "root:operator": {"show": (None, None), "search": (None, None), "lines": (None, None), "share": (None, None), "verify": (None, None), "compact": (None, None), "remove": (None, None)},
 }  # fmt: skip
 
 

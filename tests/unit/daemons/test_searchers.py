@@ -20,17 +20,17 @@ def shelf(home, tmp_path):
 
 def segment(shelf, name, by):
     with shelf.searchers.of(name, by) as searcher:
-        return searcher.index.manifest.segment
+        return searcher.index.manifest.version
 
 
 def test_an_index_is_opened_once_for_each_version_and_keeps_its_model(shelf):
     first = shelf.put("a", ANN)
-    assert [segment(shelf, "a", by) for by in (ANN, ROOT, ANN)] == [first.segment] * 3
+    assert [segment(shelf, "a", by) for by in (ANN, ROOT, ANN)] == [first.version] * 3
     assert shelf.opened == ["a"]
     with shelf.searchers.of("a", ANN) as searcher:
         encoder = searcher.encoder
     second = shelf.put("a", ANN, text="three")
-    assert segment(shelf, "a", ANN) == second.segment != first.segment
+    assert segment(shelf, "a", ANN) == second.version != first.version
     assert shelf.opened == ["a", "a"]
     with shelf.searchers.of("a", ANN) as searcher:
         assert searcher.encoder is encoder

@@ -102,7 +102,7 @@ class FakeDask:
 
         number, stage = number_of_key(key), call.spec.stage
         assert number is not None
-        demand = {} if "resources" in more else dask.get_annotations()["demand"]
+        demand = {} if {"resources", "workers"} & more.keys() else dask.get_annotations()["demand"]
         start = Start(stage, number, self.nth[stage, number], int(call.spec.epoch or 0), bool(call.spec.copy), demand, key, priority)
         self.nth[stage, number] += 1
         self.starts.append(start)

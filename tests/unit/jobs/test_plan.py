@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dgpunet_dask.errors import BadWorkload
 from dgpunet_dask.jobs.plan import HeadHost, of_user, plan_job
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.owner import User
@@ -24,6 +25,18 @@ def test_the_parameter_model_names_the_model_unless_it_is_empty(given: dict[str,
     (embed,) = plan_job(WORKLOAD, given, facts, job_id="j", host=host, scratch=Path("/h/s")).units
     assert embed.demand is not None
     assert (embed.demand.stage, embed.demand.model) == ("embed", model)
+
+
+def test_a_light_stage_at_the_head_is_told_the_home_and_any_other_is_refused() -> None:
+    look = StageSpec(name="look", run="s:L", after="read", at_head=True)
+    workload = replace(WORKLOAD, stages=(WORKLOAD.source, look, replace(WORKLOAD.stages[1], after="look")))
+    host = HeadHost(device="h/cpu", threads=1, home=Path("/h"))
+    facts = {"read": StageFacts(demand=None, light=True), "look": StageFacts(demand=None, light=True), "embed": StageFacts(demand=Demand(), light=False)}
+    looking, embedding = plan_job(workload, {}, facts, job_id="j", host=host, scratch=Path("/h/s")).units
+    assert (looking.call.light, looking.demand) == (True, None)
+    assert (looking.call.spec.context().home, embedding.call.spec.context().home) == (Path("/h"), None)
+    with pytest.raises(BadWorkload, match="look has `at: head`"):
+        plan_job(workload, {}, {**facts, "look": facts["embed"]}, job_id="j", host=host, scratch=Path("/h/s"))
 
 
 def test_whose_a_job_is_is_told_to_its_ends_on_the_head_and_units_are_matched_by_it() -> None:

@@ -13,8 +13,10 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.chunk import Chunk
 from dgpunet_dask.retrieval.discover import roots_of
-from dgpunet_dask.retrieval.ingest import Plan, Published, Scan, SourceFile, packed, publish
+from dgpunet_dask.retrieval.ingest import Plan, Published, Scan, SourceFile, publish
 from dgpunet_dask.retrieval.modelfiles import ModelFiles
+from dgpunet_dask.retrieval.rows import Row, packed
+from dgpunet_dask.retrieval.vectorcache import VectorCache
 
 DIMENSION = 16
 
@@ -74,9 +76,16 @@ class Ingest:
 
     def units(self, files: Sequence[SourceFile]) -> Iterator[dict[str, Any]]:
         for file in files:
-            chunks = list(paragraphs(file))
-            if chunks:
-                yield {"chunks": packed(chunks), "vectors": FakeEncoder().encode_documents([c.text for c in chunks])}
+            rows = [Row(chunk, file.space) for chunk in paragraphs(file)]
+            if rows:
+                self.embed(rows)
+                yield packed(rows)
+
+    def embed(self, rows: Sequence[Row]) -> None:
+        for row, known in zip(rows, VectorCache(self.home, rows[0].space).look_up([row.digest for row in rows]), strict=True):
+            row.vector, row.embedded = known, known is None
+            if known is None:
+                row.vector = FakeEncoder().encode_documents([row.chunk.text])[0]
 
     def __call__(self, *roots: Path, index: str = "x") -> Published:
         folder, files = self.scan(*roots, index=index)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from dgpunet_dask.retrieval.bert_numpy import NumpyMinilm
-from dgpunet_dask.retrieval.ingest import SourceFile, packed
 from dgpunet_dask.retrieval.modelfiles import MINILM, ModelFiles, find_model
-from tests.unit.retrieval.conftest import Ingest, paragraphs
+from dgpunet_dask.retrieval.rows import Row
+from tests.unit.retrieval.conftest import Ingest
 
 
 @cache
@@ -32,8 +30,6 @@ class RealIngest(Ingest):
 
     model: ModelFiles = field(default_factory=lambda: minilm().files)
 
-    def units(self, files: Sequence[SourceFile]) -> Iterator[dict[str, Any]]:
-        for file in files:
-            chunks = list(paragraphs(file))
-            if chunks:
-                yield {"chunks": packed(chunks), "vectors": np.stack([vector(c.text) for c in chunks])}
+    def embed(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            row.vector, row.embedded = vector(row.chunk.text), True

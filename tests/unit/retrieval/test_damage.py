@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from dgpunet_dask.errors import BadName, DamagedFile, DgpunetError, MalformedFile, NoSuchIndex, UnreadablePath
+from dgpunet_dask.errors import BadName, DgpunetError, MalformedFile, NoSuchIndex, UnreadablePath
 from dgpunet_dask.retrieval.index import MANIFEST, Index, check_index_name, open_index
 from dgpunet_dask.retrieval.modelfiles import find_model
 from dgpunet_dask.retrieval.search import _opened
+from tests.unit.retrieval.conftest import FakeEncoder
 
 
 def garble(file: Path) -> None:
@@ -23,44 +24,45 @@ def shorten(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-7])
 
 
-@pytest.mark.parametrize("name", ["chunks.parquet", "vectors.faiss", "files.parquet"])
+@pytest.mark.parametrize("name", ["chunks.arrow", "vectors.faiss", "keys.arrow", "segment.json"])
 @pytest.mark.parametrize("harm", [garble, shorten, Path.unlink])
 def test_a_damaged_segment_is_told_by_search_and_cured_by_a_submission(ingest, tree, home, name: str, harm: Callable[[Path], None]) -> None:
     root = tree({"a.py": "one\n\ntwo", "b.py": "three"})
     ingest(root)
     index, manifest = open_index(home, "x")
-    harm(index.segment(manifest) / name)
+    harm(index.segments(manifest)[0] / name)
     with pytest.raises(MalformedFile, match="damaged"):
         _opened(home, "x")
     made = ingest(root)
-    assert (made.chunks, made.reused) == (3, 0)
-    assert _opened(home, "x").manifest.chunks == 3
+    assert (made.chunks, made.manifest.chunks) == (3, 3)
+    assert not set(made.manifest.segments) & set(manifest.segments)
+    assert len(_opened(home, "x").nearest(FakeEncoder().encode_queries(["one"])[0], 10)) == 3
+
+
+@pytest.mark.parametrize("harm", [garble, shorten, Path.unlink])
+def test_a_damaged_table_of_files_is_told_by_search_and_cured_by_a_submission(ingest, tree, home, harm: Callable[[Path], None]) -> None:
+    root = tree({"a.py": "one\n\ntwo", "b.py": "three"})
+    ingest(root)
+    index, manifest = open_index(home, "x")
+    harm(index.version(manifest) / "files.parquet")
+    with pytest.raises(MalformedFile, match="damaged"):
+        _opened(home, "x")
+    assert ingest(root).reused == 3
+    assert sorted(_opened(home, "x").paths.values()) == [["a.py"], ["b.py"]]
 
 
 def test_a_missing_segment_is_made_anew(ingest, tree, home) -> None:
     root = tree({"a.py": "one"})
     ingest(root)
     index, manifest = open_index(home, "x")
-    shutil.rmtree(index.segment(manifest))
-    assert ingest(root).embedded == 1
-
-
-def test_rows_that_cannot_be_reused_fail_the_job_by_name_and_leave_the_index(ingest, tree, home) -> None:
-    root = tree({"a.py": "one\n\ntwo"})
-    ingest(root)
-    index, manifest = open_index(home, "x")
-    chunks = index.segment(manifest) / "chunks.parquet"
-    content = bytearray(chunks.read_bytes())
-    content[8:200] = bytes(192)  # pages, not the footer: what it holds is only read when it is needed
-    chunks.write_bytes(content)
-    with pytest.raises(DamagedFile, match="Remove it"):
-        ingest(root)
-    assert index.manifest() == manifest
+    shutil.rmtree(index.segments(manifest)[0])
+    assert ingest(root).chunks == 1
+    assert len(_opened(home, "x").nearest(FakeEncoder().encode_queries(["one"])[0], 10)) == 1
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("segment", "../../other/segments"), ("segment", 5), ("segment", ""), ("files", "many"), ("skipped", []), ("roots", 3), ("model", None)],
+    [("version", "../../other/segments"), ("version", 5), ("version", ""), ("segments", ["../x"]), ("segments", 5), ("files", "many"), ("skipped", []), ("roots", 3), ("model", None)],
 )
 def test_a_manifest_with_wrong_values_is_refused(ingest, tree, home, field: str, value: object) -> None:
     ingest(tree({"a.py": "one"}))

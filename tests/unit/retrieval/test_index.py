@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
@@ -17,19 +18,28 @@ from dgpunet_dask.retrieval.index import Index, Manifest, all_described, check_i
 from dgpunet_dask.retrieval.search import _opened
 from tests.helpers import until
 
-MANIFEST = Manifest("", "fake", "digest", 4, None, 1)
+MANIFEST = Manifest("", (), "fake", "digest", 4, None, 1)
 
 
 def publish(index: Index, word: str = "x") -> Manifest:
-    def write(folder):
-        (folder / "data").write_text(word)
-        return MANIFEST
+    def write(draft):
+        (draft.version / "list").write_text(word)
+        (draft.new_segment() / "data").write_text(word)
+        return version()
 
     return index.publish(write)
 
 
+def version(**fields) -> Manifest:
+    return replace(MANIFEST, version=uuid.uuid4().hex, **fields)
+
+
 def data(index: Index) -> str:
-    return (index.segment(index.manifest()) / "data").read_text()
+    manifest = index.manifest()
+    [segment] = index.segments(manifest)
+    found = (segment / "data").read_text()
+    assert (index.version(manifest) / "list").read_text() == found
+    return found
 
 
 def test_a_new_version_replaces_the_old_one(home):
@@ -37,16 +47,16 @@ def test_a_new_version_replaces_the_old_one(home):
     assert index.manifest() is None
     first = publish(index, "first")
     assert data(index) == "first"
-    assert publish(index, "second").segment != first.segment
+    assert publish(index, "second").version != first.version
     assert data(index) == "second"
     assert len(list((index.folder / "segments").iterdir())) == 1
-    assert size_bytes(index, index.manifest()) == len("second")
+    assert size_bytes(index, index.manifest()) == 2 * len("second")
 
 
 def test_a_reader_of_the_old_version_keeps_its_files(home):
     index = Index(home, "a")
     publish(index, "first")
-    with (index.segment(index.manifest()) / "data").open() as opened:
+    with (index.segments(index.manifest())[0] / "data").open() as opened:
         publish(index, "second")
         assert opened.read() == "first"
 
@@ -66,7 +76,7 @@ def test_a_failure_at_any_step_leaves_the_old_version(home, monkeypatch, step):
         publish(index, "second")
     assert data(index) == "first"
     assert len(list((index.folder / "segments").iterdir())) == 1
-    assert sorted(f.name for f in index.folder.iterdir()) == ["manifest.json", "segments"]
+    assert sorted(f.name for f in index.folder.iterdir()) == ["drafts", "manifest.json", "segments", "versions"]
 
 
 KILLED = """
@@ -74,8 +84,8 @@ import sys, time
 from pathlib import Path
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.retrieval.index import Index
-def write(folder):
-    (folder / "data").write_text("half")
+def write(draft):
+    (draft.new_segment() / "data").write_text("half")
     print("writing", flush=True)
     time.sleep(60)
 Index(Home(Path(sys.argv[1])), "a").publish(write)
@@ -91,23 +101,23 @@ def test_a_killed_publisher_frees_its_lock_and_the_next_one_clears_up(home):
         assert data(index) == "first"
         waiting = threading.Thread(target=publish, args=(index, "second"))
         waiting.start()
-        assert len(list((index.folder / "segments").glob("tmp-*"))) == 1
+        assert len(list((index.folder / "drafts").iterdir())) == 1
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
     waiting.join(20)
     assert data(index) == "second"
-    assert [f.name for f in (index.folder / "segments").iterdir()] == [index.manifest().segment]
+    assert [f.name for f in (index.folder / "segments").iterdir()] == list(index.manifest().segments)
 
 
 def test_removing_waits_for_a_publisher(home):
     index, began, go = Index(home, "a"), threading.Event(), threading.Event()
 
-    def write(folder):
+    def write(draft):
         began.set()
         assert go.wait(20)
-        return MANIFEST
+        return version()
 
     publisher = threading.Thread(target=index.publish, args=(write,))
     publisher.start()
@@ -153,16 +163,16 @@ def test_a_newer_format_is_refused_and_kept(home):
     index = Index(home, "a")
     publish(index)
     file = index.folder / "manifest.json"
-    file.write_text(json.dumps({"format": 2, "anything": "else"}))
+    file.write_text(json.dumps({"format": 3, "anything": "else"}))
     with pytest.raises(NewerFormat):
         open_index(home, "a")
     with pytest.raises(NewerFormat):
         publish(index)
-    assert json.loads(file.read_text())["format"] == 2
+    assert json.loads(file.read_text())["format"] == 3
     assert list((index.folder / "segments").iterdir())
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": "x"}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 2}', '{"format": "x"}'])
 def test_a_damaged_manifest_is_named(home, text):
     index = Index(home, "a")
     publish(index)
@@ -207,21 +217,21 @@ def whose(index: Index) -> tuple[str | None, bool]:
 ])  # fmt: skip
 def test_the_first_publisher_owns_an_index_and_sharing_lasts(home, first, then, owner, shared):
     index = Index(home, "a")
-    index.publish(lambda _: MANIFEST, first[0], shared=first[1])
+    index.publish(lambda _: version(), first[0], shared=first[1])
     before = index.manifest()
     if shared is None:
         with pytest.raises(NotAllowed, match="--set index=NAME"):
             index.publish(lambda _: pytest.fail("it was begun"), then[0], shared=then[1])
         assert index.manifest() == before
-        assert [f.name for f in (index.folder / "segments").iterdir()] == [before.segment]
+        assert [f.name for f in (index.folder / "versions").iterdir()] == [before.version]
     else:
-        index.publish(lambda _: MANIFEST, then[0], shared=then[1])
+        index.publish(lambda _: version(), then[0], shared=then[1])
         assert whose(index) == (owner, shared)
 
 
 def test_what_the_written_manifest_says_of_its_owner_does_not_count(home):
     index = Index(home, "a")
-    index.publish(lambda _: replace(MANIFEST, owner="bob", shared=True), ANN)
+    index.publish(lambda _: version(owner="bob", shared=True), ANN)
     assert whose(index) == ("ann", False)
 
 
@@ -252,7 +262,7 @@ def test_an_owner_that_is_no_name_is_a_damage(home, field):
 ])  # fmt: skip
 def test_who_may_share_and_remove(home, by, shared, error):
     index = Index(home, "anns")
-    index.publish(lambda _: MANIFEST, ANN, shared=shared)
+    index.publish(lambda _: version(), ANN, shared=shared)
     before = index.manifest()
     if error is None:
         assert index.share(by).shared
@@ -271,7 +281,7 @@ def test_who_may_share_and_remove(home, by, shared, error):
 
 def test_what_another_has_is_neither_listed_nor_offered(home):
     for name, by, shared in (("anns", ANN, False), ("bobs", BOB, False), ("ours", ANN, True)):
-        Index(home, name).publish(lambda _: MANIFEST, by, shared=shared)
+        Index(home, name).publish(lambda _: version(), by, shared=shared)
     Index(home, "odd").folder.mkdir()
     (home.indexes / "odd" / "manifest.json").write_text("{}")
     assert index_names(home, BOB) == ["bobs", "ours"]
@@ -288,7 +298,7 @@ def test_what_another_has_is_neither_listed_nor_offered(home):
 
 def test_who_may_not_remove_an_index_learns_it_while_it_is_being_published(home):
     index = Index(home, "anns")
-    index.publish(lambda _: MANIFEST, ANN)
+    index.publish(lambda _: version(), ANN)
     with index.lock(), ThreadPoolExecutor(1) as other, pytest.raises(NoSuchIndex):
         other.submit(Index(home, "anns").remove, BOB).result(10)
 
@@ -301,7 +311,7 @@ def test_sharing_what_is_not_there_leaves_nothing_behind(home):
 
 def test_removing_what_cannot_be_read_is_the_operators(home):
     index = Index(home, "a")
-    index.publish(lambda _: MANIFEST, ANN)
+    index.publish(lambda _: version(), ANN)
     (index.folder / "manifest.json").write_text("{}")
     with pytest.raises(NoSuchIndex):
         index.remove(ANN)

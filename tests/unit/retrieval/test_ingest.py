@@ -8,26 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgpunet_dask.errors import BadName, DiskFull, NotAllowed
+from dgpunet_dask.errors import BadName, DamagedFile, DiskFull, NotAllowed
 from dgpunet_dask.model.owner import User
 from dgpunet_dask.retrieval import ingest as module
 from dgpunet_dask.retrieval.discover import Root
+from dgpunet_dask.retrieval.filetable import FILES, read_files
 from dgpunet_dask.retrieval.index import Index
 from dgpunet_dask.retrieval.ingest import index_name, publish
 from dgpunet_dask.retrieval.modelfiles import ModelFiles
-from dgpunet_dask.retrieval.search import OpenIndex
-from dgpunet_dask.retrieval.segments import VECTORS, open_new, read_files
+from dgpunet_dask.retrieval.opened import OpenIndex
+from dgpunet_dask.retrieval.segments import VECTORS, SegmentWriter, open_new
 
 
 def contents(home, name="x"):
     """Return the index's text by path and first line, each found through its own vector."""
     index = Index(home, name)
     manifest = index.manifest()
-    opened = OpenIndex(name, manifest, index.segment(manifest))
-    if not manifest.chunks:
-        return {}
-    everything = opened.search(np.ones((1, manifest.dimension), np.float32), 10_000)[0]
-    return {f"{h.path}:{h.start_line}": h.text for h in everything}
+    opened = OpenIndex(index, manifest)
+    everything = opened.nearest(np.ones(16, np.float32), 10_000)
+    return {f"{place.path}:{row['start_line']}": row["text"] for place in everything for row in [opened.chunk(place)]}
 
 
 def test_an_index_is_what_the_tree_is(ingest, tree, home):
@@ -38,7 +37,7 @@ def test_an_index_is_what_the_tree_is(ingest, tree, home):
     tree({"a.py": "one\n\nother", "b/c.md": None, "d.txt": "four"})
     done = ingest(root)
     assert contents(home) == {"a.py:1": "one", "a.py:3": "other", "d.txt:1": "four"}
-    assert (done.chunks, done.embedded) == (3, 3)
+    assert (done.chunks, done.embedded) == (3, 2)
 
 
 def test_rename_copy_and_touch_embed_nothing(ingest, tree, home):
@@ -73,7 +72,7 @@ def test_a_file_written_just_before_the_scan_is_read_again(ingest, tree, home):
     ingest.clock.now = (root / "a.py").stat().st_mtime + 1
     ingest(root)
     index = Index(home, "x")
-    [row] = read_files(index.segment(index.manifest()))
+    [row] = read_files(index.version(index.manifest()) / FILES)
     assert row.key == module.content_key("one", "python")
     _, files = ingest.scan(root)
     assert files == []
@@ -103,7 +102,7 @@ def test_an_index_follows_its_tree_into_emptiness_and_back(ingest, tree, home):
     assert (done.index, done.chunks) == ("x", 0)
     assert contents(home) == {}
     tree({"a.py": "one"})
-    assert ingest(root).embedded == 1
+    assert ingest(root).embedded == 0
     assert contents(home) == {"a.py:1": "one"}
 
 
@@ -180,12 +179,12 @@ def test_a_full_disk_leaves_the_old_version(ingest, tree, home, monkeypatch, roo
     before = Index(home, "x").manifest()
     tree({"a.py": "\n\n".join(f"text {n}" for n in range(50))})
     folder, files = ingest.scan(root)
-    monkeypatch.setattr(module.SegmentWriter.__init__, "__defaults__", (lambda path: Full(open_new(path), room, code),))
+    monkeypatch.setattr(SegmentWriter.__init__, "__defaults__", (lambda path: Full(open_new(path), room, code),))
     with pytest.raises(DiskFull):
         publish(folder, home, ingest.units(files), ingest.clock)
     index = Index(home, "x")
     assert index.manifest() == before
-    assert [f.name for f in (index.folder / "segments").iterdir()] == [before.segment]
+    assert [f.name for f in (index.folder / "segments").iterdir()] == list(before.segments)
     assert contents(home) == {"a.py:1": "one"}
 
 
@@ -209,7 +208,8 @@ def test_vectors_are_a_flat_index_that_faiss_reads(ingest, tree, home):
 
     ingest(tree({f"{n}.txt": f"text {n}" for n in range(5)}))
     index = Index(home, "x")
-    file = index.segment(index.manifest()) / VECTORS
+    [segment] = index.segments(index.manifest())
+    file = segment / VECTORS
     read = faiss.read_index(str(file))
     assert (read.ntotal, read.d, read.metric_type) == (5, 16, faiss.METRIC_INNER_PRODUCT)
     written = file.with_name("again.faiss")
@@ -222,11 +222,13 @@ def test_a_base_that_disagrees_with_itself_is_not_trusted(ingest, tree, home):
     ingest(root)
     tree({"b.py": "changed"})
     folder, files = ingest.scan(root)
-    file = folder / "base" / VECTORS
+    [segment] = (folder / "base").iterdir()
+    file = segment / VECTORS
     damaged = file.read_bytes()[:4] + b"\0" + file.read_bytes()[5:]
     file.unlink()
     file.write_bytes(damaged[:8] + (7).to_bytes(8, "little") + damaged[16:])
-    with pytest.raises(ValueError, match="does not hold"):
+    Index(home, "x").remove()
+    with pytest.raises(DamagedFile, match="does not hold"):
         publish(folder, home, ingest.units(files), ingest.clock)
 
 
@@ -249,7 +251,7 @@ def test_the_listing_survives_odd_names(ingest, tree, home):
     ingest(tree({'new\nline "quoted".py': "one", "ü 🎉.py": "two"}))
     assert set(contents(home)) == {'new\nline "quoted".py:1', "ü 🎉.py:1"}
     shutil.rmtree(home.jobs)
-    assert json.loads((home.indexes / "x" / "manifest.json").read_text())["format"] == 1
+    assert json.loads((home.indexes / "x" / "manifest.json").read_text())["format"] == 2
 
 
 def test_another_users_index_is_refused_before_a_file_is_read(ingest, tree, home, monkeypatch):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dgpunet_dask.errors import NoSuchFile, NoSuchIndex, NoSuchLines
+from dgpunet_dask.errors import MalformedFile, NoSuchFile, NoSuchIndex, NoSuchLines
 from dgpunet_dask.retrieval import spans
 from dgpunet_dask.retrieval.decode import MAX_BYTES
 from dgpunet_dask.retrieval.index import Index
@@ -133,7 +134,7 @@ def test_an_index_that_lies_about_its_paths_reads_nothing_outside(ingest, tree, 
     ingest(tree({"a.py": TEXT}))
     true_rows = spans.read_files
     for lie in ("../secret.py", str(tmp_path / "secret.py"), "x/../../secret.py"):
-        monkeypatch.setattr(spans, "read_files", lambda folder, lie=lie: (type(row)(**{**vars(row), "path": lie}) for row in true_rows(folder)))
+        monkeypatch.setattr(spans, "read_files", lambda file, lie=lie: (row._replace(path=lie) for row in true_rows(file)))
         assert Reader(reader._home).read("x", lie, 1, 9).source == "index"
 
 
@@ -199,9 +200,9 @@ def test_a_segment_that_goes_while_it_is_opened_is_looked_for_anew(ingest, tree,
 def test_a_segment_that_is_gone_for_good_is_an_error(ingest, tree, home, reader):
     ingest(tree({"a.py": "old\n"}))
     index = Index(home, "x")
-    for file in index.segment(index.manifest()).iterdir():
-        file.unlink()
-    with pytest.raises(FileNotFoundError):
+    for segment in index.segments(index.manifest()):
+        shutil.rmtree(segment)
+    with pytest.raises(MalformedFile, match="submit the tree again"):
         reader.read("x", "a.py", 1, 1)
 
 

@@ -1,0 +1,219 @@
+"""One version of an index, opened: its chunks by place, and the exact nearest of them to a vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from dgpunet_dask.errors import BadValue
+from dgpunet_dask.retrieval.filetable import FILES, read_paths
+from dgpunet_dask.retrieval.index import Index, Manifest
+from dgpunet_dask.retrieval.lexical import LexicalIndex
+from dgpunet_dask.retrieval.lexicon import LEXICAL
+from dgpunet_dask.retrieval.segments import VECTORS, Segment
+from dgpunet_dask.retrieval.signals import Candidate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vector = NDArray[np.float32]
+    Rows = NDArray[np.int64]
+
+#: Scores are compared and shown to so many digits; below that, sums differ with the batch they were made in.
+DIGITS: Final = 6
+#: Of a filter that lets less through than this share, only these rows are compared; of any other all are, and the others passed over.
+_NARROW: Final = 0.25
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which chunks count: `path` is a gitignore-style glob, `language` a name in lower case; ``None``: all."""
+
+    path: str | None = None
+    language: str | None = None
+
+
+#: Lets everything through.
+ALL: Final = Filter()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A chunk as one file has it: the number of its segment, its row there, and the file's path."""
+
+    score: float
+    path: str
+    segment: int
+    row: int
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """What a filter lets through: the paths of each file by key, and the rows of each segment (``None``: all that have a path)."""
+
+    chosen: Filter
+    paths: dict[str, list[str]]
+    rows: Sequence[Rows | None]
+
+
+class OpenIndex:
+    """One version of an index, opened; later publications do not disturb it.
+
+    Raises
+    ------
+    DamagedSegmentError, OSError, ValueError, RuntimeError
+        If something of it cannot be read.
+    """
+
+    def __init__(self, index: Index, manifest: Manifest) -> None:
+        self.name = index.name
+        self.manifest = manifest
+        self.segments = [_Dense(folder) for folder in index.segments(manifest)]
+        self.paths = read_paths(index.version(manifest) / FILES)
+        self.lexical = LexicalIndex(index.version(manifest) / LEXICAL)
+        self._at = {key: number for number, segment in enumerate(self.segments) for key in segment.keys}
+        self._last: _Selection | None = None
+
+    def nearest(self, vector: Vector, k: int, chosen: Filter = ALL) -> list[Place]:
+        """Return the `k` chunks nearest to `vector` ``(dimension,)``, best first; equal scores by path, then line. One thread at a time."""
+        selection = self._selected(chosen)
+        found = [place for number, _ in enumerate(self.segments) for place in self._nearest_in(number, vector, k, selection)]
+        return sorted(found, key=self._order)[:k]
+
+    def worded(self, query: str, count: int, chosen: Filter = ALL) -> list[Place]:
+        """Return the `count` chunks that have most of the words of `query`, best first, each for every file that has it."""
+        selection = self._selected(chosen)
+        keys = None if chosen.path is None else selection.paths.keys()
+        language = None if chosen.language is None else chosen.language.lower()
+        found = []
+        for hit in self.lexical.search(query, count, language=language, keys=keys):
+            number = self._at[hit.key]
+            row = self.segments[number].rows_of(hit.key).start + hit.ordinal
+            found += [Place(hit.score, path, number, row) for path in selection.paths.get(hit.key, ())]
+        return found
+
+    def cosine(self, place: Place, vector: Vector) -> float:
+        """Return the cosine of a chunk to a vector of length 1."""
+        return float(self.segments[place.segment].vectors[place.row] @ vector)
+
+    def candidate(self, place: Place, *, dense: float | None, lexical: float | None) -> Candidate:
+        """Return a chunk as the ranking sees it."""
+        segment, row = self.segments[place.segment], place.row
+        start, end = int(segment.starts[row]), int(segment.ends[row])
+        symbol, kind, scope, language, text = (segment.value(name, row) for name in ("symbol", "kind", "scope", "language", "text"))
+        key, ordinal = segment.key_of(row), segment.ordinal_of(row)
+        return Candidate(key, ordinal, place.path, start, end, symbol, kind, scope, language, text, dense, lexical)
+
+    def _order(self, place: Place) -> tuple[float, str, int]:
+        return -place.score, place.path, int(self.segments[place.segment].starts[place.row])
+
+    def _nearest_in(self, number: int, vector: Vector, k: int, selection: _Selection) -> list[Place]:
+        """The best of one segment; more than `k` where several are equal."""
+        segment, rows = self.segments[number], selection.rows[number]
+        total = segment.rows if rows is None else len(rows)
+        wide = min(total, k + 16)
+        while wide:
+            scored = segment.nearest(vector, wide, rows)
+            found = [Place(score, path, number, row) for score, row in scored for path in selection.paths.get(segment.key_of(row), ())]
+            found.sort(key=self._order)
+            # complete once a worse score than the last wanted one was seen: no equal one is then left out
+            if wide == total or (len(found) > k and scored[-1][0] < found[k - 1].score - 10.0**-DIGITS):
+                return found
+            wide = min(total, wide * 4)
+        return []
+
+    def _selected(self, chosen: Filter) -> _Selection:
+        """What a filter lets through; the last one is kept, since many queries come with the same."""
+        if self._last is None or self._last.chosen != chosen:
+            paths = self._chosen_paths(chosen)
+            self._last = _Selection(chosen, paths, [self._chosen_rows(s, paths, chosen) for s in self.segments])
+        return self._last
+
+    def _chosen_paths(self, chosen: Filter) -> dict[str, list[str]]:
+        if chosen.path is None:
+            return self.paths
+        accepts = path_filter(chosen.path)
+        kept = {key: [p for p in paths if accepts(p)] for key, paths in self.paths.items()}
+        return {key: paths for key, paths in kept.items() if paths}
+
+    def _chosen_rows(self, segment: _Dense, paths: dict[str, list[str]], chosen: Filter) -> Rows | None:
+        """The rows that may be found, where they are few; else ``None``, and whatever has no path is passed over."""
+        import numpy as np
+
+        files = np.fromiter((key in paths for key in segment.keys), bool, len(segment.keys))
+        mask = np.repeat(files, segment.count)
+        if chosen.language is not None:
+            mask &= np.asarray(segment.languages == chosen.language.lower())
+            return np.flatnonzero(mask)
+        return np.flatnonzero(mask) if mask.sum() < _NARROW * segment.rows else None
+
+    def chunk(self, place: Place) -> dict[str, Any]:
+        """Return the columns of a chunk."""
+        # a slice, since `take` imports pandas first
+        row: dict[str, Any] = self.segments[place.segment].chunks.slice(place.row, 1).to_pylist()[0]
+        return row
+
+
+class _Dense(Segment):
+    """A segment whose vectors are searched."""
+
+    def __init__(self, folder: Path) -> None:
+        import faiss
+        import numpy as np
+
+        super().__init__(folder)
+        self._faiss = faiss.read_index(str(folder / VECTORS), faiss.IO_FLAG_MMAP_IFC)
+        self.starts, self.ends = (self.chunks.column(name).to_numpy() for name in ("start_line", "end_line"))
+        self._file_of = np.repeat(np.arange(len(self.keys)), self.count)
+
+    @property
+    def languages(self) -> NDArray[np.object_]:
+        """The language of each row."""
+        found: NDArray[np.object_] = self.chunks.column("language").to_numpy()
+        return found
+
+    def key_of(self, row: int) -> str:
+        """Return the key of the file that a row belongs to."""
+        return self.keys[self._file_of[row]]
+
+    def ordinal_of(self, row: int) -> int:
+        """Return which of its file's chunks a row is."""
+        return row - int(self.first[self._file_of[row]])
+
+    def value(self, name: str, row: int) -> Any:
+        """Return a value of one row."""
+        return self.chunks.column(name)[row].as_py() if name in self.chunks.schema.names else None
+
+    def nearest(self, vector: Vector, count: int, rows: Rows | None) -> list[tuple[float, int]]:
+        """Return the `count` nearest rows, of all or of `rows`, best first. Scores are summed anew, each alone, so that they do not depend on the others."""
+        import numpy as np
+
+        if rows is None:
+            _, found = self._faiss.search(vector[None, :], count)
+            ids = found[0][found[0] >= 0]
+        else:
+            near = np.ascontiguousarray(self.vectors[rows], np.float32) @ vector
+            ids = rows[np.argpartition(-near, count - 1)[:count]]
+        exact = np.ascontiguousarray(self.vectors[ids], np.float64)
+        scores = np.einsum("ij,j->i", exact, vector.astype(np.float64))
+        return sorted(((round(float(s), DIGITS), int(i)) for s, i in zip(scores, ids, strict=True)), key=lambda f: (-f[0], f[1]))
+
+
+def path_filter(pattern: str) -> Callable[[str], bool]:
+    """Return whether a path matches a gitignore-style glob: ``*.py`` anywhere, ``/src/`` at the root, ``src/**/test_*``.
+
+    Raises
+    ------
+    BadValue
+        If it is no such glob.
+    """
+    from pathspec import GitIgnoreSpec
+
+    try:
+        spec = GitIgnoreSpec.from_lines([pattern])
+    except ValueError as error:
+        raise BadValue(what="--path", value=pattern, why=str(error)) from error
+    return spec.match_file

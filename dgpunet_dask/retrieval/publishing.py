@@ -1,0 +1,161 @@
+"""What a new version of an index is made of: the segments in force, one more with what is new, and a table of the files."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from dgpunet_dask.clock import Clock
+from dgpunet_dask.retrieval.compaction import Held, along
+from dgpunet_dask.retrieval.filetable import FILES, keys_of, read_keys, with_chunks, write_table
+from dgpunet_dask.retrieval.index import Draft, Index, Manifest
+from dgpunet_dask.retrieval.lexicon import LEXICAL, write_lexicon
+from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, SegmentWriter
+from dgpunet_dask.retrieval.vectorcache import Filler
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Merge:
+    """Writes one version: of a job's new rows, of what is in force, and of rows that were in force when the trees were scanned.
+
+    Parameters
+    ----------
+    manifest
+        What is known of the new version before it is written.
+    units
+        New rows: ``{"chunks": an Arrow stream of `chunk_schema`, "vectors": (n, d) float32}``, and what was embedded for them.
+    files
+        The new version's files, a table of `filetable.file_schema`.
+    base
+        Opens the segments that the scan has counted on.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        manifest: Manifest,
+        units: Iterable[dict[str, Any]],
+        files: pa.Table,
+        base: Callable[[], Sequence[Segment]],
+        clock: Clock,
+    ) -> None:
+        self.chunks = self.embedded = self.tokens = 0
+        self._index = index
+        self._manifest = manifest
+        self._units = units
+        self._files = files
+        self._base = base
+        self._clock = clock
+        self._filler = Filler(index.home)
+
+    def write(self, draft: Draft) -> Manifest:
+        """Fill the draft, as `Index.publish` asks.
+
+        Raises
+        ------
+        DamagedSegmentError
+            If rows that are counted on cannot be read.
+        """
+        live = set(self._files.column("key").to_pylist())
+        segments = self._in_force(draft.before)
+        counts = {key: int(n) for segment in segments for key, n in zip(segment.keys, segment.count, strict=True)}
+        segments, made = self._added(draft, segments, live, counts)
+        listed = with_chunks(self._files, counts)
+        files = write_table(draft.version / FILES, listed)
+        self._write_lexicon(draft, segments, made)
+        self.chunks = sum(listed.column("chunks").to_pylist())
+        held = {key: counts[key] for key in live & counts.keys()}
+        dimension = next((s.facts.dimension for s in (*segments, *made)), 0)
+        facts = {"files": files, "chunks": sum(held.values()), "tokens": _tokens((*segments, *made), held), "dimension": dimension}
+        names = tuple(s.folder.name for s in segments)
+        rest = {"version": uuid.uuid4().hex, "segments": names, "published_s": self._clock.wall()}
+        return Manifest(**{**asdict(self._manifest), **facts, **rest})
+
+    def _write_lexicon(self, draft: Draft, segments: Sequence[Segment], made: Sequence[Segment]) -> None:
+        base, before = None, dict[str, str]()
+        if draft.before is not None and draft.before.recipe == self._manifest.recipe:
+            try:
+                before = read_keys(self._index.version(draft.before) / FILES)
+                base = self._index.version(draft.before) / LEXICAL
+            except (OSError, ValueError):  # a damaged table: the scan has told of it
+                before = {}
+        write_lexicon(draft.version / LEXICAL, base, before, keys_of(self._files), (*segments, *made))
+
+    def _in_force(self, before: Manifest | None) -> list[Segment]:
+        """Open what is in force; another recipe's rows are of no use, nor is a segment that is damaged."""
+        found = []
+        for folder in self._index.segments(before) if before is not None and before.recipe == self._manifest.recipe else ():
+            try:
+                found.append(Segment(folder))
+            except DamagedSegmentError:
+                continue  # the scan has told of it; what it held is among the new rows
+        return found
+
+    def _added(
+        self, draft: Draft, segments: list[Segment], live: set[str], counts: dict[str, int]
+    ) -> tuple[list[Segment], list[Segment]]:
+        """Write what is new, with the segments that are better merged with it; return those that stay and those that were made."""
+        folder = draft.new_segment()
+        with SegmentWriter(folder) as writer:
+            for unit in self._units:
+                self._append_unit(writer, unit, live, counts)
+            self._filler.flush()
+            for segment in self._base():
+                append_segment(writer, segment, lambda key: key in live and key not in counts and key not in writer.by_key)
+            new = writer.rows
+            merged = [segments[n] for n in along([held_of(s, live) for s in segments], new)]
+            for segment in merged:
+                append_segment(writer, segment, live.__contains__)
+            counts |= writer.by_key
+            stay = [s for s in segments if s not in merged]
+            if not writer.rows:
+                draft.made.remove(folder.name)
+                return stay, []
+            writer.finish()
+        return stay, [Segment(folder)]
+
+    def _append_unit(self, writer: SegmentWriter, unit: dict[str, Any], live: set[str], counts: dict[str, int]) -> None:
+        """Add what a unit brings, but for files that are listed no more, or that another job has brought meanwhile."""
+        import numpy as np
+        import pyarrow as pa
+
+        with pa.ipc.open_stream(unit["chunks"]) as stream:
+            table: pa.Table = stream.read_all()
+        fresh = unit["embedded"]
+        self.embedded += int(fresh.sum())
+        self.tokens += int(table.column("tokens").to_numpy()[fresh].sum())
+        self._filler.add(unit["space"], unit["digests"][fresh], unit["vectors"][fresh])
+        keys = table.column("key").to_pylist()
+        wanted = {key for key in keys if key in live and key not in counts and key not in writer.by_key}
+        mask = np.fromiter((key in wanted for key in keys), bool, len(keys))
+        if mask.all():
+            writer.append(table, unit["vectors"])
+        elif mask.any():
+            writer.append(table.filter(pa.array(mask)), np.ascontiguousarray(unit["vectors"][mask]))
+
+
+def held_of(segment: Segment, live: Collection[str]) -> Held:
+    """Return what a segment holds where only the files `live` are listed."""
+    return Held(segment.rows, sum(int(n) for key, n in zip(segment.keys, segment.count, strict=True) if key in live))
+
+
+def append_segment(writer: SegmentWriter, segment: Segment, wanted: Callable[[str], bool]) -> None:
+    """Copy the chunks of the files whose key is `wanted`."""
+    for chunks, vectors in segment.part(wanted):
+        writer.append(chunks, vectors)
+
+
+def _tokens(segments: Sequence[Segment], held: dict[str, int]) -> int:
+    """Return the tokens of the chunks of all files in `held`; each file's rows count once."""
+    import numpy as np
+
+    total = 0
+    for segment in segments:
+        tokens = segment.chunks.column("tokens").to_numpy()
+        mask = np.repeat(np.fromiter((key in held for key in segment.keys), bool, len(segment.keys)), segment.count)
+        total += int(tokens[mask].sum())
+    return total
