@@ -109,7 +109,7 @@ def settings_rows(rule: dict[str, Any], path: str = "") -> Iterator[str]:
             yield from settings_rows(below, f"{key}.")
         elif key != "version":
             default = below.get("default", {"array": "none", "object": "none"}.get(below["type"]))
-            yield f"| `{key}` | {default} | {_cell(below['description'])} |"
+            yield f"| `{key}` | {'none' if default == '' else default} | {_cell(below['description'])} |"
 
 
 def settings_page() -> str:

@@ -40,6 +40,7 @@ class Lazy(NamedTuple):
 
 
 COMMANDS: Final[dict[str, Lazy]] = {
+    "ask": Lazy("dgpunet_dask.cli.ask:ask", "Answer a question from the best hits of an index."),
     "cordon": Lazy("dgpunet_dask.cli.nodes:cordon", "Place nothing new on a machine."),
     "doctor": Lazy("dgpunet_dask.cli.doctor:doctor", "Check hardware, network, versions, system and workload."),
     "down": Lazy("dgpunet_dask.cli.cluster:down", "Stop the cluster, and end what a killed one left behind."),
@@ -52,6 +53,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "join": Lazy("dgpunet_dask.cli.join:join", "Make this machine part of a cluster."),
     "key": Lazy("dgpunet_dask.cli.key:key", "Make, list and revoke the API keys of users."),
     "ledger": Lazy("dgpunet_dask.cli.ledger:ledger", "Check the head's ledger of jobs, put a copy back, make it anew."),
+    "mcp": Lazy("dgpunet_dask.cli.mcp:mcp", "Serve the indexes to coding agents (Model Context Protocol, stdio)."),
     "model": Lazy("dgpunet_dask.cli.model:model", "List and share the models that users brought."),
     "nodes": Lazy("dgpunet_dask.cli.nodes:nodes", "List the machines of the cluster."),
     "policy": Lazy("dgpunet_dask.cli.policy:policy", "Write and check the rules that decide where work goes."),

@@ -141,6 +141,10 @@ class ApiClient:
         """Return the answers, as ``search --json`` shows them, for ``{"queries": [{"id", "query"}], "k", "path", "lang"}``."""
         return list(self._json("POST", f"/v1/indexes/{quoted(name)}/search", request)["answers"])
 
+    def index_lines(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return lines of an indexed file as the index holds them, for ``{"path", "start_line", "end_line"}``."""
+        return dict(self._json("POST", f"/v1/indexes/{quoted(name)}/lines", request))
+
     def index_share(self, name: str, *, shared: bool) -> dict[str, Any]:
         """Let every user read an index, or its owner alone; return it."""
         return dict(self._json("POST", f"/v1/indexes/{quoted(name)}/share", {"shared": shared}))

@@ -103,6 +103,14 @@ class Disk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ask:
+    """Which language model `ask` sends a context to; ``None``: the command or the environment names it."""
+
+    endpoint: str | None
+    model: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """All of it.
 
@@ -110,8 +118,11 @@ class Settings:
     ----------
     roots
         Folders of the head's host below which jobs of submitters may read.
+    ask
+        For the commands of the host that the file lies on.
     """
 
     roots: tuple[Path, ...]
     quotas: Quotas
     disk: Disk
+    ask: Ask

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 
 from dgpunet_dask.clock import Clock, SystemClock
-from dgpunet_dask.config.settings import Backup, Disk, Floor, Quota, Quotas, Settings
+from dgpunet_dask.config.settings import Ask, Backup, Disk, Floor, Quota, Quotas, Settings
 from dgpunet_dask.config.yamlfile import YamlModel, check_version, load, parsed, read_text, validate
 from dgpunet_dask.errors import BadValue, DgpunetError, MissingPath
 from dgpunet_dask.units import parse_bytes, parse_duration
@@ -47,6 +47,7 @@ _FLOOR_SCHEMA: Final = {
 }
 _EVERY_SCHEMA: Final = {"type": "string", "pattern": r"^\s*\d{1,18}(\.\d{1,18})?\s*(ms|s|m|h|d)\s*$", "examples": ["90s", "10m", "1h"]}
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
+_URL: Final = r"(https?://[^\s/?#@]+(/[^\s?#@]*)?)?"
 _FLOOR_WHY: Final = 'write a share of the disk such as 5%, a size such as 20GiB, or "5%, at most 20GiB"'
 
 
@@ -105,6 +106,12 @@ def _user(text: str) -> str:
     return text
 
 
+def _url(text: str) -> str:
+    if not re.fullmatch(_URL, text):
+        raise ValueError("write the bare address of a server, such as http://127.0.0.1:8000/v1; a key goes into $DGPUNET_ASK_KEY")
+    return text
+
+
 Size = Annotated[int, parsed(parse_bytes), WithJsonSchema(_SIZE_SCHEMA)]
 LogSize = Annotated[int, parsed(_log_size), WithJsonSchema(_SIZE_SCHEMA)]
 Every = Annotated[float, parsed(_every), WithJsonSchema(_EVERY_SCHEMA)]
@@ -112,6 +119,7 @@ Floors = Annotated[Floor, parsed(parse_floor), WithJsonSchema(_FLOOR_SCHEMA)]
 Folder = Annotated[str, AfterValidator(_folder), Field(json_schema_extra={"pattern": "^[/~]"})]
 Host = Annotated[str, AfterValidator(_host), Field(json_schema_extra={"pattern": f"^{_NAME}$"})]
 User = Annotated[str, AfterValidator(_user)]
+Url = Annotated[str, AfterValidator(_url), Field(json_schema_extra={"pattern": f"^{_URL}$"})]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Days = Annotated[float, Field(ge=0, le=DAYS_MOST)]
 Rate = Annotated[int, Field(ge=1, le=MOST)]
@@ -176,6 +184,17 @@ class DiskEntry(Entry):
         return Disk(ledger_backup=backup, **rest)
 
 
+class AskEntry(Entry):
+    """Which language model answers."""
+
+    endpoint: Url = _stated("address of the OpenAI-compatible server that `ask` sends to, such as http://127.0.0.1:8000/v1; no key stands in it", "")
+    model: str = _stated("the model that `ask` names there; without one, the only one that the server has", "")
+
+    def value(self) -> Ask:
+        """Return it as the product uses it."""
+        return Ask(endpoint=self.endpoint or None, model=self.model.strip() or None)
+
+
 class SettingsEntry(Entry):
     """The whole file."""
 
@@ -183,10 +202,12 @@ class SettingsEntry(Entry):
     roots: list[Folder] = _stated("folders on the head's host below which jobs of submitters may read; without any, they read nothing there", list)
     quotas: QuotasEntry = _stated("how much of the cluster one user may ask for", QuotasEntry)
     disk: DiskEntry = _stated("what may lie on the disk of a host", DiskEntry)
+    ask: AskEntry = _stated("which language model answers", AskEntry)
 
     def value(self) -> Settings:
         """Return the settings."""
-        return Settings(roots=tuple(map(Path, self.roots)), quotas=self.quotas.value(), disk=self.disk.value())
+        roots = tuple(map(Path, self.roots))
+        return Settings(roots=roots, quotas=self.quotas.value(), disk=self.disk.value(), ask=self.ask.value())
 
 
 DEFAULTS: Final = SettingsEntry(version=1).value()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.searchers import Searchers
 from dgpunet_dask.hardware.cpu import usable_cpus
 from dgpunet_dask.jobs.threads import in_thread
 from dgpunet_dask.model.owner import User
+
+if TYPE_CHECKING:
+    from dgpunet_dask.retrieval.spans import Reader
 
 #: Searches that run at the same moment; others wait for their turn.
 SEARCHES_MAX: Final = 4
@@ -31,6 +35,8 @@ class Indexes:
     def __init__(self, home: Home, searchers: Searchers | None = None) -> None:
         self._home = home
         self._searchers = searchers or Searchers(home)
+        self._reader: Reader | None = None
+        self._reading = threading.Lock()
         self._pool = ThreadPoolExecutor(min(SEARCHES_MAX, usable_cpus()), thread_name_prefix="search")
 
     async def list(self, by: User) -> Sequence[dict[str, Any]]:
@@ -55,6 +61,17 @@ class Indexes:
         queries = [Query(query["query"], query.get("id")) for query in asked["queries"]]
         with self._searchers.of(name, by) as searcher:
             return json.dumps({"answers": list(searcher.search(queries, asked["k"], Filter(asked["path"], asked["lang"])))})
+
+    async def lines(self, name: str, by: User, path: str, first: int, last: int) -> dict[str, Any]:
+        """Return lines of an indexed file, the fields of `retrieval.spans.Lines`. The file itself may be one that `by` must not read."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._lines, name, by, path, (first, last))
+
+    def _lines(self, name: str, by: User, path: str, wanted: tuple[int, int]) -> dict[str, Any]:
+        from dgpunet_dask.retrieval.spans import Reader
+
+        with self._reading:
+            self._reader = self._reader or Reader(self._home)
+            return self._reader.read(name, path, *wanted, by, disk=False).to_json()
 
     async def share(self, name: str, by: User, *, shared: bool) -> dict[str, Any]:
         """Let every user read an index, or its owner alone; return it as `show` does."""

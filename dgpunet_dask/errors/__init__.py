@@ -13,7 +13,10 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   │   OverQuota
     │   ├── NoIdentity, NotAllowed
     │   │   ├── PathNotAllowed, CodeNotAllowed, OtherUser
+    │   ├── NoEndpoint, NoModelNamed, EndpointKeyRefused, EndpointRefused
     ├── StartFailed (1), LowDisk (1)
+    ├── EndpointFailed (1)
+    │   ├── EndpointBusy, AnswerBroken
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
     ├── JobFailed (100)
@@ -24,7 +27,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── PeerBusy
     ├── StillRunning (101), StillDraining (101)
     ├── NotFound (102)
-    │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoHead, NoSuchNode
+    │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoSuchFile, NoSuchLines, NoHead, NoSuchNode
     ├── JobCancelled (103)
     ├── JobLost (104)
     ├── Unplaceable (105)
@@ -48,6 +51,15 @@ from dgpunet_dask.errors.access import (
     TooManyJobs,
     whole_seconds,
 )
+from dgpunet_dask.errors.asking import (
+    AnswerBroken,
+    EndpointBusy,
+    EndpointFailed,
+    EndpointKeyRefused,
+    EndpointRefused,
+    NoEndpoint,
+    NoModelNamed,
+)
 from dgpunet_dask.errors.base import (
     DgpunetError,
     ReportedError,
@@ -59,8 +71,10 @@ from dgpunet_dask.errors.cluster import (
     Interrupted,
     LowDisk,
     NoHead,
+    NoSuchFile,
     NoSuchIndex,
     NoSuchJob,
+    NoSuchLines,
     NoSuchNode,
     NoSuchWorkload,
     NotFound,
@@ -115,6 +129,7 @@ from dgpunet_dask.errors.usage import (
 )
 
 __all__ = [
+    "AnswerBroken",
     "BadName",
     "BadToken",
     "BadValue",
@@ -127,6 +142,10 @@ __all__ = [
     "Detached",
     "DgpunetError",
     "DiskFull",
+    "EndpointBusy",
+    "EndpointFailed",
+    "EndpointKeyRefused",
+    "EndpointRefused",
     "EnvironmentFailed",
     "FolderMissing",
     "ForeignMemory",
@@ -145,11 +164,15 @@ __all__ = [
     "NeedsHead",
     "NewerFormat",
     "NoCases",
+    "NoEndpoint",
     "NoHead",
     "NoIdentity",
+    "NoModelNamed",
     "NoRecordedFleet",
+    "NoSuchFile",
     "NoSuchIndex",
     "NoSuchJob",
+    "NoSuchLines",
     "NoSuchNode",
     "NoSuchWorkload",
     "NotAllowed",

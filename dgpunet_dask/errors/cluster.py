@@ -61,6 +61,18 @@ class NoSuchIndex(NotFound):
     code = "no_index"
 
 
+class NoSuchFile(NotFound):
+    """The index {index} has no file {path!r}{hint} Give a path as hits have it: relative to the indexed tree, with `/`."""
+
+    code = "no_file"
+
+
+class NoSuchLines(NotFound):
+    """{path} has {total} lines, none of them from {first} to {last}. Give start_line from 1 to {total}, and end_line no lower."""
+
+    code = "no_lines"
+
+
 class NoHead(NotFound):
     """No head answers at {where}. Start one with `dgpunet-dask up` (`head` for several machines), or check `--cluster` and $DGPUNET_CLUSTER."""
 

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -182,7 +183,7 @@ def _cached_sha256(file: Path, cache: Path | None) -> str:
         return known
     digest = _sha256(file)
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = cache / f"{key[:32]}.{os.getpid()}"
+    temporary = cache / f"{key[:32]}.{os.getpid()}-{threading.get_ident()}"  # two indexes may be opened at once
     temporary.write_text(digest, "ascii")
     temporary.replace(entry)
     return digest

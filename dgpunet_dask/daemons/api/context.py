@@ -83,6 +83,9 @@ class Indexes(Protocol):
     async def search(self, name: str, by: User, asked: dict[str, Any]) -> str:
         """Return ``{"answers": [...]}`` as JSON for ``{"queries", "k", "path", "lang"}``, which is within bounds."""
 
+    async def lines(self, name: str, by: User, path: str, first: int, last: int) -> dict[str, Any]:
+        """Return lines of an indexed file, as the index holds them."""
+
     async def share(self, name: str, by: User, *, shared: bool) -> dict[str, Any]:
         """Let every user read an index, or its owner alone; return it."""
 

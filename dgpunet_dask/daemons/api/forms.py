@@ -12,6 +12,8 @@ from dgpunet_dask.security.keys import Scope
 
 ARRAY_MAX = 1000
 KEY_CHARS_MAX = 200
+#: The longest path that systems know.
+PATH_CHARS_MAX = 4096
 #: More units than any job has.
 COUNT_MAX = 2**31 - 1
 #: Three hundred years.
@@ -281,6 +283,25 @@ class SearchAnswers(Given):
     """Answers in the order of the queries."""
 
     answers: list[SearchAnswer]
+
+
+class LinesRequest(Taken):
+    """Lines of a file as hits name it; so many as are given at once, then `next_line` tells where to ask on."""
+
+    path: Annotated[str, Field(min_length=1, max_length=PATH_CHARS_MAX)]
+    start_line: Annotated[int, Field(ge=1, le=COUNT_MAX), BeforeValidator(_whole)]
+    end_line: Annotated[int, Field(ge=1, le=COUNT_MAX, description="inclusive"), BeforeValidator(_whole)]
+
+
+class Lines(Given):
+    """Lines as the index holds them: the head does not read the file itself."""
+
+    path: str
+    start_line: int
+    end_line: int
+    total_lines: int
+    next_line: int | None
+    text: str
 
 
 class Model(Given):

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from dgpunet_dask.daemons.api.answers import Json, JsonText
 from dgpunet_dask.daemons.api.asked import Ask
-from dgpunet_dask.daemons.api.forms import Share
+from dgpunet_dask.daemons.api.forms import LinesRequest, Share
 from dgpunet_dask.retrieval.request import asked_for
 
 
@@ -31,6 +31,11 @@ async def removed(asked: Ask, name: str) -> Response:
 async def searched(asked: Ask, name: str, body: dict[str, Any]) -> Response:
     """Search an index: the hits of each query."""
     return JsonText(await asked.ctx.indexes.search(name, asked.caller.rights, asked_for(_whole(body))))
+
+
+async def lines(asked: Ask, name: str, body: LinesRequest) -> Response:
+    """Read lines of an indexed file, as the index holds them."""
+    return Json(await asked.ctx.indexes.lines(name, asked.caller.rights, body.path, body.start_line, body.end_line))
 
 
 async def shared(asked: Ask, name: str, body: Share) -> Response:

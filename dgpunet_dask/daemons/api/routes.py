@@ -77,6 +77,7 @@ ROUTES: Final = (
         "GET": _viewed(indexes.shown, form.IndexInfo), "DELETE": Does("submitter", indexes.removed, form.IndexRemoved, fails=(409,)),
     }),
     Route("/v1/indexes/{name}/search", {"POST": _sent("viewer", indexes.searched, form.SearchAnswers, form.SearchRequest)}),
+    Route("/v1/indexes/{name}/lines", {"POST": _sent("viewer", indexes.lines, form.Lines, form.LinesRequest)}),
     Route("/v1/indexes/{name}/verify", {"POST": Does("submitter", indexes.verified, form.IndexVerified)}),
     Route("/v1/indexes/{name}/compact", {"POST": Does("submitter", indexes.compacted, form.IndexCompacted)}),
     Route("/v1/indexes/{name}/share", {"POST": _sent("submitter", indexes.shared, form.IndexInfo, None)}),

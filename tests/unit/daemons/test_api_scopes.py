@@ -27,7 +27,7 @@ WANTED = {
     "POST /v1/jobs/j/cancel": "submitter", "HEAD /v1/workloads/D": "submitter", "PUT /v1/workloads/D": "operator", "POST /v1/jobs/j/retry": "submitter",
     "GET /v1/jobs/j/progress": "viewer", "GET /v1/jobs/j/attempts": "viewer", "GET /openapi.json": "viewer",
     "GET /v1/indexes": "viewer", "GET /v1/indexes/i": "viewer", "DELETE /v1/indexes/i": "submitter", "POST /v1/indexes/i/search": "viewer",
-    "POST /v1/indexes/i/share": "submitter", "GET /v1/models": "viewer", "POST /v1/models/m/share": "submitter",
+    "POST /v1/indexes/i/lines": "viewer", "POST /v1/indexes/i/verify": "submitter", "POST /v1/indexes/i/compact": "submitter", "POST /v1/indexes/i/share": "submitter", "GET /v1/models": "viewer", "POST /v1/models/m/share": "submitter",
     "GET /v1/ca": "public", "POST /v1/join": "public", "POST /v1/join/check": "public", "POST /v1/agents/heartbeat": "agent", "POST /v1/agents/renew": "agent",
     "POST /v1/agents/me": "agent",
     "POST /v1/agents/leave": "agent", "GET /v1/nodes": "viewer", "POST /v1/nodes/n/cordon": "operator",

@@ -10,13 +10,14 @@ import pytest
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.api import listen
-from dgpunet_dask.errors import BadValue, NoSuchIndex, NotAllowed
+from dgpunet_dask.errors import BadValue, NoSuchFile, NoSuchIndex, NoSuchLines, NotAllowed
 from dgpunet_dask.retrieval.index import Index
 from dgpunet_dask.retrieval.request import BATCH_BYTES, HITS_MAX, K_MAX, QUERIES_MAX, QUERY_CHARS_MAX, asked_for, batches
 from tests.unit.daemons.indexed import ANN, ROOT, Shelf
 from tests.unit.daemons.serving import FakeKeys, FakeMembership, Served, make_context
 
 ASKED = {"queries": [{"query": "one"}]}
+LINES = {"path": "a.py", "start_line": 1, "end_line": 2}
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ async def served(tmp_path):
 ACTS = {
     "show": lambda client: client.index("x"),
     "search": lambda client: client.search("x", ASKED),
+    "lines": lambda client: client.index_lines("x", LINES),
     "share": lambda client: client.index_share("x", shared=True),
     "verify": lambda client: client.index_verify("x"),
     "compact": lambda client: client.index_compact("x"),
@@ -42,15 +44,15 @@ ACTS = {
 }
 #: What a caller gets for an index of Ann's: that it is private, and that it is shared.
 TABLE = {
-    "ann:submitter": {"show": (None, None), "search": (None, None), "share": (None, None), "verify": (None, None), "compact": (None, None), "remove": (None, None)},
-    "ann:viewer": {"show": (None, None), "search": (None, None), "share": (NotAllowed, NotAllowed), "verify": (NotAllowed, NotAllowed), "compact": (NotAllowed, NotAllowed), "remove": (NotAllowed, NotAllowed)},
+    "ann:submitter": {"show": (None, None), "search": (None, None), "lines": (None, None), "share": (None, None), "verify": (None, None), "compact": (None, None), "remove": (None, None)},
+    "ann:viewer": {"show": (None, None), "search": (None, None), "lines": (None, None), "share": (NotAllowed, NotAllowed), "verify": (NotAllowed, NotAllowed), "compact": (NotAllowed, NotAllowed), "remove": (NotAllowed, NotAllowed)},
     "bob:submitter": {
-        "show": (NoSuchIndex, None), "search": (NoSuchIndex, None), "share": (NoSuchIndex, NotAllowed), "verify": (NoSuchIndex, NotAllowed), "compact": (NoSuchIndex, NotAllowed), "remove": (NoSuchIndex, NotAllowed),
+        "show": (NoSuchIndex, None), "search": (NoSuchIndex, None), "lines": (NoSuchIndex, None), "share": (NoSuchIndex, NotAllowed), "verify": (NoSuchIndex, NotAllowed), "compact": (NoSuchIndex, NotAllowed), "remove": (NoSuchIndex, NotAllowed),
     },
     "bob:viewer": {
-        "show": (NoSuchIndex, None), "search": (NoSuchIndex, None), "share": (NotAllowed, NotAllowed), "verify": (NotAllowed, NotAllowed), "compact": (NotAllowed, NotAllowed), "remove": (NotAllowed, NotAllowed),
+        "show": (NoSuchIndex, None), "search": (NoSuchIndex, None), "lines": (NoSuchIndex, None), "share": (NotAllowed, NotAllowed), "verify": (NotAllowed, NotAllowed), "compact": (NotAllowed, NotAllowed), "remove": (NotAllowed, NotAllowed),
     },
-    "root:operator": {"show": (None, None), "search": (None, None), "share": (None, None), "verify": (None, None), "compact": (None, None), "remove": (None, None)},
+    "root:operator": {"show": (None, None), "search": (None, None), "lines": (None, None), "share": (None, None), "verify": (None, None), "compact": (None, None), "remove": (None, None)},
 }  # fmt: skip
 
 
@@ -158,6 +160,35 @@ async def test_a_path_filter_that_is_none_is_refused(served):
         await asyncio.to_thread(served.client.search, "x", {**ASKED, "path": "!"})
 
 
+async def test_lines_are_those_of_the_index_and_never_of_the_head_s_disk(served):
+    served.shelf.put("x", ANN)
+    (served.shelf.folder / "tree-x" / "a.py").write_text("ein\n\nzwei")
+    found = await asyncio.to_thread(served.as_user("ann:viewer").index_lines, "x", {**LINES, "end_line": 99})
+    assert (found["text"], found["start_line"], found["end_line"], found["source"]) == ("one\n\ntwo", 1, 3, "index")
+
+
+@pytest.mark.parametrize("path", ["../tree-x/a.py", "/etc/passwd", "./a.py", "a.py/", "A.PY", "b.py", "a.py\0"])
+async def test_no_other_path_has_lines(served, path):
+    served.shelf.put("x", ANN)
+    with pytest.raises(NoSuchFile):
+        await asyncio.to_thread(served.client.index_lines, "x", {**LINES, "path": path})
+
+
+@pytest.mark.parametrize("wanted", [{"start_line": 4, "end_line": 9}, {"start_line": 3}])
+async def test_lines_that_are_not_there_are_not_found(served, wanted):
+    served.shelf.put("x", ANN)
+    with pytest.raises(NoSuchLines, match="has 3 lines"):
+        await asyncio.to_thread(served.client.index_lines, "x", {**LINES, **wanted})
+
+
+@pytest.mark.parametrize("wrong", [{"start_line": 0}, {"end_line": 1.5}, {"end_line": "2"}, {"path": ""}, {"path": "\ud800"}, {"more": 1}])
+async def test_lines_that_cannot_be_are_refused_with_the_reason(served, wrong):
+    served.shelf.put("x", ANN)
+    status, answer = await served.ask("POST", "/v1/indexes/x/lines", json.dumps({**LINES, **wrong}).encode())
+    assert (status, answer["error"]["code"], answer["error"]["exit_code"]) == (400, "bad_value", 2)
+    assert next(iter(wrong)) in answer["error"]["message"]
+
+
 @pytest.mark.parametrize("body", [b"{}", b'{"shared": null}', b'{"shared": "yes"}', b'{"shared": 1}'])
 async def test_sharing_says_which_way(served, body):
     before = served.shelf.put("x", ANN)
@@ -168,7 +199,7 @@ async def test_sharing_says_which_way(served, body):
 
 @pytest.mark.parametrize("name", ["..", "%2e%2e", "a%2Fb", "-x", ".x", "x" * 201, "a%00", "a%0a"])
 async def test_names_that_no_index_can_have_have_no_route(served, name):
-    for method, rest in (("GET", ""), ("DELETE", ""), ("POST", "/search"), ("POST", "/share")):
+    for method, rest in (("GET", ""), ("DELETE", ""), ("POST", "/search"), ("POST", "/lines"), ("POST", "/share")):
         status, _ = await served.ask(method, f"/v1/indexes/{name}{rest}", b'{"shared": true}')
         assert status == 404, (method, name)
     assert served.shelf.home.indexes.is_dir()
