@@ -21,6 +21,8 @@ from dgpunet_dask.retrieval.regions import LOOSE, Region, regions
 from dgpunet_dask.retrieval.syntax import Definition, Outline
 from dgpunet_dask.retrieval.tokens import TextTokens
 
+#: Languages of which only the grammar is another: they go by one name.
+_NAMED: Final = {"tsx": "typescript"}
 #: Changes whenever the same text would be cut differently, or its chunks described differently: old chunks are then not reused.
 CHUNKER_VERSION: Final = 2
 #: A row that no part begins at is a worse place than any that one does.
@@ -88,7 +90,7 @@ def chunks_of(
                 count("unparsed")
         for piece in _counted(_cut(_Lines(text, begins), outline, tokens.budget), tokens):
             name, kind, scope = (piece.of.name, piece.of.kind, piece.of.scope) if piece.of else (None, None, None)
-            yield Chunk(key, piece.text, piece.start, piece.end, name, language, piece.tokens, kind, scope)
+            yield Chunk(key, piece.text, piece.start, piece.end, name, _NAMED.get(language, language), piece.tokens, kind, scope)
 
 
 def _counted(pieces: Sequence[_Piece], tokens: TextTokens) -> Iterator[_Piece]:

@@ -147,6 +147,7 @@ class _Part:
         self._folder = folder
         self._index: Any = None
         self._writer: Any = None
+        self._durable: set[str] = set()
 
     def begin(self, base: Path | None) -> None:
         self._folder.mkdir(parents=True)
@@ -154,8 +155,10 @@ class _Part:
             self._open()
             return
         for name in sorted(set(os.listdir(base)) - set(_LOCKS)):
-            copy = shutil.copyfile if name in _REPLACED else os.link
-            copy(base / name, self._folder / name)
+            if name in _REPLACED or not _linked(base / name, self._folder / name):
+                shutil.copyfile(base / name, self._folder / name)
+            else:
+                self._durable.add(name)
 
     def _open(self) -> Any:
         import tantivy
@@ -180,7 +183,7 @@ class _Part:
             self._writer.commit()
             self._writer.wait_merging_threads()
             self.abandon()
-        for name in os.listdir(self._folder):
+        for name in set(os.listdir(self._folder)) - self._durable:
             _sync(self._folder / name)
         sync_folder(self._folder)
 
@@ -204,6 +207,15 @@ def _schema(part: str) -> tantivy.Schema:
     builder.add_text_field("language", tokenizer_name="raw", index_option="basic")
     builder.add_unsigned_field("ordinal", stored=True)
     return builder.build()
+
+
+def _linked(file: Path, into: Path) -> bool:
+    """Link a file; false on a file system without hard links."""
+    try:
+        os.link(file, into)
+    except OSError:
+        return False
+    return True
 
 
 def _sync(path: Path) -> None:

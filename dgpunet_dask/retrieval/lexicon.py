@@ -9,11 +9,12 @@ from typing import Final
 
 from dgpunet_dask.retrieval.lexical import LexicalChunk, LexicalIndex, LexicalWriter
 from dgpunet_dask.retrieval.segments import Segment
+from dgpunet_dask.retrieval.words import WORDS_VERSION
 
 log = logging.getLogger(__name__)
 
 #: Its folder within a version's.
-LEXICAL: Final = "lexical"
+LEXICAL: Final = f"lexical-{WORDS_VERSION}"
 #: Where more than this share of the files changed, all of it is made anew: removals would stay in it until tantivy merges.
 _MUCH: Final = 0.5
 

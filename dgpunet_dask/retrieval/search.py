@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float32]
 
-#: Candidates of either kind for one query.
-_DEPTH: Final = 100
+#: Candidates of either kind for one query, and paths: half as many cost some answers their place (bench/retrieval.py), more gain none.
+_DEPTH: Final = 200
+_PATHS: Final = 100
 #: How often a reader looks again when a segment goes between reading its name and opening it.
 _REOPEN: Final = 20
 #: Up to so many queries are done in numpy before torch would have been imported.
@@ -76,12 +77,12 @@ class Searcher:
 
         Candidates are the chunks nearest to the vector and those with most of the query's words; the rules of `rank` order them.
         """
-        index, depth = self.index, max(_DEPTH, k + _DEPTH // 2)
+        index, depth = self.index, max(_DEPTH, k)
         dense = [index.candidate(place, dense=place.score, lexical=None) for place in index.nearest(vector, depth, chosen)]
         worded = [
             index.candidate(place, dense=index.cosine(place, vector), lexical=place.score) for place in index.worded(query, depth, chosen)
         ]
-        return fuse(dense, worded, index.lexical.search_paths(query, _DEPTH), query)[:k]
+        return fuse(dense, worded, index.lexical.search_paths(query, _PATHS), query)[:k]
 
 
 def _hit(ranked: Ranked) -> Hit:

@@ -14,6 +14,8 @@ from dgpunet_dask.retrieval.discover import Entry, Root, Text, read_text, roots_
 from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_files
 from dgpunet_dask.retrieval.index import Index, Manifest, open_index
 from dgpunet_dask.retrieval.ingest import content_key
+from dgpunet_dask.retrieval.lexical import LexicalIndex
+from dgpunet_dask.retrieval.lexicon import LEXICAL
 from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, digests_of
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ def verify(home: Home, name: str, by: User = OPERATOR, *, against_files: bool = 
         verdict.faults.append(f"its table of files cannot be read: {error}")
         return verdict
     _check_counts(manifest, segments, files, verdict)
+    _check_lexicon(index, manifest, len(files), verdict)
     if against_files:
         _check_spans(manifest, segments, files, verdict)
     verdict.faults = [*verdict.faults[:_TOLD], *([f"{len(verdict.faults) - _TOLD} more faults"] if len(verdict.faults) > _TOLD else [])]
@@ -121,6 +124,20 @@ def _check_counts(manifest: Manifest, segments: list[Segment], files: list[FileR
     if (verdict.files, verdict.chunks) != (manifest.files, manifest.chunks):
         told = f"{manifest.files} files and {manifest.chunks} chunks"
         verdict.faults.append(f"its manifest says {told}, and it has {verdict.files} and {verdict.chunks}")
+
+
+def _check_lexicon(index: Index, manifest: Manifest, files: int, verdict: Verdict) -> None:
+    """The words are there, unharmed, of every chunk and path."""
+    folder = index.version(manifest) / LEXICAL
+    try:
+        lexical = LexicalIndex(folder)
+        verdict.faults += lexical.check()
+        found = lexical.count()
+    except (OSError, ValueError) as error:
+        verdict.faults.append(f"its words cannot be read: {error}")
+        return
+    if found != (manifest.chunks, files):
+        verdict.faults.append(f"the words of {found[0]} chunks and {found[1]} paths are there, and not of {manifest.chunks} and {files}")
 
 
 def _check_spans(manifest: Manifest, segments: list[Segment], files: list[FileRow], verdict: Verdict) -> None:

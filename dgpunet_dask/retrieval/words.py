@@ -14,6 +14,8 @@ from functools import lru_cache
 from itertools import chain
 from typing import Final
 
+#: Changes whenever a text would give other terms: what was indexed by others is then made anew.
+WORDS_VERSION: Final = 1
 #: Longer terms are data, not words; what is cut off is not searched for.
 LONGEST: Final = 64
 #: Runs of letters, digits and underscores, with those that hyphens join to them. Bounded, since data may be one run of megabytes.
