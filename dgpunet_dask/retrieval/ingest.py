@@ -20,7 +20,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import BadName, DamagedFile
 from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.chunk import CHUNKER_VERSION, Chunk
-from dgpunet_dask.retrieval.discover import Entry, Root, Text, discover, folder_name, read_text
+from dgpunet_dask.retrieval.discover import Entry, Root, Skipped, Text, discover, folder_name, read_text
 from dgpunet_dask.retrieval.index import Index, Manifest, check_index_name
 from dgpunet_dask.retrieval.modelfiles import ModelFiles
 from dgpunet_dask.retrieval.segments import (
@@ -34,6 +34,7 @@ from dgpunet_dask.retrieval.segments import (
     read_rows,
     whole,
 )
+from dgpunet_dask.retrieval.skips import SkipList, keep_skips, skip_of
 
 LISTING: Final = "listing.jsonl"
 SUMMARY: Final = "listing.json"
@@ -43,6 +44,10 @@ _RACY_NS: Final = 2_000_000_000
 
 #: Adds to a metric of the job.
 Count = Callable[[str], None]
+#: Finds the files of the roots, and tells what it skips.
+Walk = Callable[[Sequence[Root], Skipped], Iterable[Entry]]
+#: Gives a file's text, or the reason to skip it, as `skip_of` takes it.
+Reader = Callable[[Entry], Text | str]
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,11 @@ class Scan:
     `entries` walks them; `files` then yields what must be embedded and leaves listing, summary and base in `folder`.
     """
 
-    def __init__(self, plan: Plan, home: Home, folder: Path, count: Count, clock: Clock | None = None) -> None:
+    def __init__(
+        self, plan: Plan, home: Home, folder: Path, count: Count, clock: Clock | None = None, walk: Walk = discover, read: Reader | None = None
+    ) -> None:
+        self._walk, self._read = walk, read or read_text
+        self._skips = SkipList(folder)
         self._plan = plan
         self._index = Index(home, plan.index)
         self._folder = folder
@@ -139,7 +148,12 @@ class Scan:
         """
         self._started_s = self._clock.wall()
         self._base = self._pin_base()
-        return list(discover(self._plan.roots, self._skip))
+        with disk_full_named(self._folder):
+            return list(self._walk(self._plan.roots, self._skip))
+
+    def unread(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those of `entries` that `files` will read, in their order."""
+        return [e for e in entries if self._unchanged(e) is None]
 
     def unknown(self, entries: Sequence[Entry]) -> int:
         """How many of `entries` will have to be read."""
@@ -159,17 +173,20 @@ class Scan:
                 if source is not None:
                     self._known.keys.add(source.key)
                     yield source
+            self._skips.close()
         self._write_summary(found)
 
-    def _skip(self, code: str, _path: str) -> None:
-        self._skipped[code] = self._skipped.get(code, 0) + 1
-        self._count(f"skipped.{code}")
+    def _skip(self, reason: str, path: str) -> None:
+        skip = skip_of(reason, path)
+        self._skipped[skip.code] = self._skipped.get(skip.code, 0) + 1
+        self._count(f"skipped.{skip.code}")
+        self._skips.add(skip)
 
     def _row(self, entry: Entry) -> tuple[FileRow | None, SourceFile | None]:
         same = self._unchanged(entry)
         if same is not None:
             return same, None
-        text = read_text(entry)
+        text = self._read(entry)
         if not isinstance(text, Text):
             self._skip(text, entry.path)
             return None, None
@@ -318,6 +335,7 @@ class _Merge:
                 self._append(writer, first)
             for unit in self.units:
                 self._append(writer, unit)
+            keep_skips(self._folder, into)
             self.embedded, self.tokens = writer.rows, writer.tokens
             self._append_reused(writer)
             files = writer.finish(self._listed(), dimension=1)  # of a segment without a chunk; FAISS wants one above 0
