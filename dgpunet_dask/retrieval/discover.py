@@ -9,6 +9,7 @@ ignores comes in one list, and `.dgpunetignore` is matched only below a folder t
 
 from __future__ import annotations
 
+import errno
 import itertools
 import operator
 import os
@@ -253,10 +254,7 @@ _name: Final = operator.attrgetter("name")
 
 def read_text(entry: Entry) -> Text | str:
     """Return the text of `entry`, or the skip code that its content earns it. At most `MAX_BYTES` are read."""
-    try:
-        data = _read(entry.file)
-    except OSError:
-        return "unreadable"
+    data = read_bytes(entry.file, MAX_BYTES)
     if isinstance(data, str):
         return data
     try:
@@ -267,17 +265,40 @@ def read_text(entry: Entry) -> Text | str:
     return skip_by_text(text, language) or Text(text, language)
 
 
-def _read(file: bytes) -> bytes | str:
+def open_regular(file: bytes) -> FileIO:
+    """Open a file for reading that is a regular one and no link, whatever it was when it was found.
+
+    Raises
+    ------
+    OSError
+        Also where it is something else by now.
+    """
     # O_NONBLOCK: were the file swapped for a pipe since the walk, opening it must not hang; O_NOFOLLOW: nor lead elsewhere
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
-    with open(descriptor, "rb", buffering=0) as opened:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return "special"
-        head = opened.read(SNIFF_BYTES)
-        if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
-            return "binary"  # not worth reading the rest
-        data = head + _rest(opened, MAX_BYTES + 1 - len(head))
-    return data if len(data) <= MAX_BYTES else "too_large"
+    opened = FileIO(descriptor)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        opened.close()
+        raise _NoFileError(errno.EINVAL, "not a regular file")
+    return opened
+
+
+class _NoFileError(OSError):
+    """It is a pipe, a device or a folder by now."""
+
+
+def read_bytes(file: bytes, bytes_max: int) -> bytes | str:
+    """Return what a file of text holds, or the skip code that it earns before it is decoded. At most `bytes_max` are read."""
+    try:
+        with open_regular(file) as opened:
+            head = opened.read(SNIFF_BYTES)
+            if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+                return "binary"  # not worth reading the rest
+            data = head + _rest(opened, bytes_max + 1 - len(head))
+    except _NoFileError:
+        return "special"
+    except OSError:
+        return "unreadable"
+    return data if len(data) <= bytes_max else "too_large"
 
 
 def _rest(opened: FileIO, limit: int) -> bytes:
