@@ -39,7 +39,8 @@ class Discover(Stage):
     ) -> None:
         """Find the folders, the list and the model's files; what is wrong with them fails the job at once."""
         from dgpunet_dask.retrieval.discover import roots_of
-        from dgpunet_dask.retrieval.documents.fetch import Fetcher, Limits
+        from dgpunet_dask.retrieval.documents.fetch import Fetcher, Limits, anywhere
+        from dgpunet_dask.retrieval.documents.urls import is_public
         from dgpunet_dask.retrieval.index import Index
         from dgpunet_dask.retrieval.ingest import Plan
         from dgpunet_dask.retrieval.modelfiles import find_model
@@ -58,7 +59,7 @@ class Discover(Stage):
         name = _index_name(index, roots, urls)
         Index(home, name).check_publisher(user)  # before anything is read
         self._urls = _listed(urls)
-        self._fetcher = Fetcher(Limits(parse_bytes(url_size), url_seconds), allow_private=allow_private)
+        self._fetcher = Fetcher(Limits(parse_bytes(url_size), url_seconds), permits=anywhere if allow_private else is_public)
         self._plan = Plan(name, roots, find_model(model, home.root / "cache"), truncate_dim, user)
 
     def __call__(self) -> Iterator[SourceFile]:  # type: ignore[override]  # a source takes no batch

@@ -57,8 +57,8 @@ class Fetcher:
 
     Parameters
     ----------
-    allow_private
-        Whether hosts that are not public may be asked.
+    permits
+        Which addresses may be asked.
     resolve, clock, trust
         Given by tests: looks names up, tells the time, checks certificates.
     """
@@ -67,13 +67,13 @@ class Fetcher:
         self,
         limits: Limits,
         *,
-        allow_private: bool = False,
+        permits: Callable[[str], bool] = is_public,
         resolve: Resolve = socket.getaddrinfo,
         clock: Clock | None = None,
         trust: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> None:
         self._limits = limits
-        self._allow_private = allow_private
+        self._permits = permits
         self._resolve = resolve
         self._clock = clock or SystemClock()
         self._trust = trust
@@ -91,7 +91,7 @@ class Fetcher:
             found = self._hop(url, into, ends)
             if isinstance(found, Fetched):
                 return found
-            url = urljoin(url, found)
+            url = _joined(url, found)
         raise SkippedError("fetch_failed", f"more than {REDIRECTS_MAX} redirects")
 
     def _hop(self, url: str, into: IO[bytes], ends: float) -> Fetched | str:
@@ -99,7 +99,7 @@ class Fetcher:
         try:
             target = target_of(url)
         except BadUrlError as error:
-            raise SkippedError("fetch_failed", f"it redirects to what cannot be fetched: {error}") from error
+            raise SkippedError("fetch_failed", _plain(f"it leads to what cannot be fetched: {error}")) from error
         late = threading.Event()
         try:
             with self._connected(target, ends, late) as connection:
@@ -109,6 +109,10 @@ class Fetcher:
             if late.is_set() or isinstance(error, TimeoutError):
                 raise self._too_late() from error
             raise SkippedError("fetch_failed", _plain(f"{type(error).__name__}: {error}")) from error
+        except SkippedError:
+            if late.is_set():  # what was cut off looks as if the server had ended it
+                raise self._too_late() from None
+            raise
 
     def _too_late(self) -> SkippedError:
         return SkippedError("timeout", f"it took longer than {self._limits.seconds:g} s to fetch")
@@ -132,7 +136,7 @@ class Fetcher:
             finally:
                 timer.cancel()
                 timer.join()  # it must not meet a descriptor that is another file by then
-            if late.is_set():  # what was cut off looks as if the server had ended it
+            if late.is_set():  # nothing tells a body without a length from one that was cut off
                 raise self._too_late()
 
     def _dialled(self, target: Target, ends: float) -> socket.socket:
@@ -160,8 +164,10 @@ class Fetcher:
             found = self._resolve(target.host, target.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise SkippedError("fetch_failed", _plain(f"{target.host} is not known: {error}")) from error
-        private = [sockaddr[0] for *_, sockaddr in found if not is_public(sockaddr[0])]
-        if private and not self._allow_private:
+        if not found:
+            raise SkippedError("fetch_failed", _plain(f"{target.host} has no address"))
+        private = [sockaddr[0] for *_, sockaddr in found if not self._permits(sockaddr[0])]
+        if private:
             raise SkippedError("private_address", _plain(f"{target.host} is {private[0]}"))
         return [(family, sockaddr) for family, *_, sockaddr in found]
 
@@ -194,6 +200,18 @@ class Fetcher:
             raise SkippedError("too_large", f"more than {most} bytes")
         if told is not None and taken < told:
             raise SkippedError("fetch_failed", f"it ended after {taken} of {told} bytes")
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise SkippedError("fetch_failed", _plain(f"it redirects to what cannot be fetched: {error}")) from error
+
+
+def anywhere(_address: str) -> bool:
+    """Permit every address."""
+    return True
 
 
 def _shut_down(guard: socket.socket, late: threading.Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any, BinaryIO, Final
 
 from dgpunet_dask.retrieval.documents.texts import Bounded, Extracted, SkippedError, finished
@@ -38,7 +39,7 @@ def read_pdf(file: BinaryIO, pages_max: int = PAGES_MAX) -> Extracted:
         raise SkippedError("malformed", f"{type(error).__name__}: {error}"[:200]) from error
     if not read:
         raise SkippedError("no_text", "its pages hold pictures alone, or nothing")
-    return finished(out.text(), title, "document")
+    return replace(finished(out.text(), title, "document"), title=title)  # the heading of a page is no title
 
 
 def _unlock(reader: Any) -> None:
