@@ -241,7 +241,7 @@ class _Walk:
         if found is None:
             return "vendored" if os.fsdecode(name) in VENDORED else None
         if stat.S_ISREG(found.st_mode):
-            return self._judge(os.fsdecode(name), found.st_size)
+            return self._judge(name.decode("utf-8", "surrogateescape"), found.st_size)
         return "symlink" if stat.S_ISLNK(found.st_mode) else "special"
 
     def _skip(self, code: str, path: bytes) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 #: Characters of one document's text. The longest books have a tenth of it.
 CHARS_MAX: Final = 32 << 20
@@ -118,34 +118,3 @@ def _rst_title(lines: Iterable[str]) -> str | None:
             return before.strip()[:_TITLE_MAX]
         before = line
     return None
-
-
-class Lines(Protocol):
-    """What `lines_of` asks of a chunk."""
-
-    @property
-    def text(self) -> str: ...  # as of `chunk.Chunk`
-    @property
-    def start_line(self) -> int: ...  # as of `chunk.Chunk`
-    @property
-    def end_line(self) -> int: ...  # as of `chunk.Chunk`
-
-
-def lines_of(chunks: Iterable[Lines], first: int, last: int) -> Iterator[str]:
-    """Yield the lines `first` to `last` (1-based, inclusive) of the text that `chunks` were cut from, as far as it goes.
-
-    Lines in no chunk are blank, for that is all that the chunker leaves out. The pieces of a line that was too long for one chunk are put
-    together again.
-
-    Parameters
-    ----------
-    chunks
-        All of one file, or at least those that touch the span.
-    """
-    known: dict[int, str] = {}
-    for chunk in sorted(chunks, key=lambda c: (c.start_line, c.end_line)):
-        for number, line in enumerate(chunk.text.split("\n"), chunk.start_line):
-            if first <= number <= last:
-                known[number] = known.get(number, "") + line if chunk.start_line == chunk.end_line else line
-    for number in range(first, max(known, default=first - 1) + 1):
-        yield known.get(number, "")

@@ -23,9 +23,7 @@ from dgpunet_dask.errors import BadName, BadValue, MalformedFile, NotAllowed
 from dgpunet_dask.jobs.workload_file import parse_workload
 from dgpunet_dask.model.owner import User
 from dgpunet_dask.model.stage import StageContext, merge_counts
-from dgpunet_dask.retrieval.documents.texts import lines_of
 from dgpunet_dask.retrieval.index import Index
-from dgpunet_dask.retrieval.search import OpenIndex
 from dgpunet_dask.retrieval.skips import read_skips
 from tests.helpers import ROOT
 from tests.unit.retrieval.documents.made import docx, pdf
@@ -150,23 +148,6 @@ def test_from_documents_and_addresses_to_hits_with_lines(run, search, papers, si
     }  # fmt: skip
     again = run(path=[str(papers)], urls=str(urls), allow_private=True)
     assert (again["embedded"], again["reused"]) == (0, metrics["chunks"])
-
-
-def test_what_a_hit_cites_can_be_shown_without_the_document(run, search, papers, home):
-    run(path=[str(papers)])
-    [hit] = search("papers", "latency of the cache", "-k", "1")
-    index = Index(home, "papers")
-    manifest = index.manifest()
-    found = OpenIndex("papers", manifest, index.segment(manifest))
-    (papers / "caches.pdf").unlink()
-    of_it = [h for h in found.search(found_vector(found), 100)[0] if h.path == "caches.pdf"]
-    assert list(lines_of(of_it, hit["start_line"], hit["end_line"])) == hit["text"].split("\n")
-
-
-def found_vector(found: OpenIndex) -> Any:
-    import numpy as np
-
-    return np.ones((1, 384), np.float32)
 
 
 def test_private_hosts_are_not_asked_unless_an_operator_says_so(run, site, tmp_path):

@@ -62,7 +62,7 @@ def test_redirects_without_end_are_given_up(web):
     assert len(web.asked) == 6
 
 
-@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://example.com/", "gopher://127.0.0.1/", "http://user:secret@127.0.0.1/", "http://[::1"])
+@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://example.com/", "gopher://127.0.0.1/", "//user:secret@127.0.0.1/", "//[::1"])
 def test_a_redirect_to_what_is_not_fetched_is_refused(web, to):
     web.routes = {"/a": redirects(to)}
     assert refused(web.url("/a")).code == "fetch_failed"
