@@ -34,7 +34,7 @@ from dgpunet_dask.retrieval.segments import (
     read_rows,
     whole,
 )
-from dgpunet_dask.retrieval.skips import SkipList, keep_skips, skip_of
+from dgpunet_dask.retrieval.skips import CODE_READING, Skip, SkipList, keep_skips, read_skips, reading_of, skip_of
 
 LISTING: Final = "listing.jsonl"
 SUMMARY: Final = "listing.json"
@@ -94,6 +94,7 @@ class _Known:
 
     keys: set[str] = field(default_factory=set)
     by_path: dict[str, FileRow] = field(default_factory=dict)
+    skips: dict[str, Skip] = field(default_factory=dict)
     scanned_ns: int = 0
 
 
@@ -126,10 +127,11 @@ class Scan:
     """
 
     def __init__(
-        self, plan: Plan, home: Home, folder: Path, count: Count, clock: Clock | None = None, walk: Walk = discover, read: Reader | None = None
-    ) -> None:
-        self._walk, self._read = walk, read or read_text
-        self._skips = SkipList(folder)
+        self, plan: Plan, home: Home, folder: Path, count: Count, clock: Clock | None = None, *,
+        walk: Walk = discover, read: Reader | None = None, reading: str = CODE_READING,
+    ) -> None:  # fmt: skip
+        self._walk, self._read, self._reading = walk, read or read_text, reading
+        self._skips = SkipList(folder, reading)
         self._plan = plan
         self._index = Index(home, plan.index)
         self._folder = folder
@@ -153,11 +155,11 @@ class Scan:
 
     def unread(self, entries: Iterable[Entry]) -> list[Entry]:
         """Those of `entries` that `files` will read, in their order."""
-        return [e for e in entries if self._unchanged(e) is None]
+        return [e for e in entries if self._unchanged(e) is None and self._skipped_before(e) is None]
 
     def unknown(self, entries: Sequence[Entry]) -> int:
         """How many of `entries` will have to be read."""
-        return sum(self._unchanged(e) is None for e in entries)
+        return len(self.unread(entries))
 
     def files(self, entries: Iterable[Entry]) -> Iterator[SourceFile]:
         """Yield the files whose text the version in force does not have, each text once."""
@@ -176,8 +178,8 @@ class Scan:
             self._skips.close()
         self._write_summary(found)
 
-    def _skip(self, reason: str, path: str) -> None:
-        skip = skip_of(reason, path)
+    def _skip(self, reason: str, path: str, stat: tuple[int, ...] = ()) -> None:
+        skip = skip_of(reason, path, stat)
         self._skipped[skip.code] = self._skipped.get(skip.code, 0) + 1
         self._count(f"skipped.{skip.code}")
         self._skips.add(skip)
@@ -186,9 +188,9 @@ class Scan:
         same = self._unchanged(entry)
         if same is not None:
             return same, None
-        text = self._read(entry)
+        text = self._skipped_before(entry) or self._read(entry)
         if not isinstance(text, Text):
-            self._skip(text, entry.path)
+            self._skip(text, entry.path, _stat_of(entry))
             return None, None
         key = content_key(text.text, text.language)
         stat = entry.stat
@@ -197,15 +199,19 @@ class Scan:
 
     def _unchanged(self, entry: Entry) -> FileRow | None:
         """Return the known row of a file whose stat did not change since it was read, as git's index does."""
-        row, stat = self._known.by_path.get(entry.path), entry.stat
-        if row is None or (row.size, row.mtime_ns, row.ctime_ns, row.inode) != (
-            stat.st_size,
-            stat.st_mtime_ns,
-            stat.st_ctime_ns,
-            stat.st_ino,
-        ):
+        row = self._known.by_path.get(entry.path)
+        if row is None or (row.size, row.mtime_ns, row.ctime_ns, row.inode) != _stat_of(entry):
             return None
-        return row if max(row.mtime_ns, row.ctime_ns) < self._known.scanned_ns - _RACY_NS else None
+        return row if self._settled(entry) else None
+
+    def _skipped_before(self, entry: Entry) -> str | None:
+        """Return why a file was left out, if it was read for that and did not change since."""
+        skip = self._known.skips.get(entry.path)
+        return skip.reason if skip is not None and skip.stat == _stat_of(entry) and self._settled(entry) else None
+
+    def _settled(self, entry: Entry) -> bool:
+        """Whether a file's times lie so far back that it cannot have changed again unnoticed."""
+        return max(entry.stat.st_mtime_ns, entry.stat.st_ctime_ns) < self._known.scanned_ns - _RACY_NS
 
     def _pin_base(self) -> str | None:
         """Link the segment in force into the folder and learn what it has; ``None`` where nothing can be reused."""
@@ -218,9 +224,12 @@ class Scan:
         if not whole(self._folder / BASE):
             shutil.rmtree(self._folder / BASE)  # a damaged segment is made anew, as if there were none
             return None
+        read_alike = reading_of(self._folder / BASE) == self._reading  # else a file's text must be looked at, and may be known all the same
         for row in read_files(self._folder / BASE):
             self._known.keys.add(row.key)
-            self._known.by_path[row.path] = row
+            if read_alike:
+                self._known.by_path[row.path] = row
+        self._known.skips = {s.path: s for s in read_skips(self._folder / BASE) if s.stat and read_alike}
         self._known.scanned_ns = int(manifest.scanned_s * 1e9)
         return manifest.segment
 
@@ -234,6 +243,12 @@ class Scan:
         temporary = self._folder / f"{SUMMARY}.tmp"
         temporary.write_text(json.dumps({"index": plan.index, "base": self._base, "manifest": asdict(manifest)}), "utf-8")
         temporary.replace(self._folder / SUMMARY)
+
+
+def _stat_of(entry: Entry) -> tuple[int, int, int, int]:
+    """What has to be as it was for a file to be taken for unchanged."""
+    stat = entry.stat
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def _link(segment: Path, into: Path) -> None:

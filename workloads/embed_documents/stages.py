@@ -64,14 +64,14 @@ class Discover(Stage):
 
     def __call__(self) -> Iterator[SourceFile]:  # type: ignore[override]  # a source takes no batch
         """Yield the documents to embed."""
-        from dgpunet_dask.retrieval.documents.reading import Documents
+        from dgpunet_dask.retrieval.documents.reading import READING, Documents
         from dgpunet_dask.retrieval.ingest import Scan
 
         self.count("files", 0)  # told even where there is none
         self.count("skipped.", 0)
         folder, home = places(self)
         with Documents(self._urls, folder, self._fetcher) as documents:
-            scan = Scan(self._plan, home, folder, self.count, walk=documents.walk, read=documents.read)
+            scan = Scan(self._plan, home, folder, self.count, walk=documents.walk, read=documents.read, reading=READING)
             entries = scan.entries()
             unread = scan.unread(entries)
             self.note("expected_items", len(unread))

@@ -23,6 +23,8 @@ from dgpunet_dask.retrieval.documents.fetch import Fetcher
 from dgpunet_dask.retrieval.documents.kinds import Kind, judge_document, kind_of_name
 from dgpunet_dask.retrieval.documents.texts import Extracted, SkippedError, plain_title
 
+#: How documents are read. Changes whenever the same file would give another text or code.
+READING: Final = "documents-1"
 #: Where outcomes that cannot be had twice are noted, in the job's folder.
 OUTCOMES: Final = "outcomes"
 #: What one document may take to be read, apart from being fetched.

@@ -7,7 +7,7 @@ import pytest
 from dgpunet_dask.retrieval.discover import Entry, Text, roots_of
 from dgpunet_dask.retrieval.documents.children import Children
 from dgpunet_dask.retrieval.documents.fetch import Fetcher, Limits, anywhere
-from dgpunet_dask.retrieval.documents.reading import Documents
+from dgpunet_dask.retrieval.documents.reading import READING, Documents
 from dgpunet_dask.retrieval.index import Index
 from dgpunet_dask.retrieval.ingest import Plan, Scan, publish
 from dgpunet_dask.retrieval.skips import Skip, read_skips
@@ -127,7 +127,9 @@ def test_an_index_of_documents_and_addresses_follows_them(tmp_path, web, home, i
         folder.mkdir(parents=True)
         counts: Counter = Counter()
         with documents(folder, urls) as found:
-            scan = Scan(Plan("x", roots_of([root]), ingest.model), home, folder, lambda n: counts.update([n]), ingest.clock, found.walk, found.read)
+            plan = Plan("x", roots_of([root]), ingest.model)
+            ways = {"walk": found.walk, "read": found.read, "reading": READING}
+            scan = Scan(plan, home, folder, lambda n: counts.update([n]), ingest.clock, **ways)
             entries = scan.entries()
             unread = scan.unread(entries)
             found.expect(unread)
