@@ -140,7 +140,7 @@ def discover(roots: Sequence[Root], skipped: Skipped, judge: Judge = judge_code)
 
 def _overlap(roots: Sequence[Root]) -> bool:
     """Whether any root lies in another."""
-    real = sorted(os.path.realpath(root.path) + os.sep for root in roots)
+    real = sorted(os.path.join(os.path.realpath(root.path), "") for root in roots)
     return any(later.startswith(first) for first, later in itertools.pairwise(real))
 
 

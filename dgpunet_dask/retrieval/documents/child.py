@@ -68,8 +68,11 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     warnings.simplefilter("ignore")
     memory = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0)):
+        try:
+            resource.setrlimit(kind, (most, most))
+        except (ValueError, OSError):  # a system that knows no such limit, or has set a lower one
+            pass
     for line in sys.stdin:
         request = json.loads(line)
         signal.alarm(int(request["seconds"]) + _GRACE_S)  # its default action ends the process, inside a library's loop too

@@ -87,12 +87,12 @@ class Documents:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._waiting.clear()
-        if error[0] is not None:  # nobody waits for what is being read
-            self._children.__exit__()
-        self._pool.shutdown(cancel_futures=True)
-        self._children.__exit__()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._children.__exit__()  # ends what is being read: if anything is, nobody waits for it any more
+        self._pool.shutdown()
+        self._children.__exit__()  # one may have been started meanwhile
 
     def _top_up(self) -> None:
         while self._waiting and len(self._begun) < self._ahead:

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dgpunet_dask.retrieval import discover as module
 from dgpunet_dask.retrieval import gitignored, rules
+from dgpunet_dask.retrieval.discover import roots_of
 from dgpunet_dask.retrieval.gitignored import spec_of, verdict_of
 from tests.unit.retrieval.trees import git, make, walk
 
@@ -165,6 +167,12 @@ def test_what_two_roots_hold_belongs_to_the_first(tmp_path):
 def test_a_root_beside_another_whose_name_it_begins_with_is_no_part_of_it(tmp_path):
     make(tmp_path, {"ab/x.py": "", "a/x.py": "", "a-b/x.py": ""})
     assert walk(tmp_path / "ab", tmp_path / "a", tmp_path / "a-b")[0] == ["ab/x.py", "a/x.py", "a-b/x.py"]
+
+
+def test_the_file_systems_own_root_holds_every_other(tmp_path):
+    assert module._overlap(roots_of(["/", tmp_path]))
+    assert not module._overlap(roots_of([make(tmp_path / "a", {"x": ""}), make(tmp_path / "b", {"x": ""})]))
+    assert not module._overlap(roots_of(["/"]))
 
 
 def test_a_root_given_by_a_link_too_is_one(tmp_path):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+#: A child that reads its request and never answers, as a library does in an endless loop.
+SILENT = (sys.executable, "-c", "import sys, threading; sys.stdin.readline(); threading.Event().wait()")
 
 def pdf(pages: Sequence[str], title: str | None = None, kids: str | None = None) -> bytes:
     """Return a PDF whose pages show these lines of text; `kids` replaces the list of pages in the tree."""

@@ -9,11 +9,9 @@ import pytest
 
 from dgpunet_dask.retrieval.documents.children import Children
 from dgpunet_dask.retrieval.documents.texts import SkippedError
-from tests.unit.retrieval.documents.made import pdf
+from tests.unit.retrieval.documents.made import SILENT, pdf
 
 CHILD = "dgpunet_dask.retrieval.documents.child"
-#: A child that reads its request and never answers, as a library does in an endless loop.
-SILENT = (sys.executable, "-c", "import sys, threading; sys.stdin.readline(); threading.Event().wait()")
 #: One that dies of its document.
 DYING = (sys.executable, "-c", "import os, sys; sys.stdin.readline(); os.abort()")
 

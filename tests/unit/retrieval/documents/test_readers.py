@@ -139,10 +139,15 @@ def test_docx_keeps_headings_lists_and_tables_in_order():
 
 
 def test_a_bomb_is_told_by_the_sizes_that_it_states():
-    bomb = repacked(docx(lambda d: d.add_paragraph("x")), {"word/document.xml": b" " * (office.XML_MAX + 1)})
-    assert len(bomb) < office.XML_MAX / 500
-    assert refused("docx", bomb) == "too_large"
-    assert refused("docx", repacked(docx(lambda d: None), {f"word/media/{n}.bin": b"\0" * (130 << 20) for n in range(4)})) == "too_large"
+    assert office.XML_MAX <= office.UNPACKED_MAX < 1 << 30
+    xml = repacked(docx(lambda d: d.add_paragraph("x")), {"word/document.xml": b" " * (4 << 20)})
+    media = repacked(docx(lambda d: d.add_paragraph("x")), {f"word/media/{n}.bin": b"\0" * (2 << 20) for n in range(4)})
+    for bomb in (xml, media):
+        assert len(bomb) < 100_000
+        with pytest.raises(SkippedError) as caught:
+            office.read_docx(io.BytesIO(bomb), unpacked_max=8 << 20, xml_max=4 << 20)
+        assert caught.value.code == "too_large"
+    assert office.read_docx(io.BytesIO(media), unpacked_max=9 << 20, xml_max=4 << 20).text == "x"
 
 
 def test_entities_of_a_docx_are_neither_expanded_nor_fetched(tmp_path):

@@ -12,7 +12,7 @@ from dgpunet_dask.retrieval.index import Index
 from dgpunet_dask.retrieval.ingest import Plan, Scan, publish
 from dgpunet_dask.retrieval.skips import Skip, read_skips
 from tests.unit.retrieval.documents.conftest import gives
-from tests.unit.retrieval.documents.made import cell, docx, notebook, pdf
+from tests.unit.retrieval.documents.made import SILENT, cell, docx, notebook, pdf
 from tests.unit.retrieval.trees import make
 
 
@@ -86,8 +86,6 @@ def test_a_source_that_is_begun_anew_gives_what_it_gave(web, job):
 
 def test_a_document_that_took_too_long_is_not_read_when_the_source_is_begun_anew(tmp_path, job):
     tree = make(tmp_path / "tree", {"a.pdf": pdf(["x"])})
-    from tests.unit.retrieval.documents.test_children import SILENT
-
     first, _ = everything(documents(job, children=Children(0.2, SILENT)), tree)
     assert first["a.pdf"].startswith("timeout")
     assert everything(documents(job), tree)[0] == first
@@ -102,6 +100,16 @@ def test_no_more_is_read_ahead_than_is_taken_soon(tmp_path, job):
             assert len(found._begun) <= 4
             assert isinstance(found.read(entry), Text)
         assert not found._begun
+
+
+def test_whoever_leaves_early_waits_for_nothing_and_leaves_no_process(tmp_path, job):
+    tree = make(tmp_path / "tree", {f"{n}.pdf": pdf(["x"]) for n in range(8)})
+    children = Children(3600, SILENT)  # an hour a document
+    with documents(job, children=children) as found:
+        entries = list(found.walk(roots_of([tree]), lambda *_: None))
+        found.expect(entries)
+    assert not found._begun["0.pdf"].cancelled()
+    assert not children._all
 
 
 def test_what_was_not_announced_is_read_as_well(tmp_path, job):
