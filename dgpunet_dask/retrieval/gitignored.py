@@ -6,8 +6,8 @@ environment's own ``GIT_*`` are dropped. Outside a repository an empty one is ma
 as its work tree, so that ``.gitignore`` files hold there with exactly the same meaning.
 
 Why no walker of its own kind outside of repositories: `rignore`, the bindings of ripgrep's ``ignore`` crate, was measured beside
-git on a tree of 50,000 files (0.75 s against 0.1 s for git's list), it gives up on the first name that is not UTF-8, and it tells only
-what is left, never what was ignored, so that no skip could be counted.
+git on a tree of 50,000 files (0.19 s of processor time against 0.04 s for git's list), it gives up on the first name that is not UTF-8, and
+it tells only what is left, never what was ignored, so that no skip could be counted.
 """
 
 from __future__ import annotations

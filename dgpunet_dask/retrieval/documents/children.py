@@ -34,6 +34,7 @@ class Children:
         self._mine = threading.local()
         self._all: set[_Child] = set()
         self._lock = threading.Lock()
+        self._closed = False
 
     def read(self, file: bytes, kind: str, charset: str | None = None) -> dict[str, Any]:
         """Return the text, language and title of a file.
@@ -54,8 +55,10 @@ class Children:
         return answer
 
     def _started(self, before: _Child | None) -> _Child:
-        child = _Child(self._command)
         with self._lock:
+            if self._closed:
+                raise SkippedError("unreadable", "the reading was ended")
+            child = _Child(self._command)
             self._all.add(child)
             if before is not None:
                 self._all.discard(before)
@@ -67,7 +70,9 @@ class Children:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End all processes, also under threads that ask them; none is started from now on."""
         with self._lock:
+            self._closed = True
             children, self._all = self._all, set()
         for child in children:
             child.end()

@@ -92,7 +92,6 @@ class Documents:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._children.__exit__()  # ends what is being read: if anything is, nobody waits for it any more
         self._pool.shutdown()
-        self._children.__exit__()  # one may have been started meanwhile
 
     def _top_up(self) -> None:
         while self._waiting and len(self._begun) < self._ahead:
