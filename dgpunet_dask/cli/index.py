@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
-from dgpunet_dask.errors import CheckFailed
+from dgpunet_dask.errors import CheckFailed, UsageError
+
+if TYPE_CHECKING:
+    from dgpunet_dask.config.home import Home
 
 
 @click.group()
@@ -34,19 +37,34 @@ def list_indexes(context: CliContext, as_json: bool) -> None:
 
 @index.command()
 @click.argument("name")
+@click.option("--skipped", is_flag=True, help="List each path that is not in it instead, a line of JSON with its code and why.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @pass_context
-def show(context: CliContext, name: str, as_json: bool) -> None:
+def show(context: CliContext, name: str, skipped: bool, as_json: bool) -> None:
     """Show one index: what it holds, what made it, what was skipped."""
     from dgpunet_dask.retrieval.index import check_index_name, described
 
     api = context.elsewhere()
+    if skipped:
+        if api is not None:
+            raise UsageError(detail="The list of skipped paths lies with the index: run `index show --skipped` on the head's host.")
+        _show_skipped(context.home, name)
+        return
     found = described(context.home, name) if api is None else api.index(check_index_name(name))
     if as_json:
         emit_json({**found, "error": None})
         return
     for key, value in found.items():
         click.echo(f"{key:<14} {printable(_plain(value))}")
+
+
+def _show_skipped(home: Home, name: str) -> None:
+    from dgpunet_dask.retrieval.index import open_index
+    from dgpunet_dask.retrieval.skips import read_skips
+
+    index, manifest = open_index(home, name)
+    for skip in read_skips(index.version(manifest)):
+        emit_json({"code": skip.code, "path": skip.path, "why": skip.why or None}, indent=None)
 
 
 @index.command()

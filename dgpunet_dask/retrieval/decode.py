@@ -80,7 +80,7 @@ def _by_mark(data: bytes, encoding: str) -> str:
 def _guess(data: bytes) -> str:
     from charset_normalizer import from_bytes
 
-    best = from_bytes(data[:_GUESS_BYTES]).best()
+    best = from_bytes(_beginning(data)).best()
     if best is None:
         raise UndecodableError("undecodable")
     try:
@@ -90,6 +90,14 @@ def _guess(data: bytes) -> str:
     if _CONTROL.search(text):
         raise UndecodableError("undecodable")
     return text
+
+
+def _beginning(data: bytes) -> bytes:
+    """The bytes to guess from. They end with a line, or a word: half of a two-byte character would speak against the right code page."""
+    if len(data) <= _GUESS_BYTES:
+        return data
+    head = data[:_GUESS_BYTES]
+    return head[: max(head.rfind(b"\n"), head.rfind(b" ")) + 1] or head
 
 
 def _newlines(text: str) -> str:

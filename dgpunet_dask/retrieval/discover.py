@@ -2,21 +2,27 @@
 
 Names are bytes until shown: a name that is not UTF-8 is shown with backslashes and still opened by its bytes. Symbolic links
 are never followed, so there are no loops; sockets, pipes and devices are never opened.
+
+The walk is the part of a submission that every file costs again, changed or not: a file takes one `lstat`, a folder none, what git
+ignores comes in one list, and `.dgpunetignore` is matched only below a folder that has one.
 """
 
 from __future__ import annotations
 
+import errno
+import itertools
+import operator
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from dgpunet_dask.errors import MissingPath, UnreadablePath
 from dgpunet_dask.retrieval.decode import MAX_BYTES, SNIFF_BYTES, UndecodableError, decode, skip_by_text
-from dgpunet_dask.retrieval.gitignored import Ignored, ignored_below, is_repository
+from dgpunet_dask.retrieval.gitignored import OWN, Ignored, OwnIgnored, ignored_below, is_repository, own_above
 from dgpunet_dask.retrieval.rules import MACHINERY, VENDORED, language_of, skip_by_name
 
 SKIP_CODES: Final = (
@@ -26,6 +32,10 @@ SKIP_CODES: Final = (
 
 #: Told of each skip: its code, and the path as shown.
 Skipped = Callable[[str, str], None]
+#: Says which code a regular file's name and size earn it, ``None`` for one to be read.
+Judge = Callable[[str, int], str | None]
+_MACHINERY: Final = frozenset(os.fsencode(name) for name in MACHINERY)
+_OWN: Final = OWN.encode()
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,7 @@ class Root:
     prefix: str = ""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A regular file that no name rules out: `path` as shown, `file` to open it by, and its stat."""
 
     path: str
@@ -47,10 +56,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Text:
-    """The text of a file and its language."""
+    """The text of a file, its language, and its title where it has one and it was looked for."""
 
     text: str
     language: str
+    title: str | None = None
 
 
 def shown(raw: bytes) -> str:
@@ -61,19 +71,21 @@ def shown(raw: bytes) -> str:
 def roots_of(paths: Sequence[str | os.PathLike[str]]) -> tuple[Root, ...]:
     """Return the roots of `paths`. One root's files have no prefix; those of several begin with its folder's name.
 
-    Equal names get ``-2``, ``-3``, … in the order given; a path given twice is one root.
+    Equal names get ``-2``, ``-3``, … in the order given; what is given twice, by a link too, is one root under its first name.
 
     Raises
     ------
     MissingPath
         If a path does not exist.
     """
-    known = dict.fromkeys(_existing(Path(os.path.abspath(p))) for p in paths)
+    known: dict[str, Path] = {}
+    for path in (_existing(Path(os.path.abspath(p))) for p in paths):
+        known.setdefault(os.path.realpath(path), path)
     if len(known) == 1:
-        return tuple(Root(p) for p in known)
+        return tuple(Root(p) for p in known.values())
     taken: set[str] = set()
     found = []
-    for path in known:
+    for path in known.values():
         name = _free_name(folder_name(path), taken)
         taken.add(name)
         found.append(Root(path, name))
@@ -103,20 +115,39 @@ def _free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def discover(roots: Sequence[Root], skipped: Skipped) -> Iterator[Entry]:
+def judge_code(name: str, size: int) -> str | None:
+    """Return the skip code of a file of a code tree by its name and size, ``None`` for one to be read."""
+    return skip_by_name(name) or ("too_large" if size > MAX_BYTES else None)
+
+
+def discover(roots: Sequence[Root], skipped: Skipped, judge: Judge = judge_code) -> Iterator[Entry]:
     """Yield the files below `roots` in the order of their names; `skipped` hears of every other entry.
+
+    Where one root lies in another, what both hold belongs to the first of them.
 
     Raises
     ------
     UnreadablePath
         If a root itself cannot be listed.
     """
+    seen: set[bytes] | None = set() if _overlap(roots) else None
     for root in roots:
-        prefix = root.prefix + "/" if root.prefix else ""
-        if root.path.is_dir():
-            yield from _Walk(os.fsencode(root.path), prefix, skipped).entries()
-        else:
-            yield from _single(root, skipped)
+        found = _Walk(root, skipped, judge, seen).entries() if root.path.is_dir() else _single(root, skipped)
+        for entry in found:
+            if seen is None or _new(entry.file, seen):
+                yield entry
+
+
+def _overlap(roots: Sequence[Root]) -> bool:
+    """Whether any root lies in another."""
+    real = sorted(os.path.join(os.path.realpath(root.path), "") for root in roots)
+    return any(later.startswith(first) for first, later in itertools.pairwise(real))
+
+
+def _new(path: bytes, seen: set[bytes]) -> bool:
+    before = len(seen)
+    seen.add(path)
+    return len(seen) > before
 
 
 def _single(root: Root, skipped: Skipped) -> Iterator[Entry]:
@@ -129,95 +160,101 @@ def _single(root: Root, skipped: Skipped) -> Iterator[Entry]:
         skipped("special", path)
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """A folder being walked; `ignored` belongs to the innermost repository around it, whose own path (with a slash) is `base`."""
+class _Folder(NamedTuple):
+    """A folder being walked.
+
+    `ignored` belongs to the innermost repository around it, of whose own path `base` characters, with the slash, are to be left out.
+    """
 
     path: bytes
-    base: bytes
+    base: int
     ignored: Ignored
+    own: OwnIgnored
 
 
 class _Walk:
     """One root's walk."""
 
-    def __init__(self, root: bytes, prefix: str, skipped: Skipped) -> None:
-        self._root = root
-        self._prefix = prefix
+    def __init__(self, root: Root, skipped: Skipped, judge: Judge, seen: set[bytes] | None) -> None:
+        self._shown_root = root.path
+        self._root = os.fsencode(os.path.realpath(root.path))
+        self._prefix = root.prefix + "/" if root.prefix else ""
         self._skipped = skipped
+        self._judge = judge
+        self._seen = seen
 
     def entries(self) -> Iterator[Entry]:
         """Yield the root's files, depth first. A stack of its own: a tree may be deeper than Python recurses."""
         try:
             os.scandir(self._root).close()
         except OSError as error:
-            raise UnreadablePath(path=shown(self._root), why=error.strerror or str(error)) from error
-        stack = [self._children(_Folder(b"", b"", ignored_below(self._root)))]
+            raise UnreadablePath(path=self._shown_root, why=error.strerror or str(error)) from error
+        stack = [iter(self._children(_Folder(b"", 0, ignored_below(self._root), own_above(self._root))))]
         while stack:
-            folder, child = next(stack[-1], (None, None))
-            if folder is None or child is None:
-                stack.pop()
-                continue
-            found = self._entry(folder, child)
-            if isinstance(found, Entry):
+            for found in stack[-1]:
+                if isinstance(found, _Folder):
+                    stack.append(iter(self._children(found)))
+                    break
                 yield found
-            elif found is not None:
-                stack.append(self._children(found))
+            else:
+                stack.pop()
 
-    def _children(self, folder: _Folder) -> Iterator[tuple[_Folder, os.DirEntry[bytes]]]:
+    def _children(self, folder: _Folder) -> list[Entry | _Folder]:
         full = os.path.join(self._root, folder.path)
         try:
             with os.scandir(full) as listing:
-                children = sorted(listing, key=lambda c: c.name)
+                children = sorted(listing, key=_name)
         except OSError:
             self._skip("unreadable", folder.path)
-            return
-        if folder.path and any(c.name == b".git" for c in children) and is_repository(full):
-            folder = _Folder(folder.path, folder.path + b"/", ignored_below(full))
-        yield from ((folder, c) for c in children if os.fsdecode(c.name) not in MACHINERY)
+            return []
+        names = {child.name for child in children}
+        if folder.path and b"pyvenv.cfg" in names:
+            self._skip("vendored", folder.path)
+            return []
+        folder = self._with_its_rules(folder, full, names)
+        return [found for child in children if child.name not in _MACHINERY and (found := self._entry(folder, child)) is not None]
+
+    def _with_its_rules(self, folder: _Folder, full: bytes, names: set[bytes]) -> _Folder:
+        if folder.path and b".git" in names and is_repository(full):
+            folder = folder._replace(base=len(folder.path) + 1, ignored=ignored_below(full))
+        return folder._replace(own=folder.own.within(full)) if _OWN in names else folder
 
     def _entry(self, folder: _Folder, child: os.DirEntry[bytes]) -> Entry | _Folder | None:
         path = folder.path + b"/" + child.name if folder.path else child.name
         try:
-            found = child.stat(follow_symlinks=False)
+            is_dir = child.is_dir(follow_symlinks=False)
+            found = None if is_dir else child.stat(follow_symlinks=False)
         except OSError:
             self._skip("unreadable", path)
             return None
-        is_dir = stat.S_ISDIR(found.st_mode)
-        code = self._code(child, found, folder.ignored(path[len(folder.base) :], is_dir))
+        if (folder.ignored and folder.ignored(path[folder.base :], is_dir)) or (folder.own and folder.own(child.path, is_dir)):
+            code: str | None = "ignored"
+        else:
+            code = self._code(child.name, found)
         if code is not None:
             self._skip(code, path)
             return None
-        if is_dir:
-            return _Folder(path, folder.base, folder.ignored)
-        return Entry(self._prefix + shown(path), os.path.join(self._root, path), found)
+        return folder._replace(path=path) if found is None else Entry(self._prefix + shown(path), child.path, found)
 
-    def _code(self, child: os.DirEntry[bytes], found: os.stat_result, is_ignored: bool) -> str | None:
-        if is_ignored:
-            return "ignored"
-        if stat.S_ISLNK(found.st_mode):
-            return "symlink"
-        name = os.fsdecode(child.name)
-        if stat.S_ISDIR(found.st_mode):
-            return "vendored" if name in VENDORED or _is_virtual_environment(child.path) else None
-        if not stat.S_ISREG(found.st_mode):
-            return "special"
-        return skip_by_name(name) or ("too_large" if found.st_size > MAX_BYTES else None)
+    def _code(self, name: bytes, found: os.stat_result | None) -> str | None:
+        """The code of an entry that is not ignored; without a stat it is a folder."""
+        if found is None:
+            return "vendored" if os.fsdecode(name) in VENDORED else None
+        if stat.S_ISREG(found.st_mode):
+            return self._judge(name.decode("utf-8", "surrogateescape"), found.st_size)
+        return "symlink" if stat.S_ISLNK(found.st_mode) else "special"
 
     def _skip(self, code: str, path: bytes) -> None:
-        self._skipped(code, self._prefix + shown(path))
+        if self._seen is None or _new(os.path.join(self._root, path), self._seen):
+            self._skipped(code, self._prefix + shown(path))
 
 
-def _is_virtual_environment(folder: bytes) -> bool:
-    return os.path.exists(os.path.join(folder, b"pyvenv.cfg"))
+_name: Final = operator.attrgetter("name")
 
 
 def read_text(entry: Entry) -> Text | str:
     """Return the text of `entry`, or the skip code that its content earns it. At most `MAX_BYTES` are read."""
-    try:
-        data = _read(entry.file)
-    except OSError:
-        return "unreadable"
+    data = read_bytes(entry.file, MAX_BYTES)
     if isinstance(data, str):
         return data
     try:
@@ -228,17 +265,40 @@ def read_text(entry: Entry) -> Text | str:
     return skip_by_text(text, language) or Text(text, language)
 
 
-def _read(file: bytes) -> bytes | str:
+def open_regular(file: bytes) -> FileIO:
+    """Open a file for reading that is a regular one and no link, whatever it was when it was found.
+
+    Raises
+    ------
+    OSError
+        Also where it is something else by now.
+    """
     # O_NONBLOCK: were the file swapped for a pipe since the walk, opening it must not hang; O_NOFOLLOW: nor lead elsewhere
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
-    with open(descriptor, "rb", buffering=0) as opened:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return "special"
-        head = opened.read(SNIFF_BYTES)
-        if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
-            return "binary"  # not worth reading the rest
-        data = head + _rest(opened, MAX_BYTES + 1 - len(head))
-    return data if len(data) <= MAX_BYTES else "too_large"
+    opened = FileIO(descriptor)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        opened.close()
+        raise _NoFileError(errno.EINVAL, "not a regular file")
+    return opened
+
+
+class _NoFileError(OSError):
+    """It is a pipe, a device or a folder by now."""
+
+
+def read_bytes(file: bytes, bytes_max: int) -> bytes | str:
+    """Return what a file of text holds, or the skip code that it earns before it is decoded. At most `bytes_max` are read."""
+    try:
+        with open_regular(file) as opened:
+            head = opened.read(SNIFF_BYTES)
+            if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+                return "binary"  # not worth reading the rest
+            data = head + _rest(opened, bytes_max + 1 - len(head))
+    except _NoFileError:
+        return "special"
+    except OSError:
+        return "unreadable"
+    return data if len(data) <= bytes_max else "too_large"
 
 
 def _rest(opened: FileIO, limit: int) -> bytes:

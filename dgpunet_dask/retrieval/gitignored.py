@@ -1,17 +1,24 @@
-"""What git ignores below a folder, asked of git itself; `pathspec` answers where git cannot.
+"""What is ignored below a folder: git is asked for its own view, `pathspec` reads ``.dgpunetignore``, and both where there is no git.
 
 The tree may be anyone's: nothing that its ``.git/config`` names is run. `ls-files` runs no hooks; the file system monitor, the
 only program it would start, is switched off; transports are forbidden, so that a partial clone fetches nothing; the
 environment's own ``GIT_*`` are dropped. Outside a repository an empty one is made for the length of the call, with the folder
 as its work tree, so that ``.gitignore`` files hold there with exactly the same meaning.
+
+Why no walker of its own kind outside of repositories: `rignore`, the bindings of ripgrep's ``ignore`` crate, was measured beside
+git on a tree of 50,000 files (0.19 s of processor time against 0.04 s for git's list), it gives up on the first name that is not UTF-8, and
+it tells only what is left, never what was ignored, so that no skip could be counted.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -22,6 +29,10 @@ _OPTIONS: Final = (
 _IGNORED: Final = ("ls-files", "-z", "-o", "-i", "--exclude-standard", "--directory")
 #: A listing of a million files takes seconds; a git that says nothing for this long hangs on a dead network mount.
 _TIMEOUT_S: Final = 600.0
+#: Our own ignore file: the syntax of ``.gitignore``, in any folder, inside and outside of repositories.
+OWN: Final = ".dgpunetignore"
+#: Longer ignore files are read so far; git's own limit is 100 MiB.
+_RULES_MAX: Final = 1 << 20
 
 
 class Ignored(Protocol):
@@ -71,11 +82,18 @@ def ignored_below(folder: bytes) -> Ignored:
 
 def is_repository(folder: bytes) -> bool:
     """Whether `folder` is the top of a git work tree, and not merely has something called ``.git``."""
+    top = repository_of(folder)
+    return top is not None and top == os.path.realpath(folder)
+
+
+def repository_of(folder: bytes) -> bytes | None:
+    """Return the top of the work tree around `folder`, its real path; ``None`` where there is none, or it does not hold `folder`."""
     try:
         top = run_git(folder, "rev-parse", "--show-toplevel").removesuffix(b"\n")
     except GitUnavailableError:
-        return False
-    return bool(top) and os.path.realpath(top) == os.path.realpath(folder)
+        return None
+    here, top = os.path.realpath(folder), os.path.realpath(top) if top else b""
+    return top if top and os.path.commonpath((here, top)) == top else None  # core.worktree may point elsewhere
 
 
 def _listing(folder: bytes) -> bytes:
@@ -87,18 +105,14 @@ def _listing(folder: bytes) -> bytes:
 
 def _inside_work_tree(folder: bytes) -> bool:
     """Whether a repository's rules hold for `folder`: one that its repository ignores was named on purpose, and has its own."""
-    try:
-        top = run_git(folder, "rev-parse", "--show-toplevel").removesuffix(b"\n")
-    except GitUnavailableError:
-        return False
-    here, top = os.path.realpath(folder), os.path.realpath(top)
-    if os.path.commonpath((here, top)) != top:
-        return False  # core.worktree points elsewhere
+    top = repository_of(folder)
+    if top is None or top == os.path.realpath(folder):
+        return top is not None
     try:
         run_git(folder, "check-ignore", "-q", ".")
     except GitUnavailableError:
         return True
-    return here == top
+    return False
 
 
 class _empty_repository:  # noqa: N801  # reads as a function at its call
@@ -130,6 +144,10 @@ class GitIgnored:
         """Whether `path` is ignored."""
         return path in (self._folders if is_dir else self._files)
 
+    def __bool__(self) -> bool:
+        """Whether anything is ignored at all."""
+        return bool(self._folders or self._files)
+
 
 def _parents(path: bytes) -> Iterator[bytes]:
     while b"/" in path:
@@ -138,11 +156,11 @@ def _parents(path: bytes) -> Iterator[bytes]:
 
 
 class SpecIgnored:
-    """``.gitignore`` files read by `pathspec`, each when the walk first comes below it; the deepest one with a say decides."""
+    """Ignore files read by `pathspec`, each when the walk first comes below it; the deepest one with a say decides."""
 
     def __init__(self, root: bytes) -> None:
         self._root = root
-        self._specs: dict[bytes, object] = {}
+        self._specs: dict[bytes, Spec] = {}
 
     def __call__(self, path: bytes, is_dir: bool) -> bool:
         """Whether `path` is ignored."""
@@ -153,19 +171,85 @@ class SpecIgnored:
         return False
 
     def _verdict(self, folder: bytes, path: bytes, is_dir: bool) -> bool | None:
-        from pathspec import GitIgnoreSpec
-
         if folder not in self._specs:
-            self._specs[folder] = GitIgnoreSpec.from_lines(_lines(os.path.join(self._root, folder, b".gitignore")))
-        spec = self._specs[folder]
-        relative = path[len(folder) + 1 :] if folder else path
-        assert isinstance(spec, GitIgnoreSpec)  # the dict's type stays light for a lazy import
-        return spec.check_file(os.fsdecode(relative) + ("/" if is_dir else "")).include
+            self._specs[folder] = spec_of(os.path.join(self._root, folder, b".gitignore"))
+        return verdict_of(self._specs[folder], path[len(folder) + 1 :] if folder else path, is_dir)
+
+
+@dataclass(frozen=True)
+class OwnIgnored:
+    """The ``.dgpunetignore`` files from the top of a repository, or else a root, down to one folder. It knows whole paths.
+
+    Parameters
+    ----------
+    specs
+        The folders that have one, the deepest first, each with its rules.
+    """
+
+    specs: tuple[tuple[bytes, Spec], ...] = ()
+
+    def __call__(self, path: bytes, is_dir: bool) -> bool:
+        """Whether `path` is ignored: the deepest file with a say decides."""
+        for folder, spec in self.specs:
+            verdict = verdict_of(spec, path[len(folder) + 1 :], is_dir)
+            if verdict is not None:
+                return verdict
+        return False
+
+    def __bool__(self) -> bool:
+        """Whether there is any such file."""
+        return bool(self.specs)
+
+    def within(self, folder: bytes) -> OwnIgnored:
+        """Return this with the rules that `folder` itself adds."""
+        return OwnIgnored(((folder.rstrip(b"/"), spec_of(os.path.join(folder, OWN.encode()))), *self.specs))
+
+
+def own_above(root: bytes) -> OwnIgnored:
+    """Return what the repository around `root` says above it; nothing if that ignores `root` itself, which was named on purpose."""
+    top = repository_of(root)
+    found, here = OwnIgnored(), os.path.realpath(root)
+    if top is None or top == here:
+        return found
+    parts = os.path.relpath(here, top).split(b"/")
+    for depth, name in enumerate(parts):
+        folder = os.path.join(top, *parts[:depth])
+        if os.path.lexists(os.path.join(folder, OWN.encode())):
+            found = found.within(folder)
+        if found(os.path.join(folder, name), is_dir=True):
+            return OwnIgnored()
+    return found
+
+
+#: The patterns of an ignore file that have a say, the last first: whether each ignores, and what it matches.
+Spec = Sequence[tuple[bool, re.Pattern[str]]]
+
+
+def spec_of(file: bytes) -> Spec:
+    """Return the rules of an ignore file, for `verdict_of`; one that cannot be read has none."""
+    from pathspec import GitIgnoreSpec
+
+    found = [(p.include, p.regex) for p in GitIgnoreSpec.from_lines(_lines(file)).patterns]
+    return [(include, regex) for include, regex in reversed(found) if include is not None and regex is not None]
+
+
+def verdict_of(spec: Spec, path: bytes, is_dir: bool) -> bool | None:
+    """Return whether `spec` ignores `path`, which is relative to its file's folder; ``None`` where it does not say.
+
+    The last pattern that matches decides. That is all of git's rule here, since nothing below an ignored folder is ever asked about;
+    pathspec's own answer allows for it, and takes longer.
+    """
+    name = os.fsdecode(path) + ("/" if is_dir else "")
+    return next((include for include, regex in spec if regex.match(name)), None)
 
 
 def _lines(file: bytes) -> list[str]:
+    """Return the lines of an ignore file as git reads them: no links are followed, lines end in a line feed alone."""
     try:
-        with open(file, "rb") as opened:
-            return os.fsdecode(opened.read(1 << 20)).splitlines()
+        # O_NONBLOCK: a pipe of that name must not be waited for
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with open(descriptor, "rb") as opened:
+            raw = opened.read(_RULES_MAX) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
     except OSError:
         return []
+    return [line.removesuffix("\r") for line in os.fsdecode(raw.removeprefix(b"\xef\xbb\xbf")).split("\n")]

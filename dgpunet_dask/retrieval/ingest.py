@@ -22,24 +22,27 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import BadName, DamagedFile
 from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.chunk import CHUNKER_VERSION
-from dgpunet_dask.retrieval.discover import Entry, Root, Text, discover, folder_name, read_text
-from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_files, read_table, write_files
+from dgpunet_dask.retrieval.discover import Entry, Root, Skipped, Text, discover, folder_name, read_text
+from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_files, write_files
 from dgpunet_dask.retrieval.index import Index, Manifest, check_index_name
 from dgpunet_dask.retrieval.modelfiles import ModelFiles
-from dgpunet_dask.retrieval.publishing import Merge
+from dgpunet_dask.retrieval.publishing import BASE, LISTING, Merge
 from dgpunet_dask.retrieval.rows import space_of
 from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, disk_full_named
+from dgpunet_dask.retrieval.skips import CODE_READING, Skip, SkipList, read_skips, reading_of, skip_of
 
 log = logging.getLogger(__name__)
 
-LISTING: Final = "listing.parquet"
 SUMMARY: Final = "listing.json"
-BASE: Final = "base"
 #: A file written within so many seconds before it was read may have changed again within one tick of its clock; it is read anew.
 _RACY_NS: Final = 2_000_000_000
 
 #: Adds to a metric of the job.
 Count = Callable[[str], None]
+#: Finds the files of the roots, and tells what it skips.
+Walk = Callable[[Sequence[Root], Skipped], Iterable[Entry]]
+#: Gives a file's text, or the reason to skip it, as `skip_of` takes it.
+Reader = Callable[[Entry], Text | str]
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class _Known:
 
     keys: set[str] = field(default_factory=set)
     by_path: dict[str, FileRow] = field(default_factory=dict)
+    skips: dict[str, Skip] = field(default_factory=dict)
     scanned_ns: int = 0
 
 
@@ -126,7 +130,12 @@ class Scan:
     `entries` walks them; `files` then yields what must be embedded and leaves listing, summary and base in `folder`.
     """
 
-    def __init__(self, plan: Plan, home: Home, folder: Path, count: Count, clock: Clock | None = None) -> None:
+    def __init__(
+        self, plan: Plan, home: Home, folder: Path, count: Count, clock: Clock | None = None, *,
+        walk: Walk = discover, read: Reader | None = None, reading: str = CODE_READING,
+    ) -> None:  # fmt: skip
+        self._walk, self._read, self._reading = walk, read or read_text, reading
+        self._skips = SkipList(folder, reading)
         self._plan = plan
         self._index = Index(home, plan.index)
         self._folder = folder
@@ -145,11 +154,16 @@ class Scan:
         """
         self._started_s = self._clock.wall()
         self._base = self._pin_base()
-        return list(discover(self._plan.roots, self._skip))
+        with disk_full_named(self._folder):
+            return list(self._walk(self._plan.roots, self._skip))
+
+    def unread(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those of `entries` that `files` will read, in their order."""
+        return [e for e in entries if self._unchanged(e) is None and self._skipped_before(e) is None]
 
     def unknown(self, entries: Sequence[Entry]) -> int:
         """How many of `entries` will have to be read."""
-        return sum(self._unchanged(e) is None for e in entries)
+        return len(self.unread(entries))
 
     def files(self, entries: Iterable[Entry]) -> Iterator[SourceFile]:
         """Yield the files whose text the version in force does not have, each text once."""
@@ -164,21 +178,24 @@ class Scan:
                 self._known.keys.add(source.key)
                 yield source
         with disk_full_named(self._folder):
+            self._skips.close()
             (self._folder / LISTING).unlink(missing_ok=True)
             write_files(self._folder / LISTING, rows)
             self._write_summary(len(rows))
 
-    def _skip(self, code: str, _path: str) -> None:
-        self._skipped[code] = self._skipped.get(code, 0) + 1
-        self._count(f"skipped.{code}")
+    def _skip(self, reason: str, path: str, stat: tuple[int, ...] = ()) -> None:
+        skip = skip_of(reason, path, stat)
+        self._skipped[skip.code] = self._skipped.get(skip.code, 0) + 1
+        self._count(f"skipped.{skip.code}")
+        self._skips.add(skip)
 
     def _row(self, entry: Entry) -> tuple[FileRow | None, SourceFile | None]:
         same = self._unchanged(entry)
         if same is not None:
             return same, None
-        text = read_text(entry)
+        text = self._skipped_before(entry) or self._read(entry)
         if not isinstance(text, Text):
-            self._skip(text, entry.path)
+            self._skip(text, entry.path, _stat_of(entry))
             return None, None
         key = content_key(text.text, text.language)
         stat = entry.stat
@@ -187,15 +204,19 @@ class Scan:
 
     def _unchanged(self, entry: Entry) -> FileRow | None:
         """Return the known row of a file whose stat did not change since it was read, as git's index does."""
-        row, stat = self._known.by_path.get(entry.path), entry.stat
-        if row is None or (row.size, row.mtime_ns, row.ctime_ns, row.inode) != (
-            stat.st_size,
-            stat.st_mtime_ns,
-            stat.st_ctime_ns,
-            stat.st_ino,
-        ):
+        row = self._known.by_path.get(entry.path)
+        if row is None or (row.size, row.mtime_ns, row.ctime_ns, row.inode) != _stat_of(entry):
             return None
-        return row if max(row.mtime_ns, row.ctime_ns) < self._known.scanned_ns - _RACY_NS else None
+        return row if self._settled(entry) else None
+
+    def _skipped_before(self, entry: Entry) -> str | None:
+        """Return why a file was left out, if it was read for that and did not change since."""
+        skip = self._known.skips.get(entry.path)
+        return skip.reason if skip is not None and skip.stat == _stat_of(entry) and self._settled(entry) else None
+
+    def _settled(self, entry: Entry) -> bool:
+        """Whether a file's times lie so far back that it cannot have changed again unnoticed."""
+        return max(entry.stat.st_mtime_ns, entry.stat.st_ctime_ns) < self._known.scanned_ns - _RACY_NS
 
     def _pin_base(self) -> bool:
         """Link the segments in force into the folder and learn what they have; false where nothing can be reused."""
@@ -210,7 +231,10 @@ class Scan:
                 _link(segment, base / segment.name)
             for folder in sorted(base.glob("*")):
                 self._know_segment(folder)
-            self._know_files(self._index.version(manifest) / FILES)
+            version = self._index.version(manifest)
+            if reading_of(version) == self._reading:  # else a file's text must be looked at, and may be known all the same
+                self._know_files(version / FILES)
+                self._known.skips = {s.path: s for s in read_skips(version) if s.stat}
         self._known.scanned_ns = int(manifest.scanned_s * 1e9)
         return bool(self._known.keys)
 
@@ -237,6 +261,12 @@ class Scan:
         temporary = self._folder / f"{SUMMARY}.tmp"
         temporary.write_text(json.dumps({"index": plan.index, "base": self._base, "manifest": asdict(manifest)}), "utf-8")
         temporary.replace(self._folder / SUMMARY)
+
+
+def _stat_of(entry: Entry) -> tuple[int, int, int, int]:
+    """What has to be as it was for a file to be taken for unchanged."""
+    stat = entry.stat
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def _link(segment: Path, into: Path) -> None:
@@ -305,7 +335,7 @@ def publish(
     if first is None and not summary["base"] and index.manifest() is None:
         return Published(index.name, None, 0, 0, 0)
     new = itertools.chain(() if first is None else (first,), with_rows)
-    merge = Merge(index, manifest, new, read_table(folder / LISTING), lambda: [Segment(part) for part in sorted((folder / BASE).glob("*"))], clock or SystemClock())
+    merge = Merge(index, manifest, new, folder, clock or SystemClock())
     try:
         made = index.publish(merge.write, by, shared=shared)
     except DamagedSegmentError as error:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.retrieval.compaction import Held, along
-from dgpunet_dask.retrieval.filetable import FILES, keys_of, read_keys, with_chunks, write_table
+from dgpunet_dask.retrieval.filetable import FILES, keys_of, read_keys, read_table, with_chunks, write_table
 from dgpunet_dask.retrieval.index import Draft, Index, Manifest
 from dgpunet_dask.retrieval.lexicon import LEXICAL, write_lexicon
 from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, SegmentWriter
+from dgpunet_dask.retrieval.skips import keep_skips
 from dgpunet_dask.retrieval.vectorcache import Filler
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+#: What a scan leaves in its job's folder for the publication: the files that it found, and links to segments.
+LISTING: Final = "listing.parquet"
+BASE: Final = "base"
 
 
 class Merge:
@@ -28,10 +34,8 @@ class Merge:
         What is known of the new version before it is written.
     units
         New rows: ``{"chunks": an Arrow stream of `chunk_schema`, "vectors": (n, d) float32}``, and what was embedded for them.
-    files
-        The new version's files, a table of `filetable.file_schema`.
-    base
-        Opens the segments that the scan has counted on.
+    folder
+        What the scan has left: the listing of the new version's files, the list of what it left out, and the segments that it counts on.
     """
 
     def __init__(
@@ -39,16 +43,15 @@ class Merge:
         index: Index,
         manifest: Manifest,
         units: Iterable[dict[str, Any]],
-        files: pa.Table,
-        base: Callable[[], Sequence[Segment]],
+        folder: Path,
         clock: Clock,
     ) -> None:
         self.chunks = self.embedded = self.tokens = 0
         self._index = index
         self._manifest = manifest
         self._units = units
-        self._files = files
-        self._base = base
+        self._folder = folder
+        self._files = read_table(folder / LISTING)
         self._clock = clock
         self._filler = Filler(index.home)
 
@@ -66,6 +69,7 @@ class Merge:
         segments, made = self._added(draft, segments, live, counts)
         listed = with_chunks(self._files, counts)
         files = write_table(draft.version / FILES, listed)
+        keep_skips(self._folder, draft.version)
         self._write_lexicon(draft, segments, made)
         self.chunks = sum(listed.column("chunks").to_pylist())
         held = {key: counts[key] for key in live & counts.keys()}
@@ -104,7 +108,7 @@ class Merge:
             for unit in self._units:
                 self._append_unit(writer, unit, live, counts)
             self._filler.flush()
-            for segment in self._base():
+            for segment in map(Segment, sorted((self._folder / BASE).glob("*"))):
                 append_segment(writer, segment, lambda key: key in live and key not in counts and key not in writer.by_key)
             new = writer.rows
             merged = [segments[n] for n in along([held_of(s, live) for s in segments], new)]

@@ -68,10 +68,19 @@ def _by_extension() -> dict[str, str]:
 _LANGUAGE_OF: Final = _by_extension()
 
 
+#: What the stem of every name that `_MINIFIED` or `_GENERATED` matches ends with. It spares nearly all names the two patterns.
+_MARKED_STEMS: Final = (
+    "min", "js", "css", "mjs", "_pb2", "_pb2_grpc", ".pb", ".designer", ".g", ".g.i", ".freezed", "_generated", ".generated",
+)  # fmt: skip
+
+
 def skip_by_name(name: str) -> str | None:
     """Return the skip code that a file's own name earns it (``lockfile``, ``minified``, ``generated``), else ``None``."""
-    if name.lower() in LOCKFILES:
+    lower = name.lower()
+    if lower in LOCKFILES:
         return "lockfile"
+    if not lower.rpartition(".")[0].endswith(_MARKED_STEMS):
+        return None
     if _MINIFIED.search(name):
         return "minified"
     return "generated" if _GENERATED.search(name) else None

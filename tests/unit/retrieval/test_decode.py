@@ -75,3 +75,17 @@ def test_names_that_earn_a_skip(name, code):
 )
 def test_texts_that_earn_a_skip(text, language, code):
     assert skip_by_text(text, language) == code
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(
+    ("encoding", "line"),
+    [
+        ("shift_jis", "これは日本語の文章です。コードの説明を書きます。東京は日本の首都であり、人口が多い都市です。\n"),
+        ("euc_jp", "これは日本語の文章です。検索の索引を作ります。\n"), ("gb18030", "这是一个中文文档,用于测试字符编码的检测。北京是中华人民共和国的首都。\n"),
+        ("big5", "這是一個繁體中文的文件,用來測試編碼。臺北是一個大城市。\n"), ("euc_kr", "이것은 한국어 문서입니다. 서울은 대한민국의 수도입니다.\n"),
+    ],
+)  # fmt: skip
+def test_a_long_text_of_two_byte_characters_is_guessed_wherever_the_guess_ends(encoding, line, shift):
+    text = "x" * shift + line * (40_000 // len(line))
+    assert decode(text.encode(encoding)) == text
