@@ -16,7 +16,8 @@ from dgpunet_dask.retrieval.index import Index, Manifest, open_index
 from dgpunet_dask.retrieval.ingest import content_key
 from dgpunet_dask.retrieval.lexical import LexicalIndex
 from dgpunet_dask.retrieval.lexicon import LEXICAL
-from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, digests_offrom dgpunet_dask.retrieval.skips import CODE_READING, reading_of
+from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, digests_of
+from dgpunet_dask.retrieval.skips import CODE_READING, reading_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -106,7 +106,7 @@ def test_a_segment_keeps_the_list_of_its_job(tmp_path):
     skips = [Skip("binary", "a")]
     written(job, skips)
     keep_skips(job, segment)
-    assert list(read_skips(version)) == skips
+    assert list(read_skips(segment)) == skips
 
 
 def test_an_index_tells_each_path_that_is_not_in_it(ingest, tree, home):
