@@ -94,11 +94,12 @@ def test_a_root_may_be_reached_by_a_link_or_be_a_file(ingest, tree, reader, tmp_
 
 
 def test_several_roots_have_their_own_files(ingest, tree, reader):
-    first, second, third = (tree({"a.py": f"{name}\n"}, name) for name in ("p", "p-2", "p/p-2"))
+    tree({}, "q")
+    first, second, third = (tree({"a.py": f"{name}\n"}, name) for name in ("p", "p-2", "q/p-2"))
     ingest(first, second, third)
     found = {path: reader.read("x", path, 1, 1) for path in ("p/a.py", "p-2/a.py", "p-2-2/a.py")}
     assert {path: (lines.text, lines.source) for path, lines in found.items()} == {
-        "p/a.py": ("p", "disk"), "p-2/a.py": ("p-2", "disk"), "p-2-2/a.py": ("p/p-2", "disk"),
+        "p/a.py": ("p", "disk"), "p-2/a.py": ("p-2", "disk"), "p-2-2/a.py": ("q/p-2", "disk"),
     }  # fmt: skip
 
 
