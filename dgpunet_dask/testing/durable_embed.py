@@ -81,7 +81,11 @@ def calm(cluster: LiveCluster, folder: Path, index: str) -> tuple[str, Run]:
 
 
 def storm(cluster: LiveCluster, folder: Path, index: str, units: int, say: Callable[[str], None]) -> tuple[str, Run, list[Kill]]:
-    """Index `folder` from a command that waits, and kill on the way; `units`: how many there are. Return what `calm` does, and the kills."""
+    """Index `folder` from a command that waits, and kill on the way; `units`: how many there are. Return what `calm` does, and the kills.
+
+    The vectors that are known from before are removed: all of them have to be made again.
+    """
+    shutil.rmtree(cluster.home.vectors, ignore_errors=True)
     began = time.monotonic()
     client = cluster.command("submit", "embed-codebase", "--set", f"path={folder}", "--set", f"index={index}", "--key", f"embed-{index}", "--json")
     try:

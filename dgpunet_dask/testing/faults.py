@@ -66,6 +66,11 @@ class Case:
         return self.then if self.fault == "pause" else POINTS[self.point].role
 
     @property
+    def again(self) -> int:
+        """How many units may be computed again. What a worker holds that stands still is copied elsewhere as slow, and its successor calls it too."""
+        return AGAIN[self.role] + (self.role == "worker" and self.then == "alone")
+
+    @property
     def name(self) -> str:
         """A short name for reports."""
         facts = "".join(f"[{value}]" for _, value in self.where)
@@ -244,8 +249,8 @@ class Trial:
             faults.append(f"{status.units.attempts} starts are told for {self.units} units")
         whole_s = self._whole(faults)
         again = self._again(tag)
-        if again > AGAIN[case.role]:
-            faults.append(f"{again} units were computed again, and {AGAIN[case.role]} may be")
+        if again > case.again:
+            faults.append(f"{again} units were computed again, and {case.again} may be")
         faults += self._history()
         ended = {job.job_id for job in self.cluster.asked(lambda api: api.jobs())}
         faults += [f"the acknowledged job {missing} is not known any more" for missing in sorted(self.acknowledged - ended)]
