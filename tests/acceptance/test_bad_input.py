@@ -84,7 +84,7 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
     "missing queries": (["search", "none", "--queries", "{t}/none.jsonl"], 2, "missing_path"),
     "unknown job": (["jobs", "show", "none"], 102, "no_job"),
     "nothing answers": (["status", "--cluster", "http://127.0.0.1:1"], 102, "no_head"),
-    "no address": (["status", "--cluster", "http://[::1"], 102, "no_head"),
+    "no address": (["status", "--cluster", "http://[::1"], 2, "bad_value"),
     "folder without job.yaml": (["submit", "{t}/tree"], 2, "bad_workload"),
 }
 
