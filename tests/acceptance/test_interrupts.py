@@ -69,7 +69,7 @@ def test_ctrl_c_detaches_from_a_job_on_a_head(shared_cluster: Cli, slow: Path, t
     command.send_signal(signal.SIGINT)
     _, told = command.communicate(timeout=60)
     assert command.returncode == 130
-    job_id = told.split("jobs wait ")[1].split()[0]
+    job_id = told.split("jobs wait ")[1].split("`")[0]
     assert shared_cluster("jobs", "show", job_id, "--json").json["state"] == "running"
     timed_out = shared_cluster("jobs", "wait", job_id, "--timeout", "1", "--json")
     assert timed_out.code == 101

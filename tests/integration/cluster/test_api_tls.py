@@ -20,7 +20,7 @@ from dgpunet_dask.cluster.tls import Trust
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.api import listen, listen_tls
 from dgpunet_dask.daemons.embedded import named_cluster
-from dgpunet_dask.errors import CertificateRefused, NoHead, NotAllowed, TokenRefused, UsageError
+from dgpunet_dask.errors import BadValue, CertificateRefused, NoHead, NotAllowed, TokenRefused, UsageError
 from dgpunet_dask.security.authority import Authority, request_digest
 from dgpunet_dask.security.identity import Identity, install, install_crl, make_request
 from dgpunet_dask.security.keys import KeyStore
@@ -409,5 +409,5 @@ def test_a_key_is_not_sent_in_the_clear_to_another_machine(tmp_path):
             named_cluster(Home(tmp_path), named, {"DGPUNET_API_KEY": "k"})
     assert named_cluster(Home(tmp_path), there, {}).api == f"https://{there}"
     assert named_cluster(Home(tmp_path), "127.0.0.1:8787", {}).api == "http://127.0.0.1:8787"
-    with pytest.raises(NoHead):
+    with pytest.raises(BadValue, match="no scheme before it"):
         named_cluster(Home(tmp_path), f"ftp://{there}", {})

@@ -10,7 +10,7 @@ import pytest
 from dgpunet_dask.cluster.api_client import ApiClient
 from dgpunet_dask.cluster.headfile import HeadFile, write_head_file
 from dgpunet_dask.daemons.embedded import attach, current_head, running_head
-from dgpunet_dask.errors import JobLost, NoHead
+from dgpunet_dask.errors import BadValue, JobLost, NoHead
 
 
 def end(holder):
@@ -105,8 +105,11 @@ def test_stale_head_file_is_replaced(site):
 
 def test_a_named_cluster_is_never_replaced_by_an_embedded_one(site):
     site.home.ensure()
-    for name in ("127.0.0.1:9", "http://127.0.0.1:9", "elsewhere", "https://127.0.0.1:9", "127.0.0.1:notaport"):
+    for name in ("127.0.0.1:9", "http://127.0.0.1:9", "elsewhere", "https://127.0.0.1:9"):
         with pytest.raises(NoHead), attach(site.home, name):
+            pass
+    for name in ("127.0.0.1:notaport", "http://127.0.0.1:99999", "ftp://127.0.0.1"):
+        with pytest.raises(BadValue), attach(site.home, name):
             pass
     with pytest.raises(NoHead), attach(site.home, environ={"DGPUNET_CLUSTER": "elsewhere"}):
         pass
