@@ -34,6 +34,7 @@ def note_simulated(home: Home, found: Iterable[Change]) -> None:
     path = simulated_list(home)
     before = set((_read(path) or "").splitlines())
     if new := {change.path.name for change in found if change.old is None and change.new is not None} - before:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # in a new home there are no rules yet
         write_private(path, "".join(f"{name}\n" for name in sorted(before | new)))
 
 

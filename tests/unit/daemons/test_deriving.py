@@ -147,3 +147,10 @@ def test_rules_of_simulated_machines_are_not_in_force_for_real_ones(home, derivi
     Deriving(home, HERE).refresh()
     assert texts(home) == real, "and those of real machines stay"
     assert [path.name for path in home.policy.iterdir()] == ["generated"]
+
+
+def test_rules_of_simulated_machines_are_written_into_a_new_home_too(tmp_path):
+    home = Home(tmp_path / "new").ensure()
+    assert not home.policy.exists()
+    Deriving(home, replace(HERE, hosts=(*HERE.hosts, Host(name="simulated"))), simulated=True).refresh()
+    assert "simulated.yaml" in texts(home)
