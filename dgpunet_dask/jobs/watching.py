@@ -84,7 +84,9 @@ class Watch:
             return None
         kind, estimates = device_class(facts), self.ports.learned.estimates
         alone, took = estimates.run_s(demand.stage, demand.model, kind), self._took.get((stage, kind))
-        shared = None if alone is None or facts.kind == "cpu" else alone * beside
+        if alone is None:
+            return None  # of a stage that is met for the first time the first units tell too little: some of them were short of memory
+        shared = None if facts.kind == "cpu" else alone * beside
         known = [seconds for seconds in (shared, None if took is None else took.value) if seconds is not None]
         if not known or (stage, device) in self._warm:
             return max(known, default=None)

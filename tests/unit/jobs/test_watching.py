@@ -65,3 +65,10 @@ def test_no_copy_is_made_while_further_units_wait_unless_nothing_gets_on() -> No
     job.attempts[2].places["nap"] = ("card", job.clock.now + 50.0)
     assert job.slow(50.0) == []
     assert job.slow(50.0) == [0, 1, 2]
+
+
+def test_of_a_stage_that_is_met_for_the_first_time_nothing_is_known() -> None:
+    job = Job("card", 3)
+    job.learned.estimates = NO_ESTIMATES
+    job.watch.worked("nap", "card", 0.1)
+    assert job.slow(1000.0) == []

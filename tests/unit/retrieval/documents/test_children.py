@@ -32,7 +32,15 @@ def reason(children: Children, file: bytes, kind: str) -> str:
 
 
 def no_children_left() -> bool:
-    return not [p for p in psutil.Process().children(recursive=True) if CHILD in " ".join(p.cmdline())]
+    return not [p for p in psutil.Process().children(recursive=True) if CHILD in told_of(p)]
+
+
+def told_of(process: psutil.Process) -> str:
+    """Return the command of a process; that of one which has ended says nothing."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def test_documents_are_read_in_a_process_of_their_own_which_ends_with_the_job(file):
