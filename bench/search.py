@@ -62,7 +62,9 @@ def numbered(count: int) -> Iterator[list[Chunk]]:
     seen: set[str] = set()
     left = count
     for chunks in real_chunks():
-        if chunks[0].key not in seen and left > 0:
+        if left <= 0:
+            return
+        if chunks[0].key not in seen:
             seen.add(chunks[0].key)
             known.append(chunks)
             left -= len(chunks)
