@@ -175,10 +175,12 @@ def breakdown(tree: Path, folder: Path, encoder: EngineEncoder) -> dict[str, flo
     units = [[chunks[n] for n in unit] for unit in token_batches([c.tokens for c in chunks], UNIT_TOKENS)]
     items = []
     for unit in units:
-        texts = [c.text for c in unit]
+        texts = [row.chunk.text for row in unit]
         ids = timed("tokenise", lambda texts=texts: encoder.tokens.ids(texts, ""))
         vectors = timed("forward", lambda ids=ids: bare(encoder, ids, len(ids)))
-        item = timed("write", lambda pair=(unit, vectors): made["Write"](list(zip(*pair, strict=True))))
+        for row, vector in zip(unit, vectors, strict=True):
+            row.vector, row.embedded = vector, True
+        item = timed("write", lambda unit=unit: made["Write"](unit))
         items += timed("transfer", lambda item=item: pickle.loads(pickle.dumps(item, protocol=5)))
     timed("publish", lambda: made["Publish"](iter(items)))
     return seconds
