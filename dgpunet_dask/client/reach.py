@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dgpunet_dask.client.talk import JobOptions, JobTalk, Line, Parcel
+from dgpunet_dask.client.talk import NEW_KEY_S, RETURN_S, JobOptions, JobTalk, Line, Parcel
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster import calls
 from dgpunet_dask.cluster.api_client import ApiClient
@@ -56,7 +56,7 @@ class Reach:
         NotAllowed
             If the one that does knows another key: it has just begun, and will write it down.
         """
-        named = self.cluster or os.environ.get("DGPUNET_CLUSTER") or joined_cluster(self.home)
+        named = self._named()
         head = None if named else current_head(self.home)
         if not named and head is None:
             raise NoHead(where=self.home.root)
@@ -67,7 +67,11 @@ class Reach:
 
     def line(self, timeout_s: float | None = None) -> Line:
         """Return a line for one talk."""
-        return Line(self._clock.monotonic, self._is_embedded, self._say_away, timeout_s)
+        new_key_s = NEW_KEY_S if self._named() else RETURN_S
+        return Line(self._clock.monotonic, self._is_embedded, self._say_away, timeout_s, new_key_s)
+
+    def _named(self) -> str | None:
+        return self.cluster or os.environ.get("DGPUNET_CLUSTER") or joined_cluster(self.home)
 
     def job(self, job_id: str, timeout_s: float | None = None) -> JobTalk:
         """Return what can be said about a job."""

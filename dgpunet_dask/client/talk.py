@@ -23,7 +23,8 @@ POLL_S: Final = 20.0
 RETURN_S: Final = 60.0
 #: How often it is looked for.
 LOOK_EVERY_S: Final = 0.25
-#: A head that starts makes a new key for its own host: so long after it was gone, a key that it does not know may be the last one.
+#: A head that starts makes a new key for its own host: so long after it was gone, a key that it does not know may be the last one. Where the
+#: key is in the head's own file, what does not know it is no head of ours (another's, on the port of one that is gone), and ours is waited for.
 NEW_KEY_S: Final = 10.0
 AWAY: Final = "the head does not answer; waiting for it"
 
@@ -113,12 +114,15 @@ class Line:
         Is told once that the head is waited for.
     timeout_s
         How long all of it may take; ``None``: as long as it takes.
+    new_key_s
+        How long a head that knows the key may take to come back.
     """
 
     now: Callable[[], float]
     embedded: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = lambda _: None
     timeout_s: float | None = None
+    new_key_s: float = NEW_KEY_S
     until: float | None = field(init=False)
     moved: bool = False
 
@@ -144,7 +148,7 @@ class Line:
         """
         if self.embedded() or not (isinstance(error, NoHead) or unknown_key(error)):
             raise error
-        end = self.now() + (NEW_KEY_S if unknown_key(error) else RETURN_S)
+        end = self.now() + (self.new_key_s if unknown_key(error) else RETURN_S)
         if isinstance(error, NoHead):
             self.say(AWAY)
         while True:

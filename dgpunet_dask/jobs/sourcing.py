@@ -17,7 +17,7 @@ from dgpunet_dask.errors import DgpunetError, JobFailed, StageHostLost, StageHun
 from dgpunet_dask.jobs.plan import StagePlan
 from dgpunet_dask.jobs.threads import in_thread
 from dgpunet_dask.jobs.units import Naming
-from dgpunet_dask.stagehost.client import AgentClient
+from dgpunet_dask.stagehost.client import AgentClient, agent_is_away
 from dgpunet_dask.stagehost.spec import CallResult
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ DEATHS: Final = (StageHostLost, StageHung)
 WAIT_S: Final = 1.0
 #: An agent's end takes its stage hosts along, and is not the stage's fault: so often at least it is tried again.
 AT_LEAST: Final = 3
+#: An agent that is not there at all counts as none of these tries: its supervisor brings it back, on a machine that is at its limit late.
+AWAY_S: Final = 120.0
 
 Told = Callable[[DgpunetError], None]
 
@@ -37,7 +39,7 @@ Told = Callable[[DgpunetError], None]
 async def anew(
     step: Callable[[], Awaitable[T]], retries: int, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep, told: Told = lambda _: None
 ) -> T:
-    """Return what `step` gives; it is done again where a process dies under it.
+    """Return what `step` gives; it is done again where a process dies under it, and while there is no agent.
 
     Parameters
     ----------
@@ -49,16 +51,22 @@ async def anew(
     Raises
     ------
     StageHostLost, StageHung
-        If it died more often.
+        If it died more often, or the agent stays away for `AWAY_S` seconds.
     """
-    for tried in range(max(retries, AT_LEAST)):
+    tried, left_s = 0, AWAY_S
+    while True:
         try:
             return await step()
         except DEATHS as error:
-            log.warning("it is tried again: %s", error)
-            told(error)
-        await sleep(WAIT_S * 2.0**tried)
-    return await step()
+            away = agent_is_away(error)
+            if left_s <= 0 if away else tried >= max(retries, AT_LEAST):
+                raise
+            if not away or left_s == AWAY_S:  # once for all the time that it is away
+                log.warning("it is tried again: %s", error)
+                told(error)
+        wait_s = WAIT_S if away else WAIT_S * 2.0**tried
+        tried, left_s = (tried, left_s - wait_s) if away else (tried + 1, AWAY_S)
+        await sleep(wait_s)
 
 
 class SourceReader:

@@ -7,8 +7,10 @@ own modules. All give what `SentenceTransformer.encode_query` and `encode_docume
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 #: A window of texts holds about so many batches: enough to sort among, and little to wait for before the first is computed.
-_WINDOW_BATCHES: Final = 16
+_WINDOW_BATCHES: Final = 8
 _CHARACTERS_PER_TOKEN: Final = 4
 
 
@@ -155,14 +157,33 @@ class EngineEncoder:
         return self._encode(texts, self.files.query_prompt, "query")
 
     def _encode(self, texts: Sequence[str], prompt: str, task: str) -> Vectors:
+        """Embed window after window without a pause between them; where memory does not suffice, what was begun is done in smaller batches."""
         import numpy as np
 
         result = np.empty((len(texts), self.dimension), np.float32)
-        for span, ids in self._tokenised(texts, prompt):
-            self._embed(TokenBatch(list(span), ids, [texts[n] for n in span], prompt, task), result)
-        return result
+        with closing(self._cut_all(texts, prompt, task)) as cut:
+            coming: Iterator[TokenBatch] = cut
+            while True:
+                begun: dict[int, TokenBatch] = {}
+                shortage: BaseException | None = None
+                try:
+                    for rows, pooled in self.engine.pooled(_noted(coming, begun)):
+                        result[rows] = normalised(pooled[:, : self.truncate_dim])
+                        del begun[rows[0]]
+                except Exception as error:
+                    shortage = error.with_traceback(None)  # its frames hold what fills the memory
+                if shortage is None:
+                    return result
+                again = _joined([*begun.values()], prompt, task)
+                self._made_smaller(again, shortage)
+                coming = chain(self._cut(again), coming)
 
-    def _tokenised(self, texts: Sequence[str], prompt: str) -> Iterator[tuple[range, list[list[int]]]]:
+    def _cut_all(self, texts: Sequence[str], prompt: str, task: str) -> Generator[TokenBatch]:
+        with closing(self._tokenised(texts, prompt)) as windows_:
+            for span, ids in windows_:
+                yield from self._cut(TokenBatch(list(span), ids, [texts[n] for n in span], prompt, task))
+
+    def _tokenised(self, texts: Sequence[str], prompt: str) -> Generator[tuple[range, list[list[int]]]]:
         """Yield windows with their token ids; the next one is tokenised meanwhile, in a thread (the tokenizer leaves the interpreter free)."""
         spans = list(windows(texts, self.budget.tokens * _WINDOW_BATCHES * _CHARACTERS_PER_TOKEN))
         if len(spans) <= 1:
@@ -179,26 +200,18 @@ class EngineEncoder:
     def _ids(self, texts: Sequence[str], span: range, prompt: str) -> list[list[int]]:
         return self.tokens.ids([texts[n] for n in span], prompt)
 
-    def _embed(self, window: TokenBatch, result: Vectors) -> None:
-        """Fill the window's rows of `result`; where memory does not suffice, what is left is done in batches of half the size."""
-        left = window
-        while left.rows:
-            done: set[int] = set()
-            shortage: BaseException | None = None
-            try:
-                for rows, pooled in self.engine.pooled(self._cut(left)):
-                    result[rows] = normalised(pooled[:, : self.truncate_dim])
-                    done.update(rows)
-            except Exception as error:
-                shortage = error.with_traceback(None)  # its frames hold what fills the memory
-            left = _without(left, done)
-            if shortage is not None:
-                self._made_smaller(left, shortage)
-
     def _cut(self, window: TokenBatch) -> Iterator[TokenBatch]:
-        lengths = [len(i) for i in window.ids]
-        for batch in batches(lengths, shared_budget(lengths, self.budget.tokens, self.engine.parallel)):
-            yield _part(window, batch)
+        """Yield a window's batches; what is left of it is cut anew once the budget has become smaller."""
+        left = list(range(len(window.ids)))
+        while left:
+            budget, lengths = self.budget.tokens, [len(window.ids[n]) for n in left]
+            taken: set[int] = set()
+            for batch in batches(lengths, shared_budget(lengths, budget, self.engine.parallel)):
+                if self.budget.tokens != budget:
+                    break
+                taken.update(batch)
+                yield _part(window, [left[n] for n in batch])
+            left = [n for place, n in enumerate(left) if place not in taken]
 
     def _made_smaller(self, left: TokenBatch, shortage: BaseException) -> None:
         if not lacks_memory(shortage) or not self.budget.halve([len(i) for i in left.ids]):
@@ -213,8 +226,16 @@ def _part(window: TokenBatch, chosen: Sequence[int]) -> TokenBatch:
     )
 
 
-def _without(window: TokenBatch, done: set[int]) -> TokenBatch:
-    return _part(window, [n for n, row in enumerate(window.rows) if row not in done])
+def _noted(coming: Iterable[TokenBatch], begun: dict[int, TokenBatch]) -> Iterator[TokenBatch]:
+    """Yield what comes, noted in `begun` by its first row: what an engine has taken is not done before it has been yielded."""
+    for batch in coming:
+        begun[batch.rows[0]] = batch
+        yield batch
+
+
+def _joined(begun: Sequence[TokenBatch], prompt: str, task: str) -> TokenBatch:
+    rows, ids = [row for batch in begun for row in batch.rows], [i for batch in begun for i in batch.ids]
+    return TokenBatch(rows, ids, [text for batch in begun for text in batch.texts], prompt, task)
 
 
 def normalised(vectors: Vectors) -> Vectors:

@@ -106,7 +106,7 @@ def _best(place: _Place, memory: Memory, key: str) -> list[Candidate]:
     for candidates in _rounds(place):
         if candidates == [last]:
             return candidates
-        measured = selfcheck.measure(candidates, lambda c: _runs(place, c), time.perf_counter)
+        measured = selfcheck.measure(candidates, lambda c: _runs(place, c), time.perf_counter, selfcheck.trial(on_card=place.on_card))
         chosen = selfcheck.choose(measured)
         if chosen is not None:
             if not any(m.passing for m in measured):  # with more memory the finding may be another
@@ -150,13 +150,11 @@ def _torch_lower(place: _Place) -> list[Candidate]:
     return [Candidate(engine, lower) for engine in ((PACKED, TORCH) if packed else (TORCH,))]
 
 
-def _runs(place: _Place, candidate: Candidate) -> Callable[[], Vectors]:
-    """Load a candidate; what is returned embeds the probes with it."""
+def _runs(place: _Place, candidate: Candidate) -> Callable[[Sequence[str]], Vectors]:
+    """Load a candidate; what is returned embeds texts with it."""
     from dgpunet_dask.retrieval.encoder import EngineEncoder
 
-    encoder = EngineEncoder(place.files, place.tokens, _load(place, candidate), place.truncate_dim)
-    probes = selfcheck.probes()
-    return lambda: encoder.encode_documents(probes)
+    return EngineEncoder(place.files, place.tokens, _load(place, candidate), place.truncate_dim).encode_documents
 
 
 def _load(place: _Place, candidate: Candidate) -> Engine:

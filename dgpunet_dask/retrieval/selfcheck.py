@@ -1,7 +1,9 @@
 """Which engine and precision serve a model best on this device: measured once, decided by a pure function, remembered on disk.
 
 What counts is speed among those whose vectors stay within cosine 0.999 of float32, on texts like those to come: this package's own source,
-and questions about it.
+and questions about it. On a card there are many of them, in many lengths, and none that it was warmed with: a few would only tell how long a
+kernel takes to start, and cuDNN's attention prepares a plan for every new shape of a batch (48 ms on an H200, five times the batch itself),
+which shapes that it has seen would hide.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.retrieval.batching import lacks_memory
@@ -25,18 +27,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Vectors = NDArray[np.float32]
+    Embed = Callable[[Sequence[str]], Vectors]
 
 log = logging.getLogger(__name__)
 
 #: The cosine to float32 that every probe must keep.
 CLOSE_ENOUGH: Final = 0.999
 #: Raised when engines change such that what was remembered does not hold any more.
-ENGINE_VERSION: Final = 1
+ENGINE_VERSION: Final = 2
 _LIBRARIES: Final = ("openvino", "torch", "transformers", "sentence-transformers", "tokenizers")
 #: Lines of a probe, and how many of a file are taken: about 2,500 tokens in all, a second at float32 on two cores for a small model.
 _PROBE_LINES: Final = 16
 _PROBES_PER_FILE: Final = 3
 _PROBE_FILES: Final = ("batching.py", "chunk.py", "decode.py", "outline.py")
+#: Probes of a card: about 100,000 tokens, several batches.
+_CARD_PROBES: Final = 768
 _QUESTIONS: Final = (
     "how are errors reported to the caller?",
     "where is a file's encoding guessed",
@@ -85,8 +90,15 @@ def choose(measured: Sequence[Measured], least: float = CLOSE_ENOUGH) -> Candida
     return min(good, key=lambda m: m.seconds or 0.0).candidate if good else None
 
 
+class Trial(NamedTuple):
+    """Texts that a candidate is warmed with, and those that it is timed and compared on."""
+
+    warm: Sequence[str]
+    timed: Sequence[str]
+
+
 def measure(
-    candidates: Sequence[Candidate], run: Callable[[Candidate], Callable[[], Vectors]], timer: Callable[[], float]
+    candidates: Sequence[Candidate], run: Callable[[Candidate], Embed], timer: Callable[[], float], trial: Trial
 ) -> list[Measured]:
     """Try all candidates; those at ``fp32`` come first, and the first of them that works is what the others are compared with.
 
@@ -95,15 +107,17 @@ def measure(
     candidates
         What to try.
     run
-        Loads a candidate; what it returns embeds the probes as vectors of length 1.
+        Loads a candidate; what it returns embeds texts as vectors of length 1.
     timer
         Seconds, from any moment.
+    trial
+        The texts.
     """
     exact: Vectors | None = None
     found: dict[Candidate, Measured] = {}
     for candidate in sorted(candidates, key=lambda c: c.precision != "fp32"):
         try:
-            vectors, seconds = _tried(run, candidate, timer)
+            vectors, seconds = _tried(run, candidate, timer, trial)
         except DgpunetError:  # what was asked wrongly is wrong with every candidate
             raise
         except Exception as error:  # whatever a library raises for a device or a model that it cannot do
@@ -117,22 +131,36 @@ def measure(
     return [found[candidate] for candidate in candidates]
 
 
-def _tried(run: Callable[[Candidate], Callable[[], Vectors]], candidate: Candidate, timer: Callable[[], float]) -> tuple[Vectors, float]:
+def _tried(run: Callable[[Candidate], Embed], candidate: Candidate, timer: Callable[[], float], trial: Trial) -> tuple[Vectors, float]:
     """A function of its own, so that a candidate is gone before the next one is loaded: a card may not hold two."""
     embed = run(candidate)
-    embed()  # kernels are prepared in the first pass
+    embed(trial.warm)  # kernels are prepared in the first pass
     started = timer()
-    return embed(), timer() - started
+    return embed(trial.timed), timer() - started
 
 
 def probes() -> list[str]:
     """Return the texts that candidates are tried on."""
-    folder = Path(__file__).parent
     found = list(_QUESTIONS)
     for name in _PROBE_FILES:
-        lines = (folder / name).read_text("utf-8").splitlines(keepends=True)
-        found += ["".join(lines[n * _PROBE_LINES : (n + 1) * _PROBE_LINES]) for n in range(_PROBES_PER_FILE)]
+        found += list(_pieces(Path(__file__).with_name(name), _PROBE_LINES))[:_PROBES_PER_FILE]
     return found
+
+
+def trial(*, on_card: bool) -> Trial:
+    """Return what candidates are tried on: on a card more, and none that they were warmed with."""
+    if not on_card:
+        return Trial(probes(), probes())
+    package = sorted(Path(__file__).parents[1].rglob("*.py"))
+    varied = ((file, _PROBE_LINES + number % _PROBE_LINES) for number, file in enumerate(package))  # batches of many shapes
+    warmed = set(probes())
+    many = [piece for file, lines in varied for piece in _pieces(file, lines) if piece not in warmed]
+    return Trial(probes(), many[:: max(1, len(many) // _CARD_PROBES)][:_CARD_PROBES])
+
+
+def _pieces(file: Path, lines: int) -> Iterator[str]:
+    found = file.read_text("utf-8").splitlines(keepends=True)
+    return ("".join(found[n : n + lines]) for n in range(0, len(found), lines))
 
 
 def identity(torch_device: str, threads: int | None) -> dict[str, Any]:

@@ -200,12 +200,19 @@ class AgentClient:
                 raise PermissionError("it belongs to another user")
         except OSError as error:
             sock.close()
-            raise self._no_agent(stage, device, f"its agent does not answer: {error}") from error
+            lost = self._no_agent(stage, device, f"its agent does not answer: {error}")
+            lost.fields["away"] = True  # nothing was asked of it
+            raise lost from error
         return Wire(sock)
 
     @staticmethod
     def _no_agent(stage: str, device: str, how: str) -> StageHostLost:
         return StageHostLost(stage=stage, device=device, how=how, attempts=1, log="the agent's log")
+
+
+def agent_is_away(error: BaseException) -> bool:
+    """Tell whether `error` is that there was no agent to ask: nothing has been begun, and no stage is to blame."""
+    return isinstance(error, StageHostLost) and error.fields.get("away") is True
 
 
 class Subscription:

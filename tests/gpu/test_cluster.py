@@ -49,10 +49,10 @@ def test_a_real_card_joins_and_is_told_with_its_facts(two, card):
     print(health)
 
 
-def test_an_embed_job_runs_on_it_and_the_memory_is_let_go(two, card):
+def test_an_embed_job_runs_on_it_and_the_memory_is_let_go(two, card, model):
     with watching() as ask:
         texts = corpus(two.lab.folder / "texts", "alpha", 24, 60)
-        words = ("-v", "submit", "embed-codebase", "--set", f"path={texts}", "--set", "index=alpha", "--json")
+        words = ("-v", "submit", "embed-codebase", "--set", f"path={texts}", "--set", "index=alpha", "--set", f"model={model}", "--json")
         cards = embedded_and_found(two.lab.ok("desk", *words, timeout_s=200), lambda *asked: two.lab.ok("desk", *asked), 24 * 60)
         assert cards == {two.card("rig")["name"]}
         held = ask(card.uuid).used_mib
@@ -67,9 +67,9 @@ def test_doctor_finds_nothing_wrong_with_it(cli: Cli, card):
     assert any(card.model in str(finding) for finding in done.json["findings"])
 
 
-def test_a_loopback_cluster_uses_it_as_well(cli: Cli, card, tmp_path: Path):
+def test_a_loopback_cluster_uses_it_as_well(cli: Cli, card, model, tmp_path: Path):
     up = cli("up")
     assert up.code == 0, up.err
     texts = corpus(tmp_path, "alpha", 8, 30)
-    ran = cli("-v", "submit", "embed-codebase", "--set", f"path={texts}", "--set", "index=alpha", "--json")
+    ran = cli("-v", "submit", "embed-codebase", "--set", f"path={texts}", "--set", "index=alpha", "--set", f"model={model}", "--json")
     assert embedded_and_found(ran, cli, 8 * 30)

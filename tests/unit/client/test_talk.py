@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dgpunet_dask.client import talk
-from dgpunet_dask.client.talk import AWAY, JobOptions, Parcel
+from dgpunet_dask.client.talk import AWAY, RETURN_S, JobOptions, Parcel
 from dgpunet_dask.cluster import calls
 from dgpunet_dask.errors import (
     BadValue,
@@ -137,6 +137,14 @@ def test_a_key_that_stays_wrong_is_told_soon() -> None:
     with pytest.raises(NotAllowed):
         head.run(head.job().ask(calls.cancel("j")))
     assert head.time() - began < 15
+
+
+def test_where_the_key_is_the_head_s_own_another_head_on_its_port_is_waited_out() -> None:
+    head = Head(**{"POST cancel": in_turn(WRONG_KEY, job("cancelled"))})
+    head.away = 160
+    talk = head.job()
+    talk.line.new_key_s = RETURN_S
+    assert head.run(talk.ask(calls.cancel("j"))).state == "cancelled"
 
 
 def test_what_is_refused_is_told_at_once() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from dgpunet_dask.errors import JobFailed, StageFailed, StageHostLost, StageHung
-from dgpunet_dask.jobs.sourcing import AT_LEAST, SourceReader, anew
+from dgpunet_dask.jobs.sourcing import AT_LEAST, AWAY_S, SourceReader, anew
 from dgpunet_dask.jobs.units import Naming
+from dgpunet_dask.stagehost.client import AgentClient
 from dgpunet_dask.stagehost.frames import pack
 from dgpunet_dask.stagehost.spec import CallResult
 
@@ -125,3 +126,34 @@ async def test_a_step_is_done_again_after_a_death_alone():
 
     assert await anew(step, 2, waits) == "done"
     assert waits == [1.0, 2.0]
+
+
+def stepping(*results: object):
+    """Return a step that gives these one after the other, errors raised, and the last of them for ever."""
+    left = list(results)
+
+    async def step() -> object:
+        found = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return step
+
+
+async def test_an_agent_that_is_not_there_costs_no_try(tmp_path):
+    with pytest.raises(StageHostLost) as away:
+        AgentClient(tmp_path / "no.socket").inspect("digest", {}, {})
+    waits, told = Waits(), []
+    assert await anew(stepping(*[away.value] * 30, LOST, *[away.value] * 30, HUNG, "done"), 2, waits, told.append) == "done"
+    assert waits == [1.0] * 30 + [1.0] + [1.0] * 30 + [2.0]
+    assert told == [away.value, LOST, away.value, HUNG]
+
+
+async def test_an_agent_that_stays_away_is_told_at_last(tmp_path):
+    with pytest.raises(StageHostLost) as away:
+        AgentClient(tmp_path / "no.socket").inspect("digest", {}, {})
+    waits = Waits()
+    with pytest.raises(StageHostLost, match="does not answer"):
+        await anew(stepping(away.value), 2, waits)
+    assert sum(waits) == AWAY_S

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dgpunet_dask.retrieval.batching import Budget, TokenBatch
 from dgpunet_dask.retrieval.encoder import EngineEncoder, normalised
@@ -28,24 +31,33 @@ class Letters:
 
 
 class Engine:
-    """Vectors that tell what they were made of; batches above `room` padded tokens fail, each time."""
+    """Vectors that tell what they were made of; batches above `room` padded tokens fail, each time. It takes `ahead` more before it yields one."""
 
     name, precision, dimension, batch_tokens, parallel = "fake", "fp32", 3, 64, 1
 
-    def __init__(self, room: int = 1 << 30, error: Exception | None = None) -> None:
+    def __init__(self, room: int = 1 << 30, error: Exception | None = None, ahead: int = 0) -> None:
         self.room = room
+        self.ahead = ahead
         self.error = error or MemoryError("out of memory")
         self.sizes: list[int] = []
         self.rows: list[int] = []
 
     def pooled(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[list[int], np.ndarray]]:
+        taken: deque[TokenBatch] = deque()
         for batch in batches:
             size = max(map(len, batch.ids)) * len(batch.ids)
             if size > self.room:
                 raise self.error
             self.sizes.append(size)
-            self.rows += batch.rows
-            yield batch.rows, np.array([[len(i), sum(i), 1.0] for i in batch.ids], np.float32)
+            taken.append(batch)
+            if len(taken) > self.ahead:
+                yield self._done(taken.popleft())
+        while taken:
+            yield self._done(taken.popleft())
+
+    def _done(self, batch: TokenBatch) -> tuple[list[int], np.ndarray]:
+        self.rows += batch.rows
+        return batch.rows, np.array([[len(i), sum(i), 1.0] for i in batch.ids], np.float32)
 
 
 TEXTS = [chr(97 + n % 26) * (1 + n * 7 % 20) for n in range(50)]
@@ -65,6 +77,14 @@ def test_each_text_has_its_vector_however_it_is_cut(tokens):
     assert np.array_equal(made.encode_documents(TEXTS), wanted())
     assert np.array_equal(made.encode_queries(TEXTS), wanted("q"))
     assert made.tokens.calls >= 2  # type: ignore[attr-defined]
+
+
+@given(room=st.integers(20, 400), tokens=st.integers(1, 4000), ahead=st.integers(0, 5))
+def test_what_an_engine_had_taken_when_memory_failed_is_done_once(room, tokens, ahead):
+    engine = Engine(room=room, ahead=ahead)
+    assert np.array_equal(encoder(engine, tokens).encode_documents(TEXTS), wanted())
+    assert sorted(engine.rows) == list(range(len(TEXTS)))
+    assert max(engine.sizes) <= room
 
 
 def test_no_text_gives_no_vector():

@@ -178,7 +178,7 @@ def test_a_processor_without_16_bit_numbers_compares_two_engines_at_float32(monk
     monkeypatch.setattr(engines, "_openvino_lower", list)
     tried: list[list[Candidate]] = []
 
-    def measured(candidates, run, timer):
+    def measured(candidates, run, timer, trial):
         tried.append(list(candidates))
         return [selfcheck.Measured(c, float(c.engine == "openvino"), 1.0) for c in candidates]
 
@@ -188,7 +188,7 @@ def test_a_processor_without_16_bit_numbers_compares_two_engines_at_float32(monk
 
 
 def test_a_finding_made_for_lack_of_memory_is_not_kept(monkeypatch, tmp_path):
-    def measured(candidates, run, timer):
+    def measured(candidates, run, timer, trial):
         [*others, last] = candidates
         return [*(selfcheck.Measured(c, why="MemoryError", passing=True) for c in others), selfcheck.Measured(last, 1.0, 1.0)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from dgpunet_dask.errors import BadValue
 from dgpunet_dask.retrieval import selfcheck
-from dgpunet_dask.retrieval.selfcheck import Candidate, Measured, Memory, choose, key_of, measure, probes, recalled
+from dgpunet_dask.retrieval.selfcheck import Candidate, Measured, Memory, choose, key_of, measure, probes, recalled, trial
 
+TEXTS = selfcheck.Trial(("warm",), ("timed",))
 EXACT, HALF, SLOW = Candidate("openvino", "fp32"), Candidate("openvino", "bf16"), Candidate("torch", "bf16")
 
 
@@ -58,17 +59,19 @@ class Bench:
         self.taken = taken
         self.now = 0.0
         self.order: list[str] = []
+        self.seen: list[tuple[str, tuple[str, ...]]] = []
 
     def timer(self) -> float:
         return self.now
 
-    def run(self, candidate: Candidate) -> Callable[[], np.ndarray]:
+    def run(self, candidate: Candidate) -> Callable[[Sequence[str]], np.ndarray]:
         self.order.append(candidate.precision)
         if candidate.precision not in self.taken:
             raise RuntimeError("no such thing here")
         seconds, cosine = self.taken[candidate.precision]
 
-        def embed() -> np.ndarray:
+        def embed(texts: Sequence[str]) -> np.ndarray:
+            self.seen.append((candidate.precision, tuple(texts)))
             self.now += seconds
             return np.array([[1.0, 0.0], [cosine, np.sqrt(1 - cosine**2)]], np.float32)
 
@@ -77,8 +80,9 @@ class Bench:
 
 def test_every_candidate_is_timed_and_compared_with_float32():
     bench = Bench(fp32=(3.0, 1.0), bf16=(1.0, 0.5))
-    found = measure([HALF, EXACT], bench.run, bench.timer)
+    found = measure([HALF, EXACT], bench.run, bench.timer, TEXTS)
     assert bench.order == ["fp32", "bf16"]  # what others are compared with comes first
+    assert bench.seen == [(name, texts) for name in ("fp32", "bf16") for texts in (("warm",), ("timed",))]
     assert [m.candidate for m in found] == [HALF, EXACT]
     assert [m.seconds for m in found] == [1.0, 3.0]
     assert [m.cosine for m in found] == pytest.approx([0.5, 1.0])
@@ -86,45 +90,45 @@ def test_every_candidate_is_timed_and_compared_with_float32():
 
 def test_a_candidate_that_fails_is_told_and_costs_the_others_nothing(caplog):
     bench = Bench(fp32=(3.0, 1.0))
-    half, exact = measure([HALF, EXACT], bench.run, bench.timer)
+    half, exact = measure([HALF, EXACT], bench.run, bench.timer, TEXTS)
     assert half == Measured(HALF, why="RuntimeError: no such thing here")
     assert choose([half, exact]) == EXACT
     assert "openvino at bf16 cannot run this model here" in caplog.text
 
 
 def test_a_lack_of_memory_is_told_from_what_will_never_work():
-    def run(candidate: Candidate) -> Callable[[], np.ndarray]:
+    def run(candidate: Candidate) -> Callable[[Sequence[str]], np.ndarray]:
         raise MemoryError if candidate == HALF else ValueError
 
-    assert [m.passing for m in measure([HALF, EXACT], run, float)] == [True, False]
+    assert [m.passing for m in measure([HALF, EXACT], run, float, TEXTS)] == [True, False]
 
 
 def test_what_was_asked_wrongly_is_said_at_once():
-    def run(candidate: Candidate) -> Callable[[], np.ndarray]:
+    def run(candidate: Candidate) -> Callable[[Sequence[str]], np.ndarray]:
         raise BadValue(what="truncate_dim", value=0, why="it must be 1 at least")
 
     with pytest.raises(BadValue):
-        measure([HALF, EXACT], run, float)
+        measure([HALF, EXACT], run, float, TEXTS)
 
 
 def test_a_candidate_is_gone_before_the_next_one_is_loaded():
     alive: weakref.WeakSet[Loaded] = weakref.WeakSet()
 
     class Loaded:
-        def __call__(self) -> np.ndarray:
+        def __call__(self, texts: Sequence[str]) -> np.ndarray:
             return np.ones((1, 1), np.float32)
 
-    def run(candidate: Candidate) -> Callable[[], np.ndarray]:
+    def run(candidate: Candidate) -> Callable[[Sequence[str]], np.ndarray]:
         assert not alive
         alive.add(loaded := Loaded())
         return loaded
 
-    assert [m.why for m in measure([HALF, EXACT, SLOW], run, float)] == [None, None, None]
+    assert [m.why for m in measure([HALF, EXACT, SLOW], run, float, TEXTS)] == [None, None, None]
 
 
 def test_without_float32_nothing_is_known_to_be_close():
     bench = Bench(bf16=(1.0, 1.0))
-    found = measure([HALF, EXACT], bench.run, bench.timer)
+    found = measure([HALF, EXACT], bench.run, bench.timer, TEXTS)
     assert choose(found) is None
 
 
@@ -134,6 +138,15 @@ def test_probes_are_many_and_of_all_lengths():
     assert min(lengths) < 5
     assert max(lengths) > 800
     assert len(set(probes())) == len(probes())
+
+
+def test_a_card_is_tried_on_more_and_on_nothing_that_it_was_warmed_with():
+    assert trial(on_card=False) == (probes(), probes())
+    warm, timed = trial(on_card=True)
+    assert not set(warm) & set(timed)
+    assert len(set(timed)) == len(timed) == 768
+    assert sum(map(len, timed)) > 3 * 16384 * 4  # several batches of its budget, at four characters a token
+    assert len({text.count("\n") for text in timed}) >= 16
 
 
 def test_a_finding_is_kept_and_added_to(tmp_path):
