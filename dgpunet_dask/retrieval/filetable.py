@@ -109,11 +109,6 @@ def rows_of(table: pa.Table) -> Iterator[FileRow]:
         yield from map(FileRow._make, zip(*columns, strict=True))
 
 
-def read_keys(file: Path) -> dict[str, str]:
-    """Return the key of each file by its path."""
-    return keys_of(read_table(file, ("path", "key")))
-
-
 def keys_of(table: pa.Table) -> dict[str, str]:
     """Return the key of each file of a table by its path."""
     return dict(zip(table.column("path").to_pylist(), table.column("key").to_pylist(), strict=True))
@@ -121,7 +116,11 @@ def keys_of(table: pa.Table) -> dict[str, str]:
 
 def read_paths(file: Path) -> dict[str, list[str]]:
     """Return the paths of each file key: equal files have one key."""
-    found: dict[str, list[str]] = {}
-    for path, key in read_keys(file).items():
-        found.setdefault(key, []).append(path)
+    table = read_table(file, ("path", "key"))
+    paths, keys = (table.column(name).to_pylist() for name in ("path", "key"))
+    found: dict[str, list[str]] = {key: [path] for path, key in zip(paths, keys, strict=True)}
+    if len(found) < len(keys):
+        found = {key: [] for key in found}
+        for path, key in zip(paths, keys, strict=True):
+            found[key].append(path)
     return found

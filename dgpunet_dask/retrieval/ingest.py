@@ -235,9 +235,7 @@ class Scan:
     def _unchanged(self, entry: Entry) -> FileRow | None:
         """Return the known row of a file whose stat did not change since it was read, as git's index does."""
         row = self._known.by_path.get(entry.path)
-        if row is None or (row.size, row.mtime_ns, row.ctime_ns, row.inode) != _stat_of(entry):
-            return None
-        return row if self._settled(entry) else None
+        return row if row is not None and (row.size, row.mtime_ns, row.ctime_ns, row.inode) == _stat_of(entry) and self._settled(entry) else None
 
     def _skipped_before(self, entry: Entry) -> str | None:
         """Return why a file was left out, if it was read for that and did not change since."""

@@ -167,9 +167,11 @@ class News:
     def row(self, row: FileRow, before: FileRow | None) -> None:
         """Take in a file."""
         self.rows += 1
+        if row is before:
+            return
         if before is None or (row.key, row.language) != (before.key, before.language):
             self.new += 1
-        elif row is not before and row[:-1] != before[:-1]:
+        elif row[:-1] != before[:-1]:
             self.touched += 1
 
     def skip(self, skip: Skip, before: Skip | None) -> None:
