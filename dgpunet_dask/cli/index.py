@@ -152,7 +152,16 @@ def _line(found: dict[str, Any]) -> str:
         return f"{found['index']:<24} {found['error']['message']}"
     told = f"{found['files']} files  {found['chunks']} chunks  {found['bytes'] / (1 << 20):.1f} MiB"
     whose = f"{found['owner'] or '-'}{', shared' if found['shared'] else ''}"
-    return f"{found['index']:<24} {told}  {found['model']}  {found['published']}  {whose}"
+    return f"{found['index']:<24} {told}  {found['model']}  {found['published']}  {whose}{_freshness(found)}"
+
+
+def _freshness(found: dict[str, Any]) -> str:
+    """Return how long ago an index was compared with its trees, and whether something follows these; a head of an older release does not say."""
+    ages, watch = found.get("age_s") or {}, found.get("watch")
+    told = "" if ages.get("reconciled") is None else f"  compared with its trees {ages['reconciled']:.0f} s ago"
+    if watch is None:
+        return told
+    return told + (f", followed, {watch['paths']} changes behind for {watch['behind_s']:.0f} s" if watch["paths"] else ", followed, up to date")
 
 
 def _plain(value: Any) -> str:

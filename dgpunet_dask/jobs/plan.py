@@ -157,6 +157,7 @@ def _call(
         job_id=job_id,
         folder=None if host is None else str(scratch),
         home=None if host is None else str(host.home),
+        keep_s=0.0 if host is None else spec.keep_s,
         batch_items=spec.batch_items,
         batch_tokens=spec.batch_tokens,
     )

@@ -81,6 +81,7 @@ class _Stage(YamlModel):
     at: Literal["head"] | None = None
     deadline: Annotated[float, parsed(_positive_s)] = 600.0
     retries: Annotated[int, Field(ge=0, le=10)] = 2
+    keep: Annotated[float, parsed(_positive_s)] | None = None
 
 
 class _Job(YamlModel):
@@ -136,6 +137,7 @@ def _spec(name: str, stage: _Stage) -> StageSpec:
         unit_bytes=unit.bytes,
         deadline_s=stage.deadline,
         retries=stage.retries,
+        keep_s=stage.keep or 0.0,
     )
 
 
@@ -165,6 +167,8 @@ def _graph_problems(document: Document, job: _Job) -> list[Problem]:
             found.append(problem(("stages", name, "after"), f"there is no stage {stage.after!r}{did_you_mean(stage.after, stages)}"))
         if stage.after in gathers:
             found.append(problem(("stages", name, "after"), f"{stage.after!r} gathers and ends the job; nothing can come after it"))
+        if stage.keep is not None and stage.after is not None and not stage.gather:
+            found.append(problem(("stages", name, "keep"), "processes of other stages than the source and the gather stage are kept anyway; leave `keep` out"))
         if stage.unit is not None and stage.after is not None:
             found.append(problem(("stages", name, "unit"), "only the source cuts the input into units"))
     if len(sources) != 1:

@@ -47,6 +47,8 @@ class StageSpec:
         How long one call may go without progress before its process is killed.
     retries
         How often a unit is tried again after its process died.
+    keep_s
+        How long the process of a source or gather stage is kept after its call, for the next job of the same workload and user; 0: it ends.
     """
 
     name: str
@@ -61,6 +63,7 @@ class StageSpec:
     unit_bytes: int = 1 << 20
     deadline_s: float = 600.0
     retries: int = 2
+    keep_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

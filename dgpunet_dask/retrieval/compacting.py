@@ -14,7 +14,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import DamagedFile, DgpunetError, NotAllowed
 from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.compaction import due
-from dgpunet_dask.retrieval.filetable import FILES, read_paths
+from dgpunet_dask.retrieval.filetable import FILES, read_paths, read_table
 from dgpunet_dask.retrieval.index import Index, Manifest, open_index
 from dgpunet_dask.retrieval.publishing import append_segment, held_of
 from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, SegmentWriter, disk_full_named
@@ -89,9 +89,10 @@ def _opened(folders: Sequence[Path]) -> list[Segment]:
 
 def _merged(index: Index, manifest: Manifest, *, all_of_it: bool) -> bool:
     """Merge what is to be merged; false where it has to be begun again, since what is listed has changed."""
-    live = read_paths(index.version(manifest) / FILES).keys()
+    keys = read_table(index.version(manifest) / FILES, ("key",)).column("key")
+    live = set(keys.to_pylist())
     segments = _opened(index.segments(manifest))
-    chosen = [segments[n] for n in due([held_of(s, live) for s in segments], all_of_them=all_of_it)]
+    chosen = [segments[n] for n in due([held_of(s, keys) for s in segments], all_of_them=all_of_it)]
     if not chosen:
         return True
     made = index.folder / _APART / uuid.uuid4().hex

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from dgpunet_dask.errors import MissingPath, UnreadablePath
+from dgpunet_dask.retrieval.changes import Below
 from dgpunet_dask.retrieval.decode import MAX_BYTES, SNIFF_BYTES, UndecodableError, decode, skip_by_text
 from dgpunet_dask.retrieval.gitignored import OWN, Ignored, OwnIgnored, ignored_below, is_repository, own_above
 from dgpunet_dask.retrieval.rules import MACHINERY, VENDORED, language_of, skip_by_name
@@ -120,25 +121,34 @@ def judge_code(name: str, size: int) -> str | None:
     return skip_by_name(name) or ("too_large" if size > MAX_BYTES else None)
 
 
-def discover(roots: Sequence[Root], skipped: Skipped, judge: Judge = judge_code) -> Iterator[Entry]:
+def discover(
+    roots: Sequence[Root], skipped: Skipped, judge: Judge = judge_code, only: Sequence[Below | None] | None = None
+) -> Iterator[Entry]:
     """Yield the files below `roots` in the order of their names; `skipped` hears of every other entry.
 
     Where one root lies in another, what both hold belongs to the first of them.
+
+    Parameters
+    ----------
+    only
+        For each root the paths below which it is looked, by the same rules; ``None``: all of it.
 
     Raises
     ------
     UnreadablePath
         If a root itself cannot be listed.
     """
-    seen: set[bytes] | None = set() if _overlap(roots) else None
-    for root in roots:
-        found = _Walk(root, skipped, judge, seen).entries() if root.path.is_dir() else _single(root, skipped)
+    seen: set[bytes] | None = set() if overlap(roots) else None
+    for root, below in zip(roots, only or [None] * len(roots), strict=True):
+        if below is not None and not below.paths:
+            continue
+        found = _Walk(root, skipped, judge, seen, below).entries() if root.path.is_dir() else _single(root, skipped)
         for entry in found:
             if seen is None or _new(entry.file, seen):
                 yield entry
 
 
-def _overlap(roots: Sequence[Root]) -> bool:
+def overlap(roots: Sequence[Root]) -> bool:
     """Whether any root lies in another."""
     real = sorted(os.path.join(os.path.realpath(root.path), "") for root in roots)
     return any(later.startswith(first) for first, later in itertools.pairwise(real))
@@ -163,25 +173,28 @@ def _single(root: Root, skipped: Skipped) -> Iterator[Entry]:
 class _Folder(NamedTuple):
     """A folder being walked.
 
-    `ignored` belongs to the innermost repository around it, of whose own path `base` characters, with the slash, are to be left out.
+    `ignored` belongs to the innermost repository around it, of whose own path `base` characters, with the slash, are to be left out. Not
+    `whole`: only some of what it holds is looked at.
     """
 
     path: bytes
     base: int
     ignored: Ignored
     own: OwnIgnored
+    whole: bool = True
 
 
 class _Walk:
     """One root's walk."""
 
-    def __init__(self, root: Root, skipped: Skipped, judge: Judge, seen: set[bytes] | None) -> None:
+    def __init__(self, root: Root, skipped: Skipped, judge: Judge, seen: set[bytes] | None, only: Below | None) -> None:
         self._shown_root = root.path
         self._root = os.fsencode(os.path.realpath(root.path))
         self._prefix = root.prefix + "/" if root.prefix else ""
         self._skipped = skipped
         self._judge = judge
         self._seen = seen
+        self._only = only
 
     def entries(self) -> Iterator[Entry]:
         """Yield the root's files, depth first. A stack of its own: a tree may be deeper than Python recurses."""
@@ -189,7 +202,7 @@ class _Walk:
             os.scandir(self._root).close()
         except OSError as error:
             raise UnreadablePath(path=self._shown_root, why=error.strerror or str(error)) from error
-        stack = [iter(self._children(_Folder(b"", 0, ignored_below(self._root), own_above(self._root))))]
+        stack = [iter(self._children(_Folder(b"", 0, ignored_below(self._root), own_above(self._root), self._only is None)))]
         while stack:
             for found in stack[-1]:
                 if isinstance(found, _Folder):
@@ -208,6 +221,8 @@ class _Walk:
             self._skip("unreadable", folder.path)
             return []
         names = {child.name for child in children}
+        if self._only is not None and not folder.whole:
+            children = [child for child in children if self._only.leads_to(_joined(folder.path, child.name))]
         if folder.path and b"pyvenv.cfg" in names:
             self._skip("vendored", folder.path)
             return []
@@ -220,7 +235,7 @@ class _Walk:
         return folder._replace(own=folder.own.within(full)) if _OWN in names else folder
 
     def _entry(self, folder: _Folder, child: os.DirEntry[bytes]) -> Entry | _Folder | None:
-        path = folder.path + b"/" + child.name if folder.path else child.name
+        path = _joined(folder.path, child.name)
         try:
             is_dir = child.is_dir(follow_symlinks=False)
             found = None if is_dir else child.stat(follow_symlinks=False)
@@ -234,7 +249,8 @@ class _Walk:
         if code is not None:
             self._skip(code, path)
             return None
-        return folder._replace(path=path) if found is None else Entry(self._prefix + shown(path), child.path, found)
+        whole = folder.whole or (self._only is not None and path in self._only.paths)
+        return folder._replace(path=path, whole=whole) if found is None else Entry(self._prefix + shown(path), child.path, found)
 
     def _code(self, name: bytes, found: os.stat_result | None) -> str | None:
         """The code of an entry that is not ignored; without a stat it is a folder."""
@@ -247,6 +263,10 @@ class _Walk:
     def _skip(self, code: str, path: bytes) -> None:
         if self._seen is None or _new(os.path.join(self._root, path), self._seen):
             self._skipped(code, self._prefix + shown(path))
+
+
+def _joined(folder: bytes, name: bytes) -> bytes:
+    return folder + b"/" + name if folder else name
 
 
 _name: Final = operator.attrgetter("name")

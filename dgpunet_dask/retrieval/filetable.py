@@ -46,20 +46,26 @@ def file_schema() -> pa.Schema:
 
 def write_files(file: Path, rows: Iterable[FileRow]) -> int:
     """Write `rows` into a new file, durably, and return how many there were."""
+    return write_table(file, table_of(rows))
+
+
+def table_of(rows: Iterable[FileRow]) -> pa.Table:
+    """Return `rows` as a table of `file_schema`."""
     import pyarrow as pa
 
     tables = [pa.table([list(column) for column in zip(*batch, strict=True)], schema=file_schema()) for batch in _batched(rows, ROWS)]
-    return write_table(file, pa.concat_tables([file_schema().empty_table(), *tables]))
+    return pa.concat_tables([file_schema().empty_table(), *tables])
 
 
-def write_table(file: Path, table: pa.Table) -> int:
-    """Write a table of `file_schema` into a new file, durably, and return its number of rows."""
+def write_table(file: Path, table: pa.Table, *, passing: bool = False) -> int:
+    """Write a table of `file_schema` into a new file and return its number of rows; durably, unless it is a `passing` one, which is read once."""
     import pyarrow.parquet as pq
 
     with file.open("xb") as opened:
-        pq.write_table(table, opened, compression="zstd", row_group_size=ROWS)
-        opened.flush()
-        os.fsync(opened.fileno())
+        pq.write_table(table, opened, compression="none" if passing else "zstd", use_dictionary=["language"], row_group_size=ROWS)
+        if not passing:
+            opened.flush()
+            os.fsync(opened.fileno())
     return len(table)
 
 
@@ -77,8 +83,10 @@ def _batched(items: Iterable[FileRow], size: int) -> Iterator[Sequence[FileRow]]
 def with_chunks(table: pa.Table, counts: Mapping[str, int]) -> pa.Table:
     """Return a table of files with the numbers of their chunks, by key."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    chunks = pa.array([counts.get(key, 0) for key in table.column("key").to_pylist()], pa.int64())
+    at = pc.index_in(table.column("key"), value_set=pa.array(list(counts), pa.string()))
+    chunks = pc.fill_null(pa.array(counts.values(), pa.int64()).take(at.combine_chunks()), 0)
     return table.set_column(table.schema.get_field_index("chunks"), "chunks", chunks)
 
 
@@ -91,15 +99,14 @@ def read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 def read_files(file: Path) -> Iterator[FileRow]:
     """Yield the rows of a table."""
-    table = read_table(file)
+    yield from rows_of(read_table(file))
+
+
+def rows_of(table: pa.Table) -> Iterator[FileRow]:
+    """Yield the rows of a table of `file_schema`."""
     for batch in table.to_batches(ROWS):
         columns: list[list[Any]] = [batch.column(n).to_pylist() for n in table.schema.names]
         yield from map(FileRow._make, zip(*columns, strict=True))
-
-
-def read_keys(file: Path) -> dict[str, str]:
-    """Return the key of each file by its path."""
-    return keys_of(read_table(file, ("path", "key")))
 
 
 def keys_of(table: pa.Table) -> dict[str, str]:
@@ -109,7 +116,11 @@ def keys_of(table: pa.Table) -> dict[str, str]:
 
 def read_paths(file: Path) -> dict[str, list[str]]:
     """Return the paths of each file key: equal files have one key."""
-    found: dict[str, list[str]] = {}
-    for path, key in read_keys(file).items():
-        found.setdefault(key, []).append(path)
+    table = read_table(file, ("path", "key"))
+    paths, keys = (table.column(name).to_pylist() for name in ("path", "key"))
+    found: dict[str, list[str]] = {key: [path] for path, key in zip(paths, keys, strict=True)}
+    if len(found) < len(keys):
+        found = {key: [] for key in found}
+        for path, key in zip(paths, keys, strict=True):
+            found[key].append(path)
     return found

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import (
     BadName,
@@ -38,6 +39,7 @@ from dgpunet_dask.errors import (
     did_you_mean,
 )
 from dgpunet_dask.model.owner import OPERATOR, User
+from dgpunet_dask.retrieval.following import followed
 from dgpunet_dask.retrieval.segments import disk_full_named
 from dgpunet_dask.security.files import sync_folder
 
@@ -64,6 +66,8 @@ class Manifest:
         How many entries of the trees are not in it, by skip code.
     scanned_s, published_s
         When the trees were read, and when it became visible; seconds since 1970 UTC.
+    reconciled_s
+        When they were last read as a whole, and not only where something was said to have changed; ``None`` for one of an older release.
     owner, shared
         Who published it first, ``None`` for one of an older release, which is the operators'; and whether every user may search it.
     """
@@ -84,11 +88,17 @@ class Manifest:
     published_s: float = 0.0
     owner: str | None = None
     shared: bool = False
+    reconciled_s: float | None = None
 
     @property
     def recipe(self) -> tuple[str, int | None, int]:
         """What must agree for a row to be reused."""
         return self.model_digest, self.truncate_dim, self.chunker
+
+    @property
+    def read_s(self) -> float:
+        """When the whole trees were read last; seconds since 1970 UTC."""
+        return self.scanned_s if self.reconciled_s is None else self.reconciled_s
 
     @property
     def content(self) -> tuple[str, ...]:
@@ -226,6 +236,23 @@ class Index:
                 return self._in_force(draft, kept)
             finally:
                 self.sweep()
+
+    def confirm(self, version: str, found: Manifest, by: User = OPERATOR, *, shared: bool = False) -> Manifest | None:
+        """Say that the trees were `found` as they were when `version` was made; ``None`` if that is not in force any more, and nothing is changed.
+
+        Raises
+        ------
+        NotAllowed
+            If the index is another user's.
+        """
+        with self.lock(), disk_full_named(self.folder):
+            before = self.check_publisher(by)
+            if before is None or before.version != version:
+                return None
+            scanned_s, read_s = max(found.scanned_s, before.scanned_s), max(found.read_s, before.read_s)
+            made = replace(before, shared=shared or before.shared, scanned_s=scanned_s, reconciled_s=read_s)
+            self._replace_manifest(made)
+            return made
 
     def swap(self, made: Path | None, manifest: Manifest) -> None:
         """Move a segment that was made apart, if any, to where it stays, and put `manifest`, which names it, in force. Only under the lock."""
@@ -366,8 +393,11 @@ def index_names(home: Home, by: User = OPERATOR) -> list[str]:
     return names if by.operates else [name for name in names if Index(home, name).seen(by) is not None]
 
 
-def described(home: Home, name: str, by: User = OPERATOR) -> dict[str, Any]:
+def described(home: Home, name: str, by: User = OPERATOR, clock: Clock | None = None) -> dict[str, Any]:
     """Return what `index show --json` tells of an index that `by` may read.
+
+    ``age_s`` says how many seconds ago it was published, its trees were read where something was said to have changed, and as a whole;
+    ``watch`` for how long it has been behind its trees, and by how many paths: ``None`` where nothing follows them.
 
     Raises
     ------
@@ -378,7 +408,21 @@ def described(home: Home, name: str, by: User = OPERATOR) -> dict[str, Any]:
     fields.pop("version")
     fields["segments"] = len(manifest.segments)
     published = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(manifest.published_s))
-    return {"index": name, **fields, "published": published, "bytes": size_bytes(index, manifest)}
+    now = (clock or SystemClock()).wall()
+    return {
+        "index": name, **fields, "published": published, "age_s": _ages(manifest, now), "watch": _watch(home, name, now),
+        "bytes": size_bytes(index, manifest),
+    }  # fmt: skip
+
+
+def _ages(manifest: Manifest, now: float) -> dict[str, float | None]:
+    times = {"published": manifest.published_s, "scanned": manifest.scanned_s, "reconciled": manifest.read_s}
+    return {name: round(max(0.0, now - at), 1) if at else None for name, at in times.items()}
+
+
+def _watch(home: Home, name: str, now: float) -> dict[str, float] | None:
+    found = followed(home, name)
+    return None if found is None else {"behind_s": round(found.behind_s(now), 1), "paths": found.paths}
 
 
 def all_described(home: Home, by: User = OPERATOR) -> list[dict[str, Any]]:
@@ -431,6 +475,7 @@ _KINDS: Final[Mapping[str, Any]] = {
     "truncate_dim": int | None,
     "skipped": dict,
     "owner": str | None,
+    "reconciled_s": int | float | None,
     "shared": bool,
 }
 

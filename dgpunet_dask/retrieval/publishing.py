@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.retrieval.compaction import Held, along
-from dgpunet_dask.retrieval.filetable import FILES, keys_of, read_keys, read_table, with_chunks, write_table
+from dgpunet_dask.retrieval.filetable import FILES, read_table, with_chunks, write_table
 from dgpunet_dask.retrieval.index import Draft, Index, Manifest
 from dgpunet_dask.retrieval.lexicon import LEXICAL, write_lexicon
 from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, SegmentWriter
@@ -47,6 +47,7 @@ class Merge:
         clock: Clock,
     ) -> None:
         self.chunks = self.embedded = self.tokens = 0
+        self.wasteful = False
         self._index = index
         self._manifest = manifest
         self._units = units
@@ -63,31 +64,34 @@ class Merge:
         DamagedSegmentError
             If rows that are counted on cannot be read.
         """
-        live = set(self._files.column("key").to_pylist())
+        self._live = self._files.column("key")
+        live = set(self._live.to_pylist())
         segments = self._in_force(draft.before)
-        counts = {key: int(n) for segment in segments for key, n in zip(segment.keys, segment.count, strict=True)}
+        counts = {key: n for segment in segments for key, n in zip(segment.keys, segment.count.tolist(), strict=True)}
         segments, made = self._added(draft, segments, live, counts)
         listed = with_chunks(self._files, counts)
         files = write_table(draft.version / FILES, listed)
         keep_skips(self._folder, draft.version)
         self._write_lexicon(draft, segments, made)
         self.chunks = sum(listed.column("chunks").to_pylist())
-        held = {key: counts[key] for key in live & counts.keys()}
+        held = [held_of(segment, self._live) for segment in (*segments, *made)]
+        self.wasteful = any(part.wasteful for part in held)
         dimension = next((s.facts.dimension for s in (*segments, *made)), 0)
-        facts = {"files": files, "chunks": sum(held.values()), "tokens": _tokens((*segments, *made), held), "dimension": dimension}
+        tokens = sum(_tokens(segment, self._live) for segment in (*segments, *made))
+        facts = {"files": files, "chunks": sum(part.live for part in held), "tokens": tokens, "dimension": dimension}
         names = tuple(s.folder.name for s in segments)
         rest = {"version": uuid.uuid4().hex, "segments": names, "published_s": self._clock.wall()}
         return Manifest(**{**asdict(self._manifest), **facts, **rest})
 
     def _write_lexicon(self, draft: Draft, segments: Sequence[Segment], made: Sequence[Segment]) -> None:
-        base, before = None, dict[str, str]()
+        base = before = None
         if draft.before is not None and draft.before.recipe == self._manifest.recipe:
             try:
-                before = read_keys(self._index.version(draft.before) / FILES)
+                before = read_table(self._index.version(draft.before) / FILES, ("path", "key"))
                 base = self._index.version(draft.before) / LEXICAL
             except (OSError, ValueError):  # a damaged table: the scan has told of it
-                before = {}
-        write_lexicon(draft.version / LEXICAL, base, before, keys_of(self._files), (*segments, *made))
+                before = None
+        write_lexicon(draft.version / LEXICAL, base, before, self._files, (*segments, *made))
 
     def _in_force(self, before: Manifest | None) -> list[Segment]:
         """Open what is in force; another recipe's rows are of no use, nor is a segment that is damaged."""
@@ -108,10 +112,10 @@ class Merge:
             for unit in self._units:
                 self._append_unit(writer, unit, live, counts)
             self._filler.flush()
-            for segment in map(Segment, sorted((self._folder / BASE).glob("*"))):
+            for segment in map(Segment, self._base_beside(segments)):
                 append_segment(writer, segment, lambda key: key in live and key not in counts and key not in writer.by_key)
             new = writer.rows
-            merged = [segments[n] for n in along([held_of(s, live) for s in segments], new)]
+            merged = [segments[n] for n in along([held_of(s, self._live) for s in segments], new)]
             for segment in merged:
                 append_segment(writer, segment, live.__contains__)
             counts |= writer.by_key
@@ -121,6 +125,11 @@ class Merge:
                 return stay, []
             writer.finish()
         return stay, [Segment(folder)]
+
+    def _base_beside(self, segments: Sequence[Segment]) -> list[Path]:
+        """Return what the scan counts on beside what is in force, whose rows are there anyway."""
+        there = {segment.folder.name for segment in segments}
+        return [folder for folder in sorted((self._folder / BASE).glob("*")) if folder.name not in there]
 
     def _append_unit(self, writer: SegmentWriter, unit: dict[str, Any], live: set[str], counts: dict[str, int]) -> None:
         """Add what a unit brings, but for files that are listed no more, or that another job has brought meanwhile."""
@@ -142,9 +151,9 @@ class Merge:
             writer.append(table.filter(pa.array(mask)), np.ascontiguousarray(unit["vectors"][mask]))
 
 
-def held_of(segment: Segment, live: Collection[str]) -> Held:
-    """Return what a segment holds where only the files `live` are listed."""
-    return Held(segment.rows, sum(int(n) for key, n in zip(segment.keys, segment.count, strict=True) if key in live))
+def held_of(segment: Segment, live: pa.ChunkedArray) -> Held:
+    """Return what a segment holds where only the files with the keys `live` are listed."""
+    return Held(segment.rows, int(segment.count[segment.listed(live)].sum()))
 
 
 def append_segment(writer: SegmentWriter, segment: Segment, wanted: Callable[[str], bool]) -> None:
@@ -153,13 +162,8 @@ def append_segment(writer: SegmentWriter, segment: Segment, wanted: Callable[[st
         writer.append(chunks, vectors)
 
 
-def _tokens(segments: Sequence[Segment], held: dict[str, int]) -> int:
-    """Return the tokens of the chunks of all files in `held`; each file's rows count once."""
+def _tokens(segment: Segment, live: pa.ChunkedArray) -> int:
+    """Return the tokens of the chunks of the files `live` in a segment; each file's rows count once."""
     import numpy as np
 
-    total = 0
-    for segment in segments:
-        tokens = segment.chunks.column("tokens").to_numpy()
-        mask = np.repeat(np.fromiter((key in held for key in segment.keys), bool, len(segment.keys)), segment.count)
-        total += int(tokens[mask].sum())
-    return total
+    return int(segment.chunks.column("tokens").to_numpy()[np.repeat(segment.listed(live), segment.count)].sum())

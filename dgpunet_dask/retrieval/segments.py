@@ -267,7 +267,8 @@ class Segment:
             self.chunks = _mapped_table(folder / CHUNKS, chunk_schema())
             self.vectors = _mapped_vectors(folder / VECTORS, self.facts)
             keys = _mapped_table(folder / KEYS, key_schema())
-            self.keys: list[str] = keys.column("key").to_pylist()
+            self.key_column = keys.column("key")
+            self.keys: list[str] = self.key_column.to_pylist()
             self.first: Rows = keys.column("first").to_numpy()
             self.count: Rows = keys.column("count").to_numpy()
         except (OSError, ValueError, KeyError, TypeError, struct.error) as error:  # Arrow raises ValueError and KeyError
@@ -285,6 +286,12 @@ class Segment:
         """The position of each file among its files, by key."""
         return {key: position for position, key in enumerate(self.keys)}
 
+    def listed(self, keys: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """Return for each of its files whether its key is one of `keys`."""
+        import pyarrow.compute as pc
+
+        return np_bools(pc.is_in(self.key_column, value_set=keys))
+
     def rows_of(self, key: str) -> range:
         """Return the rows of one of its files."""
         position = self.at[key]
@@ -299,6 +306,13 @@ class Segment:
             rows = np.concatenate([np.arange(self.first[n], self.first[n] + self.count[n]) for n in run])
             spans = [self.chunks.slice(int(self.first[n]), int(self.count[n])) for n in run]
             yield pa.concat_tables(spans), np.ascontiguousarray(self.vectors[rows], np.float32)
+
+
+def np_bools(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Return a column of truth values as an array."""
+    import numpy as np
+
+    return np.asarray(column.to_numpy(), bool)
 
 
 def _runs(positions: list[int], count: Rows) -> Iterator[list[int]]:

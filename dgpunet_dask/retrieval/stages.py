@@ -132,6 +132,7 @@ class Publish(Stage):
         for name, value in (("chunks", done.chunks), ("tokens", done.tokens), ("embedded", done.embedded), ("reused", done.reused)):
             self.note(name, value)
         self.note("index", done.index)
-        if done.index is not None:
+        self.note("version", None if done.manifest is None else done.manifest.version)
+        if done.index is not None and done.wasteful:
             compact_if_due(home, done.index, self.context.user)
         return []

@@ -28,6 +28,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -104,6 +105,7 @@ class StageHost:
         started = time.monotonic()
         spec = StageCallSpec.from_json(packet.fields["spec"])
         loader.install(packet.fields["workloads"])
+        self._leave(spec)
         stage = loader.load_stage(spec.digest, spec.run)()
         stage.context = spec.context()
         memory.cap_torch_once_imported(spec)
@@ -113,6 +115,17 @@ class StageHost:
         self._stage = stage
         hit("stage.loaded", stage=spec.stage)
         return Packet.of("loaded", {"seconds": time.monotonic() - started, "held_mib": memory.held_mib(spec)})
+
+    def _leave(self, spec: StageCallSpec) -> None:
+        """Leave the job before, where the process was kept for that of `spec`, and go to its folder."""
+        try:
+            self._unload()
+        except Exception:  # no fault of this job
+            traceback.print_exc()
+        if spec.folder is not None and os.environ.get("TMPDIR") != spec.folder:
+            os.chdir(spec.folder)
+            os.environ["TMPDIR"] = spec.folder
+            tempfile.tempdir = None  # it is looked for once
 
     def _ready(self, packet: Packet) -> tuple[Stage, StageCallSpec]:
         """Return the stage and the spec of this call; what an earlier, failed call counted is forgotten."""
@@ -175,7 +188,8 @@ class StageHost:
 
     def _unload(self) -> None:
         if self._stage is not None:
-            self._stage.unload()
+            stage, self._stage = self._stage, None
+            stage.unload()
 
 
 def _result(stage: Stage, results: list[Any], started: float) -> Packet:

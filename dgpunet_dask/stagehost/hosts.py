@@ -54,7 +54,10 @@ class Limits:
 
 @dataclass(eq=False)
 class Host:
-    """One stage host in the books: from before its process starts until the process is gone. `call`: of a unit, that it serves now."""
+    """One stage host in the books: from before its process starts until the process is gone.
+
+    `call`: of a unit, that it serves now. `stale`: its process was kept for another job, and has to load that one's stage.
+    """
 
     spec: StageCallSpec
     process: StageProcess | None = None
@@ -67,6 +70,7 @@ class Host:
     load_told: bool = False
     held_mib: int = 0
     call: KeptCall | None = None
+    stale: bool = False
 
     @property
     def idle(self) -> bool:
@@ -183,14 +187,37 @@ class HostBook:
         """Lend a host with its stage loaded for one call; ``None`` if by then nobody wants it any more."""
         await self.here("workload", spec.digest)
         python = await self.python(spec)
-        host = await self._taken(spec)
+        host, whole = await self._taken(spec), False
         try:
-            if host.process is None:
+            if host.process is None or host.stale:
                 await self._load(host, python)
             host.call = call
             yield host if wanted() else None
+            whole = True
         finally:
-            self._give_back(host)
+            self._give_back(host, whole=whole)
+
+    @contextlib.asynccontextmanager
+    async def inspecting(self, spec: StageCallSpec) -> AsyncIterator[StageProcess]:
+        """Give a process that can read facts of a workload's code: one that is kept for its jobs, else a fresh one that ends afterwards."""
+        kept = next((h for h in self.hosts if h.idle and h.spec.process_key and (h.spec.digest, h.spec.env) == (spec.digest, spec.env)), None)
+        if kept is None:
+            process = await self.process(spec, await self.python(spec))
+            try:
+                yield process
+            finally:
+                await process.end(self.limits.grace)
+                await process.close()
+            return
+        kept.busy = True
+        try:
+            yield kept.running
+        except BaseException:
+            keep(self._tasks, self.end(kept, at_once=True))  # its answer may still come, and must not be taken for another's
+            raise
+        finally:
+            kept.busy = False
+            self.note()
 
     async def python(self, spec: StageCallSpec) -> Path | None:
         """Return the interpreter of a stage with an environment of its own, built if need be."""
@@ -202,10 +229,14 @@ class HostBook:
         """Return a host for `spec`, marked busy: an idle one, or a new one whose process is not started yet."""
         while True:
             for host in self.hosts:
-                if host.idle and host.spec.host_key == spec.host_key:
+                if host.idle and not host.spec.of_one_job and host.spec.host_key == spec.host_key:
                     host.busy = True
                     self.note()
                     return host
+            if (kept := self.kept_process(spec)) is not None:
+                kept.spec, kept.stale, kept.busy = spec, True, True
+                self.note()
+                return kept
             in_the_way = list(self._in_the_way(spec))
             if not in_the_way:
                 host = Host(spec)
@@ -216,6 +247,17 @@ class HostBook:
             leaving = [h for h in in_the_way if h.idle or h.ending]
             await (asyncio.gather(*(self.end(h) for h in leaving)) if leaving else changed.wait())
 
+    def kept_process(self, spec: StageCallSpec) -> Host | None:
+        """Return an idle host whose process may load the stage of another job's `spec`."""
+        key = spec.process_key
+        return next((h for h in self.hosts if h.idle and key is not None and h.spec.process_key == key), None)
+
+    def forget_kept(self) -> None:
+        """End the processes that were kept for another job for as long as they may be."""
+        now = self.clock.monotonic()
+        for host in [h for h in self.hosts if h.idle and h.spec.of_one_job and h.used + h.spec.keep_s <= now]:
+            keep(self._tasks, self.end(host))
+
     def _in_the_way(self, spec: StageCallSpec) -> Iterator[Host]:
         """Yield what must end, or become idle, before a new process for `spec` may start."""
         if spec.on_card:
@@ -225,23 +267,31 @@ class HostBook:
         spare = len(kept) - self.limits.cpu_hosts + (not spec.of_one_job)
         yield from sorted((h for h in kept if h.idle), key=lambda h: h.used)[: max(0, spare)]
 
-    def _give_back(self, host: Host) -> None:
-        """Mark the host idle; one whose load failed, or that serves no other job, ends."""
+    def _give_back(self, host: Host, *, whole: bool) -> None:
+        """Mark the host idle; one whose load failed, or that serves no other job, ends. `whole`: the call has come to its end."""
         host.busy, host.call = False, None
         host.used = self.clock.monotonic()
         if host.process is None:  # it never started
             self._forget(host)
-        elif (host.failed or host.spec.of_one_job) and not self.stopping:
+        elif (host.failed or (host.spec.of_one_job and not (whole and self._keeps(host)))) and not self.stopping:
             keep(self._tasks, self.end(host))
         self.note()
+
+    def _keeps(self, host: Host) -> bool:
+        """Whether a host that has served its job is worth keeping: one of each kind, since two jobs at once are the exception."""
+        key = host.spec.process_key
+        return key is not None and not any(h.idle and h.spec.process_key == key for h in self.hosts if h is not host)
 
     # Processes
 
     async def _load(self, host: Host, python: Path | None) -> None:
         """Start the host's process and load its stage."""
         spec = await with_models(host.spec, self.here)
-        process = host.process = await self.process(host.spec, python)
-        keep(self._tasks, self._watch(host, process))
+        if host.process is None:
+            host.process = await self.process(host.spec, python)
+            keep(self._tasks, self._watch(host, host.process))
+        process, host.stale = host.process, False
+        process.spec = host.spec  # a kept one speaks of another job from now on
         request = Packet.of("load", {"spec": spec.to_json(), "workloads": str(self.home.workloads)})
         try:
             answer = await process.exchange(request, nowhere)
@@ -252,7 +302,7 @@ class HostBook:
             host.failed = True
             raise error_from_json(answer.fields["error"])
         host.load_s, host.held_mib = float(answer.fields["seconds"]), int(answer.fields.get("held_mib") or 0)
-        host.load_log = answer.fields["log"]
+        host.load_log, host.load_told = answer.fields["log"], False
 
     async def process(self, spec: StageCallSpec, python: Path | None) -> StageProcess:
         """Start a process for `spec`; its stage is not loaded yet, and it is in no book."""

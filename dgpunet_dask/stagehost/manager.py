@@ -130,6 +130,7 @@ class StageHosts:
         while True:
             await asyncio.sleep(TIDY_S)
             self.kept.sweep()
+            self.book.forget_kept()
             for host in self.book.living():
                 host.running.log.shorten()
 
@@ -310,13 +311,9 @@ class StageHosts:
         for env in sorted({env for _, env in stages.values()}, key=str):
             asked = {name: pair for name, pair in stages.items() if pair[1] == env}
             spec = StageCallSpec(stage=min(asked), run="", digest=digest, env=env, deadline_s=INSPECT_S)
-            process = await self.book.process(spec, await self.book.python(spec))
-            try:
+            async with self.book.inspecting(spec) as process:
                 fields = {"digest": digest, "workloads": str(self.home.workloads), "stages": asked, "params": params}
                 answer = await process.exchange(Packet.of("inspect", fields), nowhere)
-            finally:
-                await process.end(self.limits.grace)
-                await process.close()
             if answer.kind == "error":
                 return answer
             facts |= answer.fields

@@ -16,7 +16,7 @@ from dgpunet_dask.model.stage import StageContext
 from dgpunet_dask.stagehost.frames import Buffer
 
 #: May differ from call to call of one stage host.
-_PER_CALL: Final = ("deadline_s", "batch_items", "batch_tokens", "job_id", "vram_mib", "unit", "epoch", "copy")
+_PER_CALL: Final = ("deadline_s", "batch_items", "batch_tokens", "job_id", "vram_mib", "unit", "epoch", "copy", "keep_s")
 #: What the result of a call with a unit depends on.
 _DECIDES: Final = ("unit", "stage", "run", "digest", "env", "load", "models", "job_id", "batch_items", "batch_tokens")
 
@@ -55,6 +55,8 @@ class StageCallSpec:
         The job that calls.
     folder
         A folder of the job for its source and gather stages. Where it is set the stage host belongs to this job alone and ends with its call.
+    keep_s
+        There: so long its process may be kept instead, idle, and serve another job of the same workload and user, for which it loads anew.
     home
         ``$DGPUNET_HOME`` for stages on the head's host, else ``None``.
     user, operates, shared
@@ -92,11 +94,19 @@ class StageCallSpec:
     unit: str = ""
     epoch: int = 0
     copy: bool = False
+    keep_s: float = 0.0
 
     @property
     def of_one_job(self) -> bool:
         """Whether the stage host serves one job only: a source or a gather stage."""
         return self.folder is not None
+
+    @property
+    def process_key(self) -> tuple[object, ...] | None:
+        """What a kept process was started with, and for whom: calls of equal key may have it one after another. ``None``: it is not kept."""
+        if not self.of_one_job or self.keep_s <= 0 or self.on_card:
+            return None
+        return self.digest, self.env, self.device, self.threads, self.home, self.user, self.operates
 
     @property
     def on_card(self) -> bool:

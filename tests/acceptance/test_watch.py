@@ -79,7 +79,16 @@ def test_an_index_follows_its_tree_until_ctrl_c(watching: Watching, shared_clust
     while "c.py" not in hits(shared_cluster, "antarctic penguins"):
         third = watching.next()
     assert third["metrics"]["embedded"] == 0
+    shown = shared_cluster("index", "show", "x", "--json").json
+    assert shown["watch"] == {"behind_s": 0.0, "paths": 0}
+    (root / "c.py").touch()
+    touched = watching.next()
+    assert (touched["metrics"]["version"], touched["metrics"]["files"]) == (third["metrics"]["version"], 2)
+    after = shared_cluster("index", "show", "x", "--json").json
+    assert (after["published_s"], after["scanned_s"] > shown["scanned_s"]) == (shown["published_s"], True)
+    assert after["reconciled_s"] == shown["reconciled_s"], "only what was heard of was looked at"
     assert watching.interrupt() == 130
+    assert shared_cluster("index", "show", "x", "--json").json["watch"] is None
     jobs = shared_cluster("jobs", "list", "--json").json
     assert {job["state"] for job in (jobs if isinstance(jobs, list) else jobs["jobs"])} == {"done"}
     assert shared_cluster("index", "verify", "x").code == 0

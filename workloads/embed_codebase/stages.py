@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dgpunet_dask import Stage
@@ -21,8 +21,12 @@ __all__ = ["Chunk", "Discover", "Embed", "Publish", "Reuse", "Write"]
 class Discover(Stage):
     """The source: the files whose text the index does not have yet."""
 
-    def load(self, *, path: list[str], index: str | None = None, model: str = "minilm", truncate_dim: int | None = None) -> None:
+    def load(
+        self, *, path: list[str], index: str | None = None, model: str = "minilm", truncate_dim: int | None = None,
+        changed: Sequence[str] = (), since: str | None = None,
+    ) -> None:  # fmt: skip
         """Find the trees and the model's files; a missing one fails the job at once."""
+        from dgpunet_dask.retrieval.changes import changes_of
         from dgpunet_dask.retrieval.discover import roots_of
         from dgpunet_dask.retrieval.index import Index
         from dgpunet_dask.retrieval.ingest import Plan, index_name
@@ -31,6 +35,7 @@ class Discover(Stage):
         _, home = places(self)
         if truncate_dim is not None and truncate_dim < 1:
             raise BadValue(what="truncate_dim", value=truncate_dim, why="a vector has one number at least")
+        self._changes = changes_of(changed, since)
         roots = roots_of(path)
         name = index_name(index, roots)
         Index(home, name).check_publisher(self.context.user)  # before the model's files are read
@@ -43,7 +48,7 @@ class Discover(Stage):
         self.count("files", 0)  # told even of a tree without any
         self.count("skipped.", 0)
         folder, home = places(self)
-        scan = Scan(self._plan, home, folder, self.count)
+        scan = Scan(self._plan, home, folder, self.count, changes=self._changes)
         entries = scan.entries()
         self.note("expected_items", scan.unknown(entries))
         yielded = 0

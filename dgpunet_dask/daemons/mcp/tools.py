@@ -135,8 +135,8 @@ def status(source: Source, given: StatusArguments, clock: Clock) -> Answer:
 def _fresh(row: Mapping[str, Any], now_s: float) -> dict[str, Any]:
     """Return when an index was read and published, and how long ago in seconds; ``None`` where it does not say."""
     known = {name: row.get(name) for name in ("scanned_s", "published_s", "files", "chunks", "skipped", "error")}
-    ages = {f"{name}_age_s": _age(row.get(f"{name}_s"), now_s) for name in ("scanned", "published")}
-    return {"index": row["index"], **known, **ages}
+    ages = {f"{name}_age_s": _age(row.get(f"{name}_s"), now_s) for name in ("scanned", "published", "reconciled")}
+    return {"index": row["index"], **known, **ages, "watch": row.get("watch")}
 
 
 def _age(then_s: float | None, now_s: float) -> float | None:
@@ -149,7 +149,15 @@ def _freshness(row: Mapping[str, Any]) -> str:
     ages = [f"{name} {_ago(row[f'{name}_age_s'])}" for name in ("scanned", "published")]
     skipped = ", ".join(f"{count} {code}" for code, count in sorted((row["skipped"] or {}).items()))
     left_out = f"; left out: {skipped}" if skipped else ""
-    return f"{row['index']}: {', '.join(ages)}, {row['files']} files, {row['chunks']} chunks{left_out}"
+    ages += [] if row["reconciled_age_s"] is None else [f"compared with all of its trees {_ago(row['reconciled_age_s'])}"]
+    return f"{row['index']}: {', '.join([*ages, *_followed(row['watch'])])}, {row['files']} files, {row['chunks']} chunks{left_out}"
+
+
+def _followed(watch: Mapping[str, Any] | None) -> list[str]:
+    """Return whether something follows the trees of an index, and how far behind it is."""
+    if watch is None:
+        return []
+    return [f"followed and {watch['paths']} changes behind for {watch['behind_s']:g} s" if watch["paths"] else "followed and up to date"]
 
 
 def _ago(seconds: float | None) -> str:

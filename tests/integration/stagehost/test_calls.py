@@ -1,6 +1,7 @@
 """Real stage hosts: kept, shared, evicted, and exact about what they give back."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dgpunet_dask.stagehost.frames import pack, unpack, write_frames
 from dgpunet_dask.stagehost.hosts import Limits
 from dgpunet_dask.stagehost.inline import call_light
 from tests.integration.stagehost.helpers import DIGEST, Agent, exists, in_thread, spec, until
+from tests.integration.stagehost.test_kept import ByHand
 
 STAGES = """
 import os, sys, time
@@ -259,6 +261,61 @@ def test_gather_runs_once_over_files_and_its_process_ends(agent, tmp_path):
     result = agent.client.gather(spec("Total", folder=str(tmp_path)), files)
     assert unpack(result.frames) == [33]
     until(lambda: not agent.pids(), "a process of one job ends with its call")
+
+
+ONE_JOB = """
+import os, tempfile
+from dgpunet_dask import Stage
+
+class Source(Stage):
+    def load(self, *, tag): self.tag = tag
+    def __call__(self):
+        yield (os.getpid(), self.tag, os.getcwd(), tempfile.gettempdir(), self.context.job_id, self.context.user.name)
+    def unload(self): raise RuntimeError("of the job before")
+
+class Gather(Stage):
+    def __call__(self, items):
+        yield os.getpid(), list(items), os.getcwd()
+"""
+
+
+def test_the_process_of_a_source_is_kept_for_the_next_job_of_its_user(tmp_path):
+    clock = ByHand()
+    agent = Agent(tmp_path / "home", clock=clock)
+    agent.start()
+    try:
+        agent.write(ONE_JOB)
+
+        def source(job, user="ann"):
+            (tmp_path / job).mkdir()
+            told = spec("Source", job_id=job, folder=str(tmp_path / job), load={"tag": job}, keep_s=60.0, user=user)
+            found = list(agent.client.stream(told, 1, 1 << 20))
+            until(lambda: not any(row["busy"] for row in agent.hosts.rows()), "the source has ended")
+            return unpack(found[0].frames)[0]
+
+        pid, *rest = source("one")
+        assert rest == ["one", str(tmp_path / "one"), str(tmp_path / "one"), "one", "ann"]
+        assert agent.client.inspect(DIGEST, {"s": ("stages:Source", None)})["s"]["load_required"] == ["tag"]
+        assert agent.pids() == [pid], "facts are read where the code is loaded already"
+        gathering = spec("Gather", job_id="one", folder=str(tmp_path / "one"), keep_s=60.0, user="ann")
+        assert unpack(agent.client.gather(gathering, []).frames)[0][0] == pid, "the gather stage follows in the same process"
+        shutil.rmtree(tmp_path / "one")
+        again = source("two")
+        assert again == (pid, "two", str(tmp_path / "two"), str(tmp_path / "two"), "two", "ann")
+        assert source("three", "bob")[0] != pid, "another user's jobs have a process of their own"
+        clock.now += 61
+        until(lambda: not agent.pids(), "what nobody came back for ends")
+    finally:
+        agent.stop()
+
+
+def test_the_kept_process_of_a_job_that_failed_is_ended_with_it(agent, tmp_path):
+    agent.write(ONE_JOB)
+    told = spec("Source", folder=str(tmp_path), load={"tag": 1}, keep_s=60.0)
+    assert list(agent.client.stream(told, 1, 1 << 20))
+    until(lambda: not agent.hosts.rows()[0]["busy"], "the source has ended")
+    assert agent.client.end_job("j1") == 1
+    assert agent.pids() == []
 
 
 def test_light_stages_behave_alike_in_the_calling_process(agent):

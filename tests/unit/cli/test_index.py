@@ -47,7 +47,9 @@ async def test_what_is_listed_is_what_may_be_read(shelf, run):
     code, out, _ = await run("index", "list")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["anns", "ours"]
-    assert [line.rpartition("Z  ")[2] for line in out.splitlines()] == ["ann", "root, shared"]
+    assert [line.rpartition("Z  ")[2].split("  ") for line in out.splitlines()] == [
+        ["ann", "compared with its trees 0 s ago"], ["root, shared", "compared with its trees 0 s ago"],
+    ]  # fmt: skip
     code, out, _ = await run("index", "list", "--json")
     assert [(row["index"], row["owner"], row["shared"]) for row in json.loads(out)] == [("anns", "ann", False), ("ours", "root", True)]
     code, out, _ = await run("index", "show", "anns", "--json")

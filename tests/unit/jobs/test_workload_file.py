@@ -27,7 +27,7 @@ def test_stages_come_in_the_order_of_the_data_and_the_gather_stage_last() -> Non
         version: 1
         name: x
         stages:
-          publish: {run: "stages:P", after: embed, gather: true}
+          publish: {run: "stages:P", after: embed, gather: true, keep: 10m}
           embed: {run: "stages:E", after: read, batch: {tokens: 16384}, env: embed.lock, deadline: 2m, retries: 0}
           read: {run: "stages:R", unit: {items: 7, bytes: 2MiB}}
           side: {run: "stages:S", after: read}
@@ -38,7 +38,7 @@ def test_stages_come_in_the_order_of_the_data_and_the_gather_stage_last() -> Non
     embed = workload.unit_stages[0]
     assert (embed.batch_tokens, embed.env, embed.deadline_s, embed.retries) == (16384, "embed.lock", 120.0, 0)
     assert workload.gather is not None
-    assert workload.gather.name == "publish"
+    assert (workload.gather.name, workload.gather.keep_s, workload.source.keep_s) == ("publish", 600.0, 0.0)
 
 
 def test_every_mistake_is_told_at_once_with_its_place() -> None:
@@ -68,6 +68,7 @@ def test_every_mistake_is_told_at_once_with_its_place() -> None:
         ('{a: {run: "s:A"}, g: {run: "s:G", after: a, gather: true}, h: {run: "s:H", after: a, gather: true}}', "only one stage may gather"),
         ('{a: {run: "s:A"}, g: {run: "s:G", after: a, gather: true}, h: {run: "s:H", after: g}}', "nothing can come after it"),
         ('{a: {run: "s:A"}, b: {run: "s:B", after: a, unit: {items: 3}}}', "only the source cuts the input into units"),
+        ('{a: {run: "s:A"}, b: {run: "s:B", after: a, keep: 1m}}', "are kept anyway; leave `keep` out"),
         ('{a: {run: "s:A", at: head}}', "is called on the head's host anyway; leave `at` out"),
         ('{a: {run: "s:A"}, b: {run: "s:B", after: a, gather: true, at: head}}', "is called on the head's host anyway"),
         ('{a: {run: "s:A"}, b: {run: "s:B", after: a, at: gpu}}', "at"),

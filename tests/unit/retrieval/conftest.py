@@ -11,6 +11,7 @@ import pytest
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.model.owner import OPERATOR, User
+from dgpunet_dask.retrieval.changes import Changes
 from dgpunet_dask.retrieval.chunk import Chunk
 from dgpunet_dask.retrieval.discover import roots_of
 from dgpunet_dask.retrieval.ingest import Plan, Published, Scan, SourceFile, publish
@@ -63,16 +64,18 @@ class Ingest:
     model: ModelFiles = field(default_factory=lambda: FakeEncoder().files)
     counts: dict[str, int] = field(default_factory=dict)
 
-    def scan(self, *roots: Path, index: str = "x", by: User = OPERATOR) -> tuple[Path, list[SourceFile]]:
+    def scan(
+        self, *roots: Path, index: str = "x", by: User = OPERATOR, changes: Changes | None = None
+    ) -> tuple[Path, list[SourceFile]]:
         self.runs += 1
         self.counts = {}
         folder = self.home.jobs / str(self.runs)
         folder.mkdir(parents=True)
-        scan = Scan(Plan(index, roots_of(roots), self.model, by=by), self.home, folder, self.count, self.clock)
+        scan = Scan(Plan(index, roots_of(roots), self.model, by=by), self.home, folder, self.count, self.clock, changes=changes)
         return folder, list(scan.files(scan.entries()))
 
-    def count(self, name: str) -> None:
-        self.counts[name] = self.counts.get(name, 0) + 1
+    def count(self, name: str, by: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + by
 
     def units(self, files: Sequence[SourceFile]) -> Iterator[dict[str, Any]]:
         for file in files:
@@ -87,8 +90,8 @@ class Ingest:
             if known is None:
                 row.vector = FakeEncoder().encode_documents([row.chunk.text])[0]
 
-    def __call__(self, *roots: Path, index: str = "x") -> Published:
-        folder, files = self.scan(*roots, index=index)
+    def __call__(self, *roots: Path, index: str = "x", changes: Changes | None = None) -> Published:
+        folder, files = self.scan(*roots, index=index, changes=changes)
         return publish(folder, self.home, self.units(files), self.clock)
 
 

@@ -170,9 +170,9 @@ def test_a_root_beside_another_whose_name_it_begins_with_is_no_part_of_it(tmp_pa
 
 
 def test_the_file_systems_own_root_holds_every_other(tmp_path):
-    assert module._overlap(roots_of(["/", tmp_path]))
-    assert not module._overlap(roots_of([make(tmp_path / "a", {"x": ""}), make(tmp_path / "b", {"x": ""})]))
-    assert not module._overlap(roots_of(["/"]))
+    assert module.overlap(roots_of(["/", tmp_path]))
+    assert not module.overlap(roots_of([make(tmp_path / "a", {"x": ""}), make(tmp_path / "b", {"x": ""})]))
+    assert not module.overlap(roots_of(["/"]))
 
 
 def test_a_root_given_by_a_link_too_is_one(tmp_path):

@@ -137,7 +137,7 @@ def test_an_index_of_documents_and_addresses_follows_them(tmp_path, web, home, i
         with documents(folder, urls) as found:
             plan = Plan("x", roots_of([root]), ingest.model)
             ways = {"walk": found.walk, "read": found.read, "reading": READING}
-            scan = Scan(plan, home, folder, lambda n: counts.update([n]), ingest.clock, **ways)
+            scan = Scan(plan, home, folder, lambda n, by=1: counts.update({n: by}), ingest.clock, **ways)
             entries = scan.entries()
             unread = scan.unread(entries)
             found.expect(unread)
