@@ -159,6 +159,7 @@ def _call(
         home=None if host is None else str(host.home),
         batch_items=spec.batch_items,
         batch_tokens=spec.batch_tokens,
+        interactive=demand.priority == "interactive",
     )
     return StageCall(call, light=facts.light and host is None, retries=spec.retries)
 

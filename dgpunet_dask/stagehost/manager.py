@@ -309,7 +309,7 @@ class StageHosts:
         facts: dict[str, Any] = {}
         for env in sorted({env for _, env in stages.values()}, key=str):
             asked = {name: pair for name, pair in stages.items() if pair[1] == env}
-            spec = StageCallSpec(stage=min(asked), run="", digest=digest, env=env, deadline_s=INSPECT_S)
+            spec = StageCallSpec(stage=min(asked), run="", digest=digest, env=env, deadline_s=INSPECT_S, interactive=True)
             process = await self.book.process(spec, await self.book.python(spec))
             try:
                 fields = {"digest": digest, "workloads": str(self.home.workloads), "stages": asked, "params": params}

@@ -67,6 +67,9 @@ class StageCallSpec:
         The lease of the unit that the call is made under. Only told: a successor's call gets what its predecessor's has computed.
     copy
         The call is a second one of a unit that another call is slow with: it runs by itself beside that one.
+    interactive
+        The stage's own demand says `priority="interactive"`: its process keeps the agent's OS priority, and every other one is put behind
+        all that people wait for (`lowering`). Part of what a process is, since the kernel lets none of them come back.
     """
 
     stage: str
@@ -92,6 +95,7 @@ class StageCallSpec:
     unit: str = ""
     epoch: int = 0
     copy: bool = False
+    interactive: bool = False
 
     @property
     def of_one_job(self) -> bool:
