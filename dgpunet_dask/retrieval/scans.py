@@ -1,0 +1,205 @@
+"""The vectors of a large segment once more with fewer bits: compared with a query first, so that few are read in full.
+
+A flat scan of float32 is bound by memory. With 16 bits a number it takes a third of the time, with 8 a sixth; what it finds is scored anew from
+the exact vectors. The rounding is known, so a bound of the error is as well, and with it whether the exact best can lie among what was not
+scored anew. Then more are, and where that does not help either the exact scan decides. So what is found is what the exact scan finds.
+
+Which form a segment gets depends on its size alone; whether it keeps it, on what `measured` finds on some of its own vectors. Both are written
+into ``segment.json``.
+
+Layout: a FAISS ``IndexScalarQuantizer`` of FAISS's own making, with the codes written behind its header, so that they are never held whole.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vector = NDArray[np.float32]
+    Vectors = NDArray[np.float32]
+    Scores = NDArray[np.float64]
+    Rows = NDArray[np.int64]
+
+SCAN: Final = "scan.faiss"
+#: Below so many rows a flat scan takes less than a millisecond; from the second number on 16 bits a number take longer than all else of a query.
+_FROM: Final = ((1 << 18, "int8"), (1 << 13, "fp16"))
+#: Of the exact best, so many must be found, and so few of the queries may fall back to the exact scan; else the segment has no scan.
+RECALL: Final = 0.999
+EXACT_SHARE: Final = 0.1
+#: What is measured: so many best of so many queries. A search asks for about as many (`search._DEPTH`).
+AT: Final = 216
+QUERIES: Final = 32
+#: Rows that are converted at once.
+_ROWS: Final = 4096
+#: How often more are scored anew before the exact scan is asked, and how many times as many.
+_WIDENED: Final = 2
+_WIDER: Final = 4
+#: Half the distance of neighbouring float16 is at most so much of the number, or of the least normal one (2**-14) below it.
+_HALF_ULP: Final = 2.0**-11
+_TINY: Final = 2.0**-25
+#: float32 sums of unit vectors are off by less.
+_SUMS: Final = 1e-5
+#: Where FAISS writes the number of vectors: after a fourcc and the dimension.
+_COUNT_AT: Final = 8
+
+#: The exact scan: a vector and a number to the nearest rows.
+Exact = Callable[["Vector", int], "Rows"]
+
+
+@dataclass(frozen=True)
+class ScanFacts:
+    """What ``segment.json`` says of a segment's scan.
+
+    Parameters
+    ----------
+    kind
+        ``fp16`` or ``int8``; ``None`` where it was not worth keeping, so that the exact vectors are scanned.
+    scale
+        What vectors were multiplied with before they were rounded.
+    recall, exact_share
+        Of the exact best `at` of `queries` vectors of the segment, the share that was found, and the share of queries that took the exact scan.
+    """
+
+    kind: str | None
+    scale: float
+    recall: float
+    exact_share: float
+    at: int = AT
+    queries: int = QUERIES
+
+
+def kind_for(rows: int) -> str | None:
+    """Return which form a segment of so many rows gets; ``None``: none, it is small."""
+    return next((kind for least, kind in _FROM if rows >= least), None)
+
+
+def write_scan(file: BinaryIO, vectors: Vectors, kind: str) -> float:
+    """Write `vectors` ``(rows, dimension)``, mapped, in the form `kind`, and return the scale."""
+    import numpy as np
+
+    scale = 1.0 if kind == "fp16" else 127.0 / max(max(float(np.abs(part).max()) for part in _parts(vectors)), 1e-30)
+    header = _header(vectors.shape, kind)
+    file.write(header)
+    for part in _parts(vectors):
+        codes = part.astype("<f2") if kind == "fp16" else (np.rint(part * np.float32(scale)) + 128).astype(np.uint8)
+        file.write(codes.tobytes())
+    return scale
+
+
+def _header(shape: tuple[int, ...], kind: str) -> bytes:
+    """What FAISS writes of such an index without vectors, with the counts of those that follow."""
+    import faiss
+
+    rows, dimension = shape
+    empty = faiss.IndexScalarQuantizer(dimension, _quantizer(kind), faiss.METRIC_INNER_PRODUCT)
+    empty.is_trained = True
+    made = bytearray(faiss.serialize_index(empty).tobytes())
+    struct.pack_into("<q", made, _COUNT_AT, rows)
+    struct.pack_into("<Q", made, len(made) - 8, rows * dimension * (2 if kind == "fp16" else 1))
+    return bytes(made)
+
+
+def _quantizer(kind: str) -> Any:
+    import faiss
+
+    return {"fp16": faiss.ScalarQuantizer.QT_fp16, "int8": faiss.ScalarQuantizer.QT_8bit_direct_signed}[kind]
+
+
+def _parts(vectors: Vectors) -> Iterator[Vectors]:
+    import numpy as np
+
+    for first in range(0, len(vectors), _ROWS):
+        yield np.ascontiguousarray(vectors[first : first + _ROWS], np.float32)
+
+
+class Scan:
+    """A scan that is read.
+
+    Parameters
+    ----------
+    file, facts
+        What was written, and what ``segment.json`` says of it.
+    vectors
+        The exact vectors, mapped.
+    exact
+        Asked where the scan cannot tell.
+
+    Raises
+    ------
+    ValueError, RuntimeError, OSError
+        If the file is not what it was written as.
+    """
+
+    def __init__(self, file: Path, facts: ScanFacts, vectors: Vectors, exact: Exact) -> None:
+        import faiss
+
+        self.fell_back = 0
+        self._facts, self._vectors, self._exact = facts, vectors, exact
+        self._index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+        if (self._index.ntotal, self._index.d) != vectors.shape or self._index.sq.qtype != _quantizer(str(facts.kind)):
+            raise ValueError(f"{file.name} does not hold the vectors of its segment")
+
+    def nearest(self, vector: Vector, count: int) -> Rows:
+        """Return the `count` nearest rows to `vector` ``(dimension,)``, as the exact scan would, in no order."""
+        import numpy as np
+
+        rows = len(self._vectors)
+        scored, error = min(rows, count + max(64, count // 2)), self._error(vector)
+        for _ in range(_WIDENED + 1):
+            near, found = self._index.search(vector[None, :], scored)
+            scores = exact_scores(self._vectors, found[0], vector)
+            best = np.argpartition(-scores, count - 1)[:count]
+            if scored == rows or scores[best].min() >= float(near[0][-1]) / self._facts.scale + error:
+                return np.asarray(found[0][best], np.int64)
+            scored = min(rows, scored * _WIDER)
+        self.fell_back += 1
+        return self._exact(vector, count)
+
+    def _error(self, vector: Vector) -> float:
+        """By how much a score of the scan differs from the exact one at most."""
+        import numpy as np
+
+        length, total = float(np.linalg.norm(vector)), float(np.abs(vector).sum())
+        if self._facts.kind == "int8":  # half a step, and the rounding of a product that may lie on its border
+            return 0.501 / self._facts.scale * total + _SUMS * max(1.0, length)
+        # of unit vectors: by Cauchy-Schwarz the errors in proportion sum to no more than that of the lengths
+        return 1.01 * _HALF_ULP * length + _TINY * total + _SUMS * max(1.0, length)
+
+
+def exact_scores(vectors: Vectors, rows: Rows, vector: Vector) -> Scores:
+    """Return the inner products of `rows` of `vectors` with `vector`, each summed alone in float64, so that it does not depend on the others."""
+    import numpy as np
+
+    chosen = np.ascontiguousarray(vectors[rows], np.float64)
+    return np.einsum("ij,j->i", chosen, vector.astype(np.float64))
+
+
+def measured(folder: Path, kind: str, scale: float, vectors: Vectors, exact: Exact) -> ScanFacts:
+    """Ask the scan in `folder` for what is nearest to some of `vectors`, and return how well it did."""
+    import numpy as np
+
+    at = min(AT, len(vectors))
+    scan = Scan(folder / SCAN, ScanFacts(kind, scale, 1.0, 0.0), vectors, exact)
+    found, asked = 0.0, np.linspace(0, len(vectors) - 1, QUERIES).astype(int)
+    for row in asked:
+        vector = np.ascontiguousarray(vectors[row], np.float32)
+        scores, wanted = (np.sort(exact_scores(vectors, rows, vector)) for rows in (scan.nearest(vector, at), exact(vector, at)))
+        found += float((scores >= wanted[0] - 1e-6).sum()) / at  # of several equal ones at the end either will do
+    return ScanFacts(kind, scale, round(found / QUERIES, 6), scan.fell_back / QUERIES, at)
+
+
+def kept(facts: ScanFacts) -> bool:
+    """Whether a scan is as good as it must be."""
+    return facts.recall >= RECALL and facts.exact_share <= EXACT_SHARE
+
+
+def to_json(facts: ScanFacts | None) -> dict[str, Any] | None:
+    """Return what ``segment.json`` holds."""
+    return None if facts is None else asdict(facts)
