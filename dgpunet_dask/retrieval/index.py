@@ -38,7 +38,7 @@ from dgpunet_dask.errors import (
     did_you_mean,
 )
 from dgpunet_dask.model.owner import OPERATOR, User
-from dgpunet_dask.retrieval.segments import disk_full_named
+from dgpunet_dask.retrieval.segments import DamagedSegmentError, disk_full_named, facts_of
 from dgpunet_dask.security.files import sync_folder
 
 FORMAT_VERSION: Final = 2
@@ -378,7 +378,22 @@ def described(home: Home, name: str, by: User = OPERATOR) -> dict[str, Any]:
     fields.pop("version")
     fields["segments"] = len(manifest.segments)
     published = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(manifest.published_s))
-    return {"index": name, **fields, "published": published, "bytes": size_bytes(index, manifest)}
+    rest = {"published": published, "bytes": size_bytes(index, manifest), "scans": _scans(index, manifest)}
+    return {"index": name, **fields, **rest}
+
+
+def _scans(index: Index, manifest: Manifest) -> list[dict[str, Any]]:
+    """How each segment's vectors are searched: ``exact``, or first by a smaller form that found a share of the exact best when it was written."""
+    found = []
+    for folder in index.segments(manifest):
+        try:
+            facts = facts_of(folder)
+        except DamagedSegmentError:
+            continue  # `index verify` tells
+        scan = facts.scan
+        kind = "exact" if scan is None or scan.kind is None else scan.kind
+        found.append({"segment": folder.name, "chunks": facts.rows, "kind": kind, "recall": None if scan is None else scan.recall})
+    return found
 
 
 def all_described(home: Home, by: User = OPERATOR) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from dgpunet_dask.retrieval.filetable import FILES, read_paths
 from dgpunet_dask.retrieval.index import Index, Manifest
 from dgpunet_dask.retrieval.lexical import LexicalIndex
 from dgpunet_dask.retrieval.lexicon import LEXICAL
+from dgpunet_dask.retrieval.scans import SCAN, Scan, exact_scan, exact_scores
 from dgpunet_dask.retrieval.segments import VECTORS, Segment
 from dgpunet_dask.retrieval.signals import Candidate
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float32]
     Rows = NDArray[np.int64]
+
+log = logging.getLogger(__name__)
 
 #: Scores are compared and shown to so many digits; below that, sums differ with the batch they were made in.
 DIGITS: Final = 6
@@ -164,17 +168,27 @@ class _Dense(Segment):
     """A segment whose vectors are searched."""
 
     def __init__(self, folder: Path) -> None:
-        import faiss
         import numpy as np
 
         super().__init__(folder)
-        self._faiss = faiss.read_index(str(folder / VECTORS), faiss.IO_FLAG_MMAP_IFC)
+        self._exact = exact_scan(folder / VECTORS)
         # memoryviews give Python numbers, and several times as fast as arrays do
         self.starts, self.ends = (memoryview(self.chunks.column(name).to_numpy()) for name in ("start_line", "end_line"))
         self.file_of = memoryview(np.repeat(np.arange(len(self.keys)), self.count))
         self.firsts: list[int] = self.first.tolist()
         self.texts = [Texts(self.chunks.column(name)) for name in _READ]
         self.plain = self.vectors.view(np.ndarray)  # rows of a `memmap` cost much more than their bytes
+        self._scan = self._opened_scan()
+
+    def _opened_scan(self) -> Scan | None:
+        facts = self.facts.scan
+        if facts is None or facts.kind is None:
+            return None
+        try:
+            return Scan(self.folder / SCAN, facts, self.plain, self._exact)
+        except (OSError, RuntimeError, ValueError) as error:  # what FAISS raises
+            log.warning("segment %s is searched without its scan, which cannot be read: %s", self.folder.name, error)
+            return None
 
     @property
     def languages(self) -> NDArray[np.object_]:
@@ -191,13 +205,11 @@ class _Dense(Segment):
         import numpy as np
 
         if rows is None:
-            _, found = self._faiss.search(vector[None, :], count)
-            ids = found[0][found[0] >= 0]
+            ids = self._exact(vector, count) if self._scan is None else self._scan.nearest(vector, count)
         else:
             near = np.ascontiguousarray(self.plain[rows], np.float32) @ vector
             ids = rows[np.argpartition(-near, count - 1)[:count]]
-        exact = np.ascontiguousarray(self.plain[ids], np.float64)
-        scores = np.einsum("ij,j->i", exact, vector.astype(np.float64))
+        scores = exact_scores(self.plain, ids, vector)
         return sorted(((round(s, DIGITS), i) for s, i in zip(scores.tolist(), ids.tolist(), strict=True)), key=lambda f: (-f[0], f[1]))
 
 

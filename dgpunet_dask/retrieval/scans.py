@@ -13,8 +13,8 @@ Layout: a FAISS ``IndexScalarQuantizer`` of FAISS's own making, with the codes w
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -45,7 +45,7 @@ _WIDER: Final = 4
 _HALF_ULP: Final = 2.0**-11
 _TINY: Final = 2.0**-25
 #: float32 sums of unit vectors are off by less.
-_SUMS: Final = 1e-5
+_SUMS: Final = 3e-5
 #: Where FAISS writes the number of vectors: after a fourcc and the dimension.
 _COUNT_AT: Final = 8
 
@@ -61,14 +61,14 @@ class ScanFacts:
     ----------
     kind
         ``fp16`` or ``int8``; ``None`` where it was not worth keeping, so that the exact vectors are scanned.
-    scale
-        What vectors were multiplied with before they were rounded.
+    largest
+        The largest number in the vectors, without its sign; what 8 bits are spread over.
     recall, exact_share
         Of the exact best `at` of `queries` vectors of the segment, the share that was found, and the share of queries that took the exact scan.
     """
 
     kind: str | None
-    scale: float
+    largest: float
     recall: float
     exact_share: float
     at: int = AT
@@ -81,24 +81,26 @@ def kind_for(rows: int) -> str | None:
 
 
 def write_scan(file: BinaryIO, vectors: Vectors, kind: str) -> float:
-    """Write `vectors` ``(rows, dimension)``, mapped, in the form `kind`, and return the scale."""
+    """Write `vectors` ``(rows, dimension)``, mapped, in the form `kind`, and return the largest number in them, without its sign."""
     import numpy as np
 
-    scale = 1.0 if kind == "fp16" else 127.0 / max(max(float(np.abs(part).max()) for part in _parts(vectors)), 1e-30)
-    header = _header(vectors.shape, kind)
-    file.write(header)
+    largest = max(max(float(np.abs(part).max()) for part in _parts(vectors)), 1e-30)
+    file.write(_header(vectors.shape, kind, largest))
     for part in _parts(vectors):
-        codes = part.astype("<f2") if kind == "fp16" else (np.rint(part * np.float32(scale)) + 128).astype(np.uint8)
+        codes = part.astype("<f2") if kind == "fp16" else np.clip((part / np.float32(largest) + 1) * 127.5, 0, 255).astype(np.uint8)
         file.write(codes.tobytes())
-    return scale
+    return largest
 
 
-def _header(shape: tuple[int, ...], kind: str) -> bytes:
+def _header(shape: tuple[int, ...], kind: str, largest: float) -> bytes:
     """What FAISS writes of such an index without vectors, with the counts of those that follow."""
     import faiss
+    import numpy as np
 
     rows, dimension = shape
     empty = faiss.IndexScalarQuantizer(dimension, _quantizer(kind), faiss.METRIC_INNER_PRODUCT)
+    if kind == "int8":  # the least number, and how far it is to the largest
+        faiss.copy_array_to_vector(np.array([-largest, 2 * largest], np.float32), empty.sq.trained)
     empty.is_trained = True
     made = bytearray(faiss.serialize_index(empty).tobytes())
     struct.pack_into("<q", made, _COUNT_AT, rows)
@@ -109,7 +111,7 @@ def _header(shape: tuple[int, ...], kind: str) -> bytes:
 def _quantizer(kind: str) -> Any:
     import faiss
 
-    return {"fp16": faiss.ScalarQuantizer.QT_fp16, "int8": faiss.ScalarQuantizer.QT_8bit_direct_signed}[kind]
+    return {"fp16": faiss.ScalarQuantizer.QT_fp16, "int8": faiss.ScalarQuantizer.QT_8bit_uniform}[kind]
 
 
 def _parts(vectors: Vectors) -> Iterator[Vectors]:
@@ -142,23 +144,25 @@ class Scan:
 
         self.fell_back = 0
         self._facts, self._vectors, self._exact = facts, vectors, exact
-        self._index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
-        if (self._index.ntotal, self._index.d) != vectors.shape or self._index.sq.qtype != _quantizer(str(facts.kind)):
+        self._index = index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+        alike = isinstance(index, faiss.IndexScalarQuantizer) and index.sq.qtype == _quantizer(str(facts.kind))
+        if not alike or (index.ntotal, index.d) != vectors.shape:
             raise ValueError(f"{file.name} does not hold the vectors of its segment")
 
     def nearest(self, vector: Vector, count: int) -> Rows:
         """Return the `count` nearest rows to `vector` ``(dimension,)``, as the exact scan would, in no order."""
         import numpy as np
 
-        rows = len(self._vectors)
-        scored, error = min(rows, count + max(64, count // 2)), self._error(vector)
+        rows, scored, error = len(self._vectors), count + max(64, count // 2), self._error(vector)
         for _ in range(_WIDENED + 1):
+            if scored > rows // 4:  # for so many the exact scan is as quick
+                break
             near, found = self._index.search(vector[None, :], scored)
             scores = exact_scores(self._vectors, found[0], vector)
             best = np.argpartition(-scores, count - 1)[:count]
-            if scored == rows or scores[best].min() >= float(near[0][-1]) / self._facts.scale + error:
+            if scores[best].min() >= float(near[0][-1]) + error:
                 return np.asarray(found[0][best], np.int64)
-            scored = min(rows, scored * _WIDER)
+            scored *= _WIDER
         self.fell_back += 1
         return self._exact(vector, count)
 
@@ -167,8 +171,8 @@ class Scan:
         import numpy as np
 
         length, total = float(np.linalg.norm(vector)), float(np.abs(vector).sum())
-        if self._facts.kind == "int8":  # half a step, and the rounding of a product that may lie on its border
-            return 0.501 / self._facts.scale * total + _SUMS * max(1.0, length)
+        if self._facts.kind == "int8":  # half a step of 255, and a whole one at the upper end
+            return 1.01 * self._facts.largest / 255 * total + _SUMS * max(1.0, length)
         # of unit vectors: by Cauchy-Schwarz the errors in proportion sum to no more than that of the lengths
         return 1.01 * _HALF_ULP * length + _TINY * total + _SUMS * max(1.0, length)
 
@@ -181,18 +185,18 @@ def exact_scores(vectors: Vectors, rows: Rows, vector: Vector) -> Scores:
     return np.einsum("ij,j->i", chosen, vector.astype(np.float64))
 
 
-def measured(folder: Path, kind: str, scale: float, vectors: Vectors, exact: Exact) -> ScanFacts:
+def measured(folder: Path, kind: str, largest: float, vectors: Vectors, exact: Exact) -> ScanFacts:
     """Ask the scan in `folder` for what is nearest to some of `vectors`, and return how well it did."""
     import numpy as np
 
     at = min(AT, len(vectors))
-    scan = Scan(folder / SCAN, ScanFacts(kind, scale, 1.0, 0.0), vectors, exact)
+    scan = Scan(folder / SCAN, ScanFacts(kind, largest, 1.0, 0.0), vectors, exact)
     found, asked = 0.0, np.linspace(0, len(vectors) - 1, QUERIES).astype(int)
     for row in asked:
         vector = np.ascontiguousarray(vectors[row], np.float32)
         scores, wanted = (np.sort(exact_scores(vectors, rows, vector)) for rows in (scan.nearest(vector, at), exact(vector, at)))
         found += float((scores >= wanted[0] - 1e-6).sum()) / at  # of several equal ones at the end either will do
-    return ScanFacts(kind, scale, round(found / QUERIES, 6), scan.fell_back / QUERIES, at)
+    return ScanFacts(kind, largest, round(found / QUERIES, 6), scan.fell_back / QUERIES, at)
 
 
 def kept(facts: ScanFacts) -> bool:
@@ -200,6 +204,26 @@ def kept(facts: ScanFacts) -> bool:
     return facts.recall >= RECALL and facts.exact_share <= EXACT_SHARE
 
 
-def to_json(facts: ScanFacts | None) -> dict[str, Any] | None:
-    """Return what ``segment.json`` holds."""
-    return None if facts is None else asdict(facts)
+def facts_of(raw: Mapping[str, Any] | None) -> ScanFacts | None:
+    """Return what ``segment.json`` says of a scan; one of an older release says nothing."""
+    return None if raw is None else ScanFacts(**{f.name: raw[f.name] for f in fields(ScanFacts)})
+
+
+def exact_scan(file: Path) -> Exact:
+    """Return the exact scan over a segment's flat FAISS file, which is mapped.
+
+    Raises
+    ------
+    RuntimeError
+        If FAISS cannot read it.
+    """
+    import faiss
+    import numpy as np
+
+    index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+
+    def nearest(vector: Vector, count: int) -> Rows:
+        found = index.search(vector[None, :], count)[1][0]
+        return np.asarray(found[found >= 0], np.int64)
+
+    return nearest
