@@ -44,7 +44,7 @@ def one_thread_a_product() -> None:
     Those of one query are too small to share: with a thread for each core they took five times as long, and ten times beside a job, since the
     threads wait for each other by spinning. The command `search` has the same from its environment, which a head's children would inherit.
     """
-    import numpy  # noqa: F401  # its library must be there to be told
+    import numpy as np  # noqa: F401  # its library must be there to be told
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1, user_api="blas")

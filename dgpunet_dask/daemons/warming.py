@@ -50,12 +50,12 @@ def wanted(home: Home, most: int, chunks_max: int = CHUNKS_MAX) -> list[str]:
     known = {name: found for name in index_names(home) if (found := _manifest(home, name)) is not None}
     before = [name for name in reversed(_kept(names_file(home))) if name in known]
     others = [name for name, found in known.items() if name not in before and found.model == MINILM]
-    found, left = list[str](), chunks_max
+    chosen, left = list[str](), chunks_max
     for name in [*before, *sorted(others, key=lambda name: (-known[name].published_s, name))][:most]:
         if known[name].chunks <= left:
-            found.append(name)
+            chosen.append(name)
             left -= known[name].chunks
-    return found
+    return chosen
 
 
 def _kept(file: Path) -> list[str]:

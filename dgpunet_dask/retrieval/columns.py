@@ -54,4 +54,4 @@ def _part(part: pa.Array) -> _Part:
     rows = slice(part.offset, part.offset + len(part) + 1)
     bits = None if valid is None else np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[part.offset :]
     numbers = memoryview(b"\0" * 4 if offsets is None else offsets).cast("B").cast("i")[rows]
-    return _Part(numbers, memoryview(b"" if data is None else data).cast("B"), None if bits is None else memoryview(bits))
+    return _Part(numbers, memoryview(b"" if data is None else data).cast("B"), None if bits is None else bits.data)

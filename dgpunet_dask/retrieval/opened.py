@@ -174,7 +174,7 @@ class _Dense(Segment):
         self._exact = exact_scan(folder / VECTORS)
         # memoryviews give Python numbers, and several times as fast as arrays do
         self.starts, self.ends = (memoryview(self.chunks.column(name).to_numpy()) for name in ("start_line", "end_line"))
-        self.file_of = memoryview(np.repeat(np.arange(len(self.keys)), self.count))
+        self.file_of = np.repeat(np.arange(len(self.keys)), self.count).data
         self.firsts: list[int] = self.first.tolist()
         self.texts = [Texts(self.chunks.column(name)) for name in _READ]
         self.plain = self.vectors.view(np.ndarray)  # rows of a `memmap` cost much more than their bytes
@@ -185,7 +185,7 @@ class _Dense(Segment):
         if facts is None or facts.kind is None:
             return None
         try:
-            return Scan(self.folder / SCAN, facts, self.plain, self._exact)
+            return Scan(self.folder / SCAN, self.plain, self._exact)
         except (OSError, RuntimeError, ValueError) as error:  # what FAISS raises
             log.warning("segment %s is searched without its scan, which cannot be read: %s", self.folder.name, error)
             return None

@@ -216,15 +216,14 @@ class SegmentWriter:
 
     def _write_scan(self, facts: SegmentFacts) -> ScanFacts | None:
         """Write a large segment's scan, unless it turns out to be of no use."""
-        kind = scans.kind_for(facts.rows)
-        if kind is None:
+        if scans.kind_for(facts.rows) is None:
             return None
         vectors = _mapped_vectors(self.folder / VECTORS, facts)
         with self._opener(self.folder / SCAN) as file:
-            largest = scans.write_scan(file, vectors, kind)
+            scans.write_scan(file, vectors)
             file.flush()
             os.fsync(file.fileno())
-        found = scans.measured(self.folder, kind, largest, vectors, scans.exact_scan(self.folder / VECTORS))
+        found = scans.measured(self.folder, vectors, scans.exact_scan(self.folder / VECTORS))
         if not scans.kept(found):
             (self.folder / SCAN).unlink()
             return replace(found, kind=None)

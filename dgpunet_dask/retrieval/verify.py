@@ -112,12 +112,13 @@ def _scan_faults(segment: Segment) -> Iterator[str]:
     if told is None or told.kind is None:
         return
     try:
-        found = scans.measured(segment.folder, told.kind, told.largest, segment.vectors, scans.exact_scan(segment.folder / VECTORS))
+        found = scans.measured(segment.folder, segment.vectors, scans.exact_scan(segment.folder / VECTORS))
     except (OSError, RuntimeError, ValueError) as error:
         yield f"segment {segment.folder.name}: its scan cannot be read: {error}"
         return
     if not scans.kept(found):
-        yield f"segment {segment.folder.name}: its scan finds {found.recall:.4f} of the nearest, where {scans.RECALL} is the least"
+        what = f"finds {found.recall:.4f} of the nearest, and leaves {found.exact_share:.0%} of the queries to the exact vectors"
+        yield f"segment {segment.folder.name}: its scan {what}; `index compact` makes it anew"
 
 
 def _lengths(segment: Segment) -> NDArray[np.float64]:

@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dgpunet_dask.retrieval import scans
+from dgpunet_dask.retrieval.index import described
 from dgpunet_dask.retrieval.opened import _Dense
 from dgpunet_dask.retrieval.scans import SCAN, Scan, ScanFacts, exact_scan, exact_scores, kept, kind_for, measured, write_scan
-from dgpunet_dask.retrieval.segments import FACTS, VECTORS, Segment, SegmentWriter, chunk_schema
+from dgpunet_dask.retrieval.segments import FACTS, VECTORS, Segment, SegmentWriter, chunk_schema, digests_of
+from dgpunet_dask.retrieval.verify import verify
+from tests.unit.retrieval.test_search import make
 
 ROWS, DIMENSION = 9000, 24
 
@@ -41,7 +43,7 @@ def large(tmp_path_factory):
 
 
 def test_what_a_segment_gets_depends_on_its_size():
-    assert [kind_for(n) for n in (1, 8191, 8192, 262_143, 262_144, 10**7)] == [None, None, "fp16", "fp16", "int8", "int8"]
+    assert [kind_for(n) for n in (1, 8191, 8192, 10**7)] == [None, None, "fp16", "fp16"]
 
 
 def test_a_large_segment_says_what_its_scan_is_worth_and_a_small_one_has_none(large, tmp_path):
@@ -54,25 +56,21 @@ def test_a_large_segment_says_what_its_scan_is_worth_and_a_small_one_has_none(la
     assert not (small / SCAN).exists()
 
 
-@pytest.mark.parametrize("kind", ["fp16", "int8"])
-def test_the_file_is_what_faiss_itself_would_write(tmp_path, kind):
+def test_the_file_is_what_faiss_itself_would_write(tmp_path):
     import faiss
 
     vectors = unit((500, DIMENSION))
     with (tmp_path / SCAN).open("wb") as file:
-        largest = write_scan(file, vectors, kind)
-    read = faiss.read_index(str(tmp_path / SCAN))
-    assert (read.ntotal, read.d, read.metric_type) == (500, DIMENSION, faiss.METRIC_INNER_PRODUCT)
-    off = np.abs(read.reconstruct_n(0, 500) - vectors)
-    assert off.max() <= (np.abs(vectors) * 2.0**-11 + 2.0**-25).max() if kind == "fp16" else off.max() <= 1.001 * largest / 255
+        write_scan(file, vectors)
     own = faiss.IndexScalarQuantizer(DIMENSION, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     own.add(vectors)
-    assert kind != "fp16" or faiss.serialize_index(own).tobytes() == (tmp_path / SCAN).read_bytes()
+    assert faiss.serialize_index(own).tobytes() == (tmp_path / SCAN).read_bytes()
+    off = np.abs(faiss.read_index(str(tmp_path / SCAN)).reconstruct_n(0, 500) - vectors)
+    assert (off <= np.abs(vectors) * 2.0**-11 + 2.0**-25).all()
 
 
-@pytest.mark.parametrize("kind", ["fp16", "int8"])
 @pytest.mark.parametrize("shape", ["even", "clustered", "copies", "nearly equal"])
-def test_a_scan_finds_what_the_exact_one_finds(tmp_path, kind, shape):
+def test_a_scan_finds_what_the_exact_one_finds(tmp_path, shape):
     random = np.random.default_rng(7)
     vectors = unit((4000, DIMENSION), 3)
     if shape != "even":
@@ -83,8 +81,8 @@ def test_a_scan_finds_what_the_exact_one_finds(tmp_path, kind, shape):
     folder = segment(tmp_path / "s", vectors)
     exact, mapped = exact_scan(folder / VECTORS), Segment(folder).vectors
     with (folder / SCAN).open("wb") as file:
-        largest = write_scan(file, mapped, kind)
-    scan = Scan(folder / SCAN, ScanFacts(kind, largest, 1.0, 0.0), mapped, exact)
+        write_scan(file, mapped)
+    scan = Scan(folder / SCAN, mapped, exact)
     for query in [*unit((20, DIMENSION), 11), *vectors[:5]]:
         for count in (1, 10, 216, 900):
             found, wanted = (np.sort(exact_scores(mapped, rows, query)) for rows in (scan.nearest(query, count), exact(query, count)))
@@ -103,13 +101,13 @@ def test_a_scan_that_is_of_no_use_is_not_kept(tmp_path):
 def test_measuring_tells_a_scan_that_belongs_to_other_vectors(large, tmp_path):
     other, mapped = unit((ROWS, DIMENSION), 5), Segment(large).vectors
     with (tmp_path / SCAN).open("wb") as file:
-        largest = write_scan(file, other, "fp16")
-    found = measured(tmp_path, "fp16", largest, mapped, exact_scan(large / VECTORS))
+        write_scan(file, other)
+    found = measured(tmp_path, mapped, exact_scan(large / VECTORS))
     assert not kept(found)
 
 
 def test_the_bound_of_recall_decides():
-    good = ScanFacts("fp16", 1.0, 1.0, 0.0)
+    good = ScanFacts("fp16", 1.0, 0.0)
     assert [kept(f) for f in (good, replace(good, recall=0.9989), replace(good, exact_share=0.2))] == [True, False, False]
 
 
@@ -142,5 +140,18 @@ def test_without_its_scan_a_segment_is_searched_exactly_and_the_log_tells(large,
     assert "searched without its scan" in caplog.text
 
 
-def test_conversion_holds_few_rows_at_once():
-    assert scans._ROWS * 4096 * 4 < 1 << 27
+def test_an_index_tells_how_it_is_searched_and_verifying_measures_it_again(home):
+    make(home, unit((ROWS, DIMENSION)))
+    [told] = described(home, "x")["scans"]
+    assert (told["chunks"], told["kind"], told["recall"]) == (ROWS, "fp16", 1.0)
+    folder = home.indexes / "x" / "segments" / told["segment"]
+    assert not [fault for fault in verify(home, "x").faults if "segment" in fault]
+
+    (folder / SCAN).unlink()
+    assert [fault for fault in verify(home, "x").faults if f"{SCAN} changed since written" in fault]
+
+    with (folder / SCAN).open("wb") as file:
+        write_scan(file, unit((ROWS, DIMENSION), 5))
+    facts = json.loads((folder / FACTS).read_text())
+    (folder / FACTS).write_text(json.dumps({**facts, "digests": digests_of(folder)}))
+    assert [fault for fault in verify(home, "x").faults if "its scan finds" in fault]
