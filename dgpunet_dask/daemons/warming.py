@@ -79,7 +79,7 @@ def warm(home: Home, searchers: Searchers, most: int, stopped: threading.Event) 
     """Open indexes and their models, each by a search that nobody asked for, until done or `stopped`. What fails is told in the log."""
     from dgpunet_dask.retrieval.search import Query
 
-    for name in wanted(home, most):
+    for name in reversed(wanted(home, most)):  # the most important last, as if they had been asked in this order
         if stopped.is_set():
             return
         try:

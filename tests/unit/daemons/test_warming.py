@@ -53,6 +53,13 @@ def test_memory_is_bounded_by_chunks(shelf, home):
     assert wanted(home, 4, chunks_max=held - 1) == []
 
 
+def test_the_order_outlives_heads_that_nobody_asks(shelf, home):
+    asked(shelf, "c", "b", "a")
+    for _ in range(2):
+        warm(home, Searchers(home, shelf._open, 4, noted=names_file(home)), 4, threading.Event())
+        assert wanted(home, 4) == ["a", "b", "c"]
+
+
 def test_one_that_cannot_be_opened_is_told_and_the_others_are_open(shelf, home, caplog):
     asked(shelf, "a", "b", "c")
     for file in (home.indexes / "b" / "segments").glob("*/segment.json"):
@@ -60,7 +67,7 @@ def test_one_that_cannot_be_opened_is_told_and_the_others_are_open(shelf, home, 
     later = Searchers(home, shelf._open, 3)
     shelf.opened.clear()
     warm(home, later, 4, threading.Event())
-    assert shelf.opened == ["c", "b", "a"]
+    assert shelf.opened == ["a", "b", "c"]
     assert "the index b could not be opened in advance" in caplog.text
     shelf.opened.clear()
     with later.of("a", ANN), later.of("c", ANN):
@@ -97,7 +104,7 @@ def test_nothing_waits_for_it_and_a_stopped_head_opens_no_more(shelf, home):
     go_on.set()
     [thread] = [t for t in threading.enumerate() if t.name == "warm"]
     thread.join(30)
-    assert shelf.opened == ["b"]
+    assert shelf.opened == ["a"]
 
 
 def test_products_of_a_query_keep_to_one_thread():
