@@ -159,6 +159,8 @@ class Head:
                 return
             async with self._serving():
                 self.report({"ready": True})
+                if not self.options.embedded:  # one that ends with its command is seldom asked
+                    self.indexes.warm()
                 await self.stopping.wait()
 
     def _resume(self) -> None:

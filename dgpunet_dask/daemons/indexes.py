@@ -11,7 +11,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.daemons.searchers import Searchers
+from dgpunet_dask.daemons.searchers import KEPT, Searchers
+from dgpunet_dask.daemons.warming import names_file, warm
 from dgpunet_dask.hardware.cpu import usable_cpus
 from dgpunet_dask.jobs.threads import in_thread
 from dgpunet_dask.model.owner import User
@@ -34,7 +35,8 @@ class Indexes:
 
     def __init__(self, home: Home, searchers: Searchers | None = None) -> None:
         self._home = home
-        self._searchers = searchers or Searchers(home)
+        self._searchers = searchers or Searchers(home, noted=names_file(home))
+        self._closed = threading.Event()
         self._reader: Reader | None = None
         self._reading = threading.Lock()
         self._pool = ThreadPoolExecutor(min(SEARCHES_MAX, usable_cpus()), thread_name_prefix="search")
@@ -99,6 +101,12 @@ class Indexes:
         await in_thread(Index(self._home, name).remove, by)
         self._searchers.forget(name)
 
+    def warm(self) -> None:
+        """Begin to open, in a thread, what will be searched; nothing waits for it."""
+        asked = (self._home, self._searchers, KEPT, self._closed)
+        threading.Thread(target=warm, args=asked, name="warm", daemon=True).start()
+
     def close(self) -> None:
         """Begin no further search."""
+        self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.warming import keep_names
 from dgpunet_dask.errors import ModelUnavailable
 from dgpunet_dask.model.owner import User
 
@@ -33,7 +34,20 @@ def open_as_search(home: Home, name: str, loaded: Sequence[Encoder]) -> Searcher
     from dgpunet_dask.retrieval.search import open_searcher
 
     check_weights(open_index(home, name)[1].model, home.root / "cache")
+    one_thread_a_product()
     return open_searcher(home, name, loaded=loaded)
+
+
+def one_thread_a_product() -> None:
+    """Keep numpy's matrix products to the thread that asks, in this process from now on.
+
+    Those of one query are too small to share: with a thread for each core they took five times as long, and ten times beside a job, since the
+    threads wait for each other by spinning. The command `search` has the same from its environment, which a head's children would inherit.
+    """
+    import numpy as np  # noqa: F401  # its library must be there to be told
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1, user_api="blas")
 
 
 def check_weights(model: str, cache: Path, most: int = WEIGHTS_BYTES_MAX) -> None:
@@ -72,10 +86,13 @@ class Searchers:
         Opens an index; another one is for tests only.
     most
         How many stay open; those that were asked last do.
+    noted
+        Where their names are kept for the next process; ``None``: nowhere.
     """
 
-    def __init__(self, home: Home, opened: Open = open_as_search, most: int = KEPT) -> None:
+    def __init__(self, home: Home, opened: Open = open_as_search, most: int = KEPT, noted: Path | None = None) -> None:
         self._home = home
+        self._noted = noted
         self._open = opened
         self._most = most
         self._places: OrderedDict[str, _Place] = OrderedDict()
@@ -102,6 +119,7 @@ class Searchers:
             with place.lock:
                 if place.searcher is None or place.searcher.index.manifest.content != manifest.content:
                     place.searcher = self._open(self._home, name, self._lent(place))
+                    self._note()
                 if place.searcher.index.manifest.content == manifest.content:
                     yield place.searcher
                     return
@@ -110,6 +128,11 @@ class Searchers:
         """Let go of an index that was removed; a search that is under way ends in peace."""
         with self._guard:
             self._places.pop(name, None)
+
+    def _note(self) -> None:
+        if self._noted is not None:
+            with self._guard:
+                keep_names(self._noted, list(self._places))
 
     def _lent(self, place: _Place) -> list[Encoder]:
         """Return the models that an index may use which is opened in `place`: that of its last version, and what serves many threads at once.

@@ -160,6 +160,7 @@ def _call(
         keep_s=0.0 if host is None else spec.keep_s,
         batch_items=spec.batch_items,
         batch_tokens=spec.batch_tokens,
+        interactive=demand.priority == "interactive",
     )
     return StageCall(call, light=facts.light and host is None, retries=spec.retries)
 

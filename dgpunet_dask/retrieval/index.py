@@ -40,7 +40,7 @@ from dgpunet_dask.errors import (
 )
 from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.following import followed
-from dgpunet_dask.retrieval.segments import disk_full_named
+from dgpunet_dask.retrieval.segments import DamagedSegmentError, disk_full_named, facts_of
 from dgpunet_dask.security.files import sync_folder
 
 FORMAT_VERSION: Final = 2
@@ -411,7 +411,7 @@ def described(home: Home, name: str, by: User = OPERATOR, clock: Clock | None = 
     now = (clock or SystemClock()).wall()
     return {
         "index": name, **fields, "published": published, "age_s": _ages(manifest, now), "watch": _watch(home, name, now),
-        "bytes": size_bytes(index, manifest),
+        "bytes": size_bytes(index, manifest), "scans": _scans(index, manifest),
     }  # fmt: skip
 
 
@@ -423,6 +423,20 @@ def _ages(manifest: Manifest, now: float) -> dict[str, float | None]:
 def _watch(home: Home, name: str, now: float) -> dict[str, float] | None:
     found = followed(home, name)
     return None if found is None else {"behind_s": round(found.behind_s(now), 1), "paths": found.paths}
+
+
+def _scans(index: Index, manifest: Manifest) -> list[dict[str, Any]]:
+    """How each segment's vectors are searched: ``exact``, or first by a smaller form that found a share of the exact best when it was written."""
+    found = []
+    for folder in index.segments(manifest):
+        try:
+            facts = facts_of(folder)
+        except DamagedSegmentError:
+            continue  # `index verify` tells
+        scan = facts.scan
+        kind = "exact" if scan is None or scan.kind is None else scan.kind
+        found.append({"segment": folder.name, "chunks": facts.rows, "kind": kind, "recall": None if scan is None else scan.recall})
+    return found
 
 
 def all_described(home: Home, by: User = OPERATOR) -> list[dict[str, Any]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dgpunet_dask.errors import BadValue
+from dgpunet_dask.retrieval.columns import Texts
 from dgpunet_dask.retrieval.filetable import FILES, read_paths
 from dgpunet_dask.retrieval.index import Index, Manifest
 from dgpunet_dask.retrieval.lexical import LexicalIndex
 from dgpunet_dask.retrieval.lexicon import LEXICAL
+from dgpunet_dask.retrieval.scans import SCAN, Scan, exact_scan, exact_scores
 from dgpunet_dask.retrieval.segments import VECTORS, Segment
 from dgpunet_dask.retrieval.signals import Candidate
 
@@ -22,10 +25,14 @@ if TYPE_CHECKING:
     Vector = NDArray[np.float32]
     Rows = NDArray[np.int64]
 
+log = logging.getLogger(__name__)
+
 #: Scores are compared and shown to so many digits; below that, sums differ with the batch they were made in.
 DIGITS: Final = 6
 #: Of a filter that lets less through than this share, only these rows are compared; of any other all are, and the others passed over.
 _NARROW: Final = 0.25
+#: What the ranking reads of a chunk beside its lines.
+_READ: Final = ("symbol", "kind", "scope", "language", "text")
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,7 @@ class Filter:
 ALL: Final = Filter()
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A chunk as one file has it: the number of its segment, its row there, and the file's path."""
 
     score: float
@@ -97,18 +103,19 @@ class OpenIndex:
 
     def cosine(self, place: Place, vector: Vector) -> float:
         """Return the cosine of a chunk to a vector of length 1."""
-        return float(self.segments[place.segment].vectors[place.row] @ vector)
+        return float(self.segments[place.segment].plain[place.row] @ vector)
 
     def candidate(self, place: Place, *, dense: float | None, lexical: float | None) -> Candidate:
         """Return a chunk as the ranking sees it."""
         segment, row = self.segments[place.segment], place.row
-        start, end = int(segment.starts[row]), int(segment.ends[row])
-        symbol, kind, scope, language, text = (segment.value(name, row) for name in ("symbol", "kind", "scope", "language", "text"))
-        key, ordinal = segment.key_of(row), segment.ordinal_of(row)
-        return Candidate(key, ordinal, place.path, start, end, symbol, kind, scope, language, text, dense, lexical)
+        symbol, kind, scope, language, text = (column[row] for column in segment.texts)
+        position = segment.file_of[row]
+        key, ordinal = segment.keys[position], row - segment.firsts[position]
+        start, end = segment.starts[row], segment.ends[row]
+        return Candidate(key, ordinal, place.path, start, end, symbol, kind, scope, language or "", text or "", dense, lexical)
 
     def _order(self, place: Place) -> tuple[float, str, int]:
-        return -place.score, place.path, int(self.segments[place.segment].starts[place.row])
+        return -place.score, place.path, self.segments[place.segment].starts[place.row]
 
     def _nearest_in(self, number: int, vector: Vector, k: int, selection: _Selection) -> list[Place]:
         """The best of one segment; more than `k` where several are equal."""
@@ -161,13 +168,27 @@ class _Dense(Segment):
     """A segment whose vectors are searched."""
 
     def __init__(self, folder: Path) -> None:
-        import faiss
         import numpy as np
 
         super().__init__(folder)
-        self._faiss = faiss.read_index(str(folder / VECTORS), faiss.IO_FLAG_MMAP_IFC)
-        self.starts, self.ends = (self.chunks.column(name).to_numpy() for name in ("start_line", "end_line"))
-        self._file_of = np.repeat(np.arange(len(self.keys)), self.count)
+        self._exact = exact_scan(folder / VECTORS)
+        # memoryviews give Python numbers, and several times as fast as arrays do
+        self.starts, self.ends = (memoryview(self.chunks.column(name).to_numpy()) for name in ("start_line", "end_line"))
+        self.file_of = np.repeat(np.arange(len(self.keys)), self.count).data
+        self.firsts: list[int] = self.first.tolist()
+        self.texts = [Texts(self.chunks.column(name)) for name in _READ]
+        self.plain = self.vectors.view(np.ndarray)  # rows of a `memmap` cost much more than their bytes
+        self._scan = self._opened_scan()
+
+    def _opened_scan(self) -> Scan | None:
+        facts = self.facts.scan
+        if facts is None or facts.kind is None:
+            return None
+        try:
+            return Scan(self.folder / SCAN, self.plain, self._exact)
+        except (OSError, RuntimeError, ValueError) as error:  # what FAISS raises
+            log.warning("segment %s is searched without its scan, which cannot be read: %s", self.folder.name, error)
+            return None
 
     @property
     def languages(self) -> NDArray[np.object_]:
@@ -177,29 +198,19 @@ class _Dense(Segment):
 
     def key_of(self, row: int) -> str:
         """Return the key of the file that a row belongs to."""
-        return self.keys[self._file_of[row]]
-
-    def ordinal_of(self, row: int) -> int:
-        """Return which of its file's chunks a row is."""
-        return row - int(self.first[self._file_of[row]])
-
-    def value(self, name: str, row: int) -> Any:
-        """Return a value of one row."""
-        return self.chunks.column(name)[row].as_py() if name in self.chunks.schema.names else None
+        return self.keys[self.file_of[row]]
 
     def nearest(self, vector: Vector, count: int, rows: Rows | None) -> list[tuple[float, int]]:
         """Return the `count` nearest rows, of all or of `rows`, best first. Scores are summed anew, each alone, so that they do not depend on the others."""
         import numpy as np
 
         if rows is None:
-            _, found = self._faiss.search(vector[None, :], count)
-            ids = found[0][found[0] >= 0]
+            ids = self._exact(vector, count) if self._scan is None else self._scan.nearest(vector, count)
         else:
-            near = np.ascontiguousarray(self.vectors[rows], np.float32) @ vector
+            near = np.ascontiguousarray(self.plain[rows], np.float32) @ vector
             ids = rows[np.argpartition(-near, count - 1)[:count]]
-        exact = np.ascontiguousarray(self.vectors[ids], np.float64)
-        scores = np.einsum("ij,j->i", exact, vector.astype(np.float64))
-        return sorted(((round(float(s), DIGITS), int(i)) for s, i in zip(scores, ids, strict=True)), key=lambda f: (-f[0], f[1]))
+        scores = exact_scores(self.plain, ids, vector)
+        return sorted(((round(s, DIGITS), i) for s, i in zip(scores.tolist(), ids.tolist(), strict=True)), key=lambda f: (-f[0], f[1]))
 
 
 def path_filter(pattern: str) -> Callable[[str], bool]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from dgpunet_dask.retrieval import signals
@@ -21,8 +20,7 @@ from dgpunet_dask.retrieval.signals import Asked, Candidate, read_query
 PathHit = tuple[float, str, str]
 
 
-@dataclass(frozen=True)
-class Ranked:
+class Ranked(NamedTuple):
     """A candidate with its place's reason: `why` has the contribution of each rule that had one, and they sum to `score`."""
 
     candidate: Candidate
@@ -99,7 +97,8 @@ def fuse(dense: Iterable[Candidate], lexical: Iterable[Candidate], paths: Sequen
     asked = read_query(query)
     merged = _merged([*dense, *lexical])
     scores = _scores(merged, paths)
-    alone = [_scored(asked, scores, candidate) for candidate in merged]
+    weights = [(rule.name, weight, rule.value) for rule in RULES if (weight := rule.symbol if asked.symbolic else rule.prose)]
+    alone = [_scored(asked, scores, weights, candidate) for candidate in merged]
     return _repeats_lowered(sorted(_with_siblings(alone), key=_order))
 
 
@@ -129,12 +128,8 @@ def _scores(candidates: Sequence[Candidate], paths: Sequence[PathHit]) -> Scores
     )
 
 
-def _scored(asked: Asked, scores: Scores, candidate: Candidate) -> Ranked:
-    why: dict[str, float] = {}
-    for rule in RULES:
-        weight = rule.symbol if asked.symbolic else rule.prose
-        if weight and (part := weight * rule.value(asked, scores, candidate)):
-            why[rule.name] = part
+def _scored(asked: Asked, scores: Scores, weights: Sequence[tuple[str, float, Value]], candidate: Candidate) -> Ranked:
+    why = {name: part for name, weight, value in weights if (part := weight * value(asked, scores, candidate))}
     return Ranked(candidate, sum(why.values()), why)
 
 
@@ -143,13 +138,13 @@ def _and(ranked: Ranked, rule: str, part: float) -> Ranked:
 
 
 def _with_siblings(ranked: Sequence[Ranked]) -> Iterator[Ranked]:
-    best: dict[str, list[float]] = {}
+    best: dict[str, tuple[float, float]] = {}  # a file's best two; below 0 they count nothing
     for one in ranked:
-        best[one.candidate.path] = sorted([*best.get(one.candidate.path, ()), one.score], reverse=True)[:2]
+        first, second = best.get(one.candidate.path, (0.0, 0.0))
+        best[one.candidate.path] = (max(first, one.score), max(second, min(first, one.score)))
     for one in ranked:
-        of_file = best[one.candidate.path]
-        other = of_file[1:] if one.score == of_file[0] else of_file[:1]
-        yield _and(one, "sibling", _SIBLING * max([0.0, *other]))
+        first, second = best[one.candidate.path]
+        yield _and(one, "sibling", _SIBLING * (second if one.score == first else first))
 
 
 def _repeats_lowered(ranked: Sequence[Ranked]) -> list[Ranked]:

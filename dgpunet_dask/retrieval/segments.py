@@ -3,7 +3,8 @@
 * ``chunks.arrow``: one row a chunk, in an Arrow file that is mapped, not read: a hit's text costs no decompression. Rows of a file stand together;
 * ``vectors.faiss``: a FAISS flat inner-product index, row for row;
 * ``keys.arrow``: for each file, by its key (the digest of its content), its first row and how many there are;
-* ``segment.json``: what it holds, and the digests of the other three, written last.
+* ``scan.faiss``, of a large segment: the vectors once more with fewer bits, which are looked through first (`scans`);
+* ``segment.json``: what it holds, and the digests of the others, written last.
 
 A segment does not know which of its files are still part of an index: a version's own table of files does (`filetable`). So nothing is
 ever written into a segment again; what is not listed any more is passed over by readers, and left out when segments are merged.
@@ -19,13 +20,15 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from dgpunet_dask.errors import DiskFull
 from dgpunet_dask.errors.fullness import NO_ROOM
+from dgpunet_dask.retrieval import scans
+from dgpunet_dask.retrieval.scans import SCAN, ScanFacts
 from dgpunet_dask.security.files import sync_folder
 
 if TYPE_CHECKING:
@@ -57,13 +60,14 @@ class DamagedSegmentError(Exception):
 
 @dataclass(frozen=True)
 class SegmentFacts:
-    """What a segment holds: chunks, files, tokens, numbers a vector has, and the digest of each of its files."""
+    """What a segment holds: chunks, files, tokens, numbers a vector has, the digest of each of its files, and what its scan is worth if it is large."""
 
     rows: int
     files: int
     tokens: int
     dimension: int
     digests: Mapping[str, str] = field(default_factory=dict)
+    scan: ScanFacts | None = None
 
 
 def chunk_schema() -> pa.Schema:
@@ -200,13 +204,30 @@ class SegmentWriter:
         for file in self._files:
             file.flush()
             os.fsync(file.fileno())
-        facts = SegmentFacts(self.rows, len(self.by_key), self.tokens, self.dimension, digests_of(self.folder))
+        facts = SegmentFacts(self.rows, len(self.by_key), self.tokens, self.dimension)
+        facts = replace(facts, scan=self._write_scan(facts))
+        facts = replace(facts, digests=digests_of(self.folder))
         with self._opener(self.folder / FACTS) as opened:
             opened.write(json.dumps(asdict(facts)).encode())
             opened.flush()
             os.fsync(opened.fileno())
         sync_folder(self.folder)
         return facts
+
+    def _write_scan(self, facts: SegmentFacts) -> ScanFacts | None:
+        """Write a large segment's scan, unless it turns out to be of no use."""
+        if scans.kind_for(facts.rows) is None:
+            return None
+        vectors = _mapped_vectors(self.folder / VECTORS, facts)
+        with self._opener(self.folder / SCAN) as file:
+            scans.write_scan(file, vectors)
+            file.flush()
+            os.fsync(file.fileno())
+        found = scans.measured(self.folder, vectors, scans.exact_scan(self.folder / VECTORS))
+        if not scans.kept(found):
+            (self.folder / SCAN).unlink()
+            return replace(found, kind=None)
+        return found
 
     def _write_keys(self) -> None:
         import pyarrow as pa
@@ -245,7 +266,7 @@ def _header(dimension: int, rows: int) -> bytes:
 def digests_of(folder: Path) -> dict[str, str]:
     """Return the BLAKE2b digests of a segment's data."""
     found = {}
-    for name in (CHUNKS, VECTORS, KEYS):
+    for name in (CHUNKS, VECTORS, KEYS, *([SCAN] if (folder / SCAN).exists() else [])):
         with (folder / name).open("rb") as opened:
             found[name] = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     return found
@@ -338,9 +359,24 @@ def whole(folder: Path) -> bool:
     return True
 
 
+def facts_of(folder: Path) -> SegmentFacts:
+    """Return what a segment says of itself.
+
+    Raises
+    ------
+    DamagedSegmentError
+        If that cannot be read.
+    """
+    try:
+        return _facts(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedSegmentError(f"{folder.name}: {error}") from error
+
+
 def _facts(folder: Path) -> SegmentFacts:
     raw = json.loads((folder / FACTS).read_text("utf-8"))
-    return SegmentFacts(**{name: raw[name] for name in SegmentFacts.__dataclass_fields__})
+    told = {name: raw[name] for name in SegmentFacts.__dataclass_fields__ if name != "scan"}
+    return SegmentFacts(**told, scan=scans.facts_of(raw.get("scan")))
 
 
 def _mapped_table(file: Path, schema: pa.Schema) -> pa.Table:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import NotAllowed
 from dgpunet_dask.model.owner import OPERATOR, User
+from dgpunet_dask.retrieval import scans
 from dgpunet_dask.retrieval.discover import Entry, Root, Text, read_text, roots_of
 from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_files
 from dgpunet_dask.retrieval.index import Index, Manifest, open_index
 from dgpunet_dask.retrieval.ingest import content_key
 from dgpunet_dask.retrieval.lexical import LexicalIndex
 from dgpunet_dask.retrieval.lexicon import LEXICAL
-from dgpunet_dask.retrieval.segments import DamagedSegmentError, Segment, digests_of
+from dgpunet_dask.retrieval.segments import VECTORS, DamagedSegmentError, Segment, digests_of
 from dgpunet_dask.retrieval.skips import CODE_READING, reading_of
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def _segments(index: Index, manifest: Manifest, verdict: Verdict) -> Iterator[Se
         verdict.segments += 1
         try:
             segment = Segment(folder)
-            changed = [name for name, digest in digests_of(folder).items() if segment.facts.digests.get(name) != digest]
+            found = digests_of(folder)
+            changed = [name for name in sorted(found.keys() | segment.facts.digests) if segment.facts.digests.get(name) != found.get(name)]
         except (DamagedSegmentError, OSError) as error:
             verdict.faults.append(f"segment {folder.name} cannot be read: {error}")
             continue
@@ -100,7 +102,23 @@ def _segments(index: Index, manifest: Manifest, verdict: Verdict) -> Iterator[Se
         wrong = int((abs(_lengths(segment) - 1) > _LENGTH).sum())
         if wrong:
             verdict.faults.append(f"segment {folder.name}: {wrong} vectors are not of length 1")
+        verdict.faults += _scan_faults(segment)
         yield segment
+
+
+def _scan_faults(segment: Segment) -> Iterator[str]:
+    """The scan of a large segment finds what the exact one finds, as it did when it was written."""
+    told = segment.facts.scan
+    if told is None or told.kind is None:
+        return
+    try:
+        found = scans.measured(segment.folder, segment.vectors, scans.exact_scan(segment.folder / VECTORS))
+    except (OSError, RuntimeError, ValueError) as error:
+        yield f"segment {segment.folder.name}: its scan cannot be read: {error}"
+        return
+    if not scans.kept(found):
+        what = f"finds {found.recall:.4f} of the nearest, and leaves {found.exact_share:.0%} of the queries to the exact vectors"
+        yield f"segment {segment.folder.name}: its scan {what}; `index compact` makes it anew"
 
 
 def _lengths(segment: Segment) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The process that holds one stage: ``python -m dgpunet_dask.stagehost.child --socket FD``. Standard library only.
+"""The process that holds one stage: ``python -m dgpunet_dask.stagehost.child [--low-priority] --socket FD``. Standard library only.
 
 The agent starts it in a session of its own, with stdout and stderr on its log file, and speaks with it over an inherited socket (`wire`):
 
@@ -40,11 +40,13 @@ from dgpunet_dask.model.stage import Stage, is_light
 from dgpunet_dask.stagehost import loader, memory
 from dgpunet_dask.stagehost.calls import run_call, run_gather, source_units
 from dgpunet_dask.stagehost.frames import pack, unpack
+from dgpunet_dask.stagehost.lowering import lower_priority
 from dgpunet_dask.stagehost.reports import error_to_json, failure_of
 from dgpunet_dask.stagehost.spec import StageCallSpec
 from dgpunet_dask.stagehost.wire import Packet, Wire
 
 LIFELINE_VARIABLE: Final = "DGPUNET_LIFELINE_FD"
+LOW_PRIORITY: Final = "--low-priority"
 #: Progress is told at most this often: a source may yield a hundred thousand items a second.
 PROGRESS_EVERY_S: Final = 0.1
 #: What torch keeps for the next call goes back to the card when none has come for this long: nothing is charged for it any more. In a
@@ -258,6 +260,8 @@ def main(argv: list[str]) -> int:
     """Serve the inherited socket; return the exit status."""
     faulthandler.enable()
     connection = _protocol(argv)
+    if LOW_PRIORITY in argv:
+        lower_priority()
     lifeline = os.environ.pop(LIFELINE_VARIABLE, None)
     if lifeline is not None:
         guard_lifeline(int(lifeline), connection)

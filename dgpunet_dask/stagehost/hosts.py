@@ -314,7 +314,7 @@ class HostBook:
             spec, python is not None, self._import_dir, self._lifeline[0], self.cards.get(spec.device), os.environ
         )
         folder = Path(spec.folder) if spec.folder is not None else self.log_folder
-        return await StageProcess.start(spec, Launch(launching.command(python), variables, folder, log, self._lifeline[0]))
+        return await StageProcess.start(spec, Launch(launching.command(python, spec), variables, folder, log, self._lifeline[0]))
 
     async def _watch(self, host: Host, process: StageProcess) -> None:
         """Take the host off the books once its process is gone, however it ended."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import dgpunet_dask
-from dgpunet_dask.stagehost.child import LIFELINE_VARIABLE
+from dgpunet_dask.stagehost.child import LIFELINE_VARIABLE, LOW_PRIORITY
 from dgpunet_dask.stagehost.spec import StageCallSpec
 
 #: What the numeric libraries read for their number of threads.
@@ -20,12 +20,13 @@ THREAD_VARIABLES: Final = (
 _OF_OUR_PYTHON: Final = ("PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
 
-def command(python: Path | None) -> list[str]:
+def command(python: Path | None, spec: StageCallSpec) -> list[str]:
     """Return the command line of a stage host in the interpreter `python` (``None``: the agent's own).
 
     ``-P`` keeps the working directory off the import path.
     """
-    return [str(python or sys.executable), "-P", "-m", "dgpunet_dask.stagehost.child"]
+    started = [str(python or sys.executable), "-P", "-m", "dgpunet_dask.stagehost.child"]
+    return started if spec.interactive else [*started, LOW_PRIORITY]
 
 
 def environ(

@@ -310,7 +310,7 @@ class StageHosts:
         facts: dict[str, Any] = {}
         for env in sorted({env for _, env in stages.values()}, key=str):
             asked = {name: pair for name, pair in stages.items() if pair[1] == env}
-            spec = StageCallSpec(stage=min(asked), run="", digest=digest, env=env, deadline_s=INSPECT_S)
+            spec = StageCallSpec(stage=min(asked), run="", digest=digest, env=env, deadline_s=INSPECT_S, interactive=True)
             async with self.book.inspecting(spec) as process:
                 fields = {"digest": digest, "workloads": str(self.home.workloads), "stages": asked, "params": params}
                 answer = await process.exchange(Packet.of("inspect", fields), nowhere)

@@ -69,6 +69,9 @@ class StageCallSpec:
         The lease of the unit that the call is made under. Only told: a successor's call gets what its predecessor's has computed.
     copy
         The call is a second one of a unit that another call is slow with: it runs by itself beside that one.
+    interactive
+        The stage's own demand says `priority="interactive"`: its process keeps the agent's OS priority, and every other one is put behind
+        all that people wait for (`lowering`). Part of what a process is, since the kernel lets none of them come back.
     """
 
     stage: str
@@ -95,6 +98,7 @@ class StageCallSpec:
     epoch: int = 0
     copy: bool = False
     keep_s: float = 0.0
+    interactive: bool = False
 
     @property
     def of_one_job(self) -> bool:
@@ -106,7 +110,7 @@ class StageCallSpec:
         """What a kept process was started with, and for whom: calls of equal key may have it one after another. ``None``: it is not kept."""
         if not self.of_one_job or self.keep_s <= 0 or self.on_card:
             return None
-        return self.digest, self.env, self.device, self.threads, self.home, self.user, self.operates
+        return self.digest, self.env, self.device, self.threads, self.home, self.user, self.operates, self.interactive
 
     @property
     def on_card(self) -> bool:

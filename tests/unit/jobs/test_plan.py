@@ -55,3 +55,11 @@ def test_whose_a_job_is_is_told_to_its_ends_on_the_head_and_units_are_matched_by
     assert unit.call.spec.context().user == User()  # units of several users may share a stage host
     assert unit.call.spec.host_key == plan.units[0].call.spec.host_key
     assert of_user(plan, User()).units == plan.units
+
+
+@pytest.mark.parametrize(("priority", "interactive"), [(None, False), ("batch", False), ("idle", False), ("interactive", True)])
+def test_only_a_stage_that_says_that_people_wait_for_it_keeps_its_os_priority(priority: str | None, interactive: bool) -> None:
+    facts = {name: StageFacts(demand=Demand(priority=priority), light=False) for name in ("read", "embed")}
+    host = HeadHost(device="h/cpu", threads=1, home=Path("/h"))
+    plan = plan_job(WORKLOAD, {}, facts, job_id="j", host=host, scratch=Path("/h/s"))
+    assert [stage.call.spec.interactive for stage in (plan.source, *plan.units)] == [interactive, interactive]

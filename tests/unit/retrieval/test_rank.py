@@ -123,3 +123,12 @@ def test_nothing_found_is_nothing_ranked():
 
 def test_the_rules_have_names_and_reasons_of_their_own():
     assert len({r.name for r in RULES}) == len({r.reason for r in RULES}) == len(RULES)
+
+
+@given(candidates, queries)
+def test_what_neighbours_add_is_a_share_of_the_best_other_chunk_of_the_file(found, query):
+    ranked = fuse(found, (), (), query)
+    alone = [sum(part for name, part in one.why.items() if name not in ("sibling", "repeated")) for one in ranked]
+    for n, one in enumerate(ranked):
+        others = [score for m, score in enumerate(alone) if m != n and ranked[m].candidate.path == one.candidate.path]
+        assert one.why.get("sibling", 0.0) == pytest.approx(0.15 * max([0.0, *others]))
