@@ -52,15 +52,15 @@ class Indexes:
         return await in_thread(described, self._home, name, by)
 
     async def search(self, name: str, by: User, asked: dict[str, Any]) -> str:
-        """Return ``{"answers": [...]}`` as JSON, with the objects of ``search --json``, for ``{"queries", "k", "path", "lang"}``."""
+        """Return ``{"answers": [...]}`` as JSON, with the objects of ``search --json``, for a request of `request.asked_for`."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._search, name, by, asked)
 
     def _search(self, name: str, by: User, asked: dict[str, Any]) -> str:
-        from dgpunet_dask.retrieval.search import Filter, Query
+        from dgpunet_dask.retrieval.search import Query, filter_of
 
         queries = [Query(query["query"], query.get("id")) for query in asked["queries"]]
         with self._searchers.of(name, by) as searcher:
-            return json.dumps({"answers": list(searcher.search(queries, asked["k"], Filter(asked["path"], asked["lang"])))})
+            return json.dumps({"answers": list(searcher.search(queries, asked["k"], filter_of(asked)))})
 
     async def lines(self, name: str, by: User, path: str, first: int, last: int) -> dict[str, Any]:
         """Return lines of an indexed file, the fields of `retrieval.spans.Lines`. The file itself may be one that `by` must not read."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from dgpunet_dask.errors import BadValue
+from dgpunet_dask.retrieval.grammars import KINDS
 
 #: The most of one request: what it asks for has to fit into memory, and others wait meanwhile.
 QUERIES_MAX: Final = 256
@@ -20,7 +21,7 @@ BATCH_BYTES: Final = 256 << 10
 
 
 def asked_for(body: dict[str, Any]) -> dict[str, Any]:
-    """Return a search request that is whole and within bounds: queries, k, path, lang.
+    """Return a search request that is whole and within bounds: queries, k, path, lang, kind.
 
     Raises
     ------
@@ -39,7 +40,31 @@ def asked_for(body: dict[str, Any]) -> dict[str, Any]:
         raise BadValue(what="k", value=_shown(k), why=f"write a number from 1 to {K_MAX}")
     if k * len(queries) > HITS_MAX:
         raise BadValue(what="k", value=k, why=f"{len(queries)} queries at once may ask for {HITS_MAX} hits together")
-    return {"queries": queries, "k": k, "path": _path(body), "lang": _text(body, "lang")}
+    return {"queries": queries, "k": k, "path": _path(body), "lang": _text(body, "lang"), "kind": _kinds(body)}
+
+
+def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return the kinds of definitions that a filter names, each once, in lower case and in order.
+
+    Raises
+    ------
+    BadValue
+        For one that there is not, with those that there are.
+    """
+    found = tuple(dict.fromkeys(kind.lower() for kind in kinds))
+    for kind in found:
+        if kind not in KINDS:
+            raise BadValue(what="kind", value=kind[:80], why=f"kinds are {', '.join(sorted(KINDS))}")
+    return found
+
+
+def _kinds(body: dict[str, Any]) -> list[str]:
+    """Return the kinds that are asked for: none, one as a text, or a list of them."""
+    given = body.get("kind")
+    listed = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(listed, list) or not all(isinstance(kind, str) and _encodes(kind) for kind in listed):
+        raise BadValue(what="kind", value=_shown(given), why=f"write one of, or a list of, {', '.join(sorted(KINDS))}, or leave it out")
+    return list(check_kinds(listed))
 
 
 def _is_query(query: object) -> bool:

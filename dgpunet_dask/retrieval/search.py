@@ -1,9 +1,9 @@
-"""Search over one index: a query to its hits, filtered by path and language."""
+"""Search over one index: a query to its hits, filtered by path, language and kind of definition."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,7 +34,10 @@ _FEW_QUERIES: Final = 64
 
 @dataclass(frozen=True)
 class Hit:
-    """A found chunk. `path` is relative to the indexed root, lines are 1-based and inclusive, a higher score is better."""
+    """A found chunk. `path` is relative to the indexed root, lines are 1-based and inclusive, a higher score is better.
+
+    `kind` and `scope` are of the symbol: what it is (`grammars.KINDS`), and the name of what encloses it; ``None`` where there is none.
+    """
 
     path: str
     start_line: int
@@ -43,6 +46,8 @@ class Hit:
     text: str
     symbol: str | None
     language: str
+    kind: str | None
+    scope: str | None
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,15 @@ class Searcher:
         return fuse(dense, worded, index.lexical.search_paths(query, _PATHS), query)[:k]
 
 
+def filter_of(asked: Mapping[str, Any]) -> Filter:
+    """Return the filter of a request of `request.asked_for`."""
+    return Filter(asked["path"], asked["lang"], tuple(asked["kind"]))
+
+
 def _hit(ranked: Ranked) -> Hit:
     found = ranked.candidate
     score = round(ranked.score, DIGITS)
-    return Hit(found.path, found.start_line, found.end_line, score, found.text, found.symbol, found.language)
+    return Hit(found.path, found.start_line, found.end_line, score, found.text, found.symbol, found.language, found.kind, found.scope)
 
 
 def open_searcher(home: Home, name: str, queries: int = 1, torch_device: str = "cpu", loaded: Sequence[Encoder] = ()) -> Searcher:
@@ -140,4 +150,4 @@ def _damaged(folder: Path, error: Exception) -> MalformedFile:
     return MalformedFile([Problem(str(folder), 1, 1, f"the index is damaged ({first_line(error)}); submit the tree again, which makes it anew")])
 
 
-__all__ = ["Filter", "Hit", "OpenIndex", "Query", "Searcher", "open_searcher"]
+__all__ = ["Filter", "Hit", "OpenIndex", "Query", "Searcher", "filter_of", "open_searcher"]

@@ -63,10 +63,10 @@ class Files:
         self._reader: Reader | None = None
 
     def search(self, index: str, asked: dict[str, Any]) -> dict[str, Any]:
-        from dgpunet_dask.retrieval.search import Filter, Query
+        from dgpunet_dask.retrieval.search import Query, filter_of
 
         with self._shared().of(index, OPERATOR) as searcher:
-            answers = searcher.search([Query(asked["queries"][0]["query"])], asked["k"], Filter(asked["path"], asked["lang"]))
+            answers = searcher.search([Query(asked["queries"][0]["query"])], asked["k"], filter_of(asked))
             return next(iter(answers))
 
     def _shared(self) -> Searchers:

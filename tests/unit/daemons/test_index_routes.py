@@ -97,7 +97,7 @@ async def test_a_search_gives_what_the_command_gives(served):
     asked = {"queries": [{"id": 7, "query": "one"}, {"query": "two"}], "k": 1, "path": "*.py", "lang": "python"}
     first, second = await asyncio.to_thread(served.as_user("ann:viewer").search, "x", asked)
     assert (first["id"], first["index"], first["hits"][0]["text"]) == (7, "x", "one")
-    assert set(first["hits"][0]) == {"path", "start_line", "end_line", "score", "text", "symbol", "language"}
+    assert set(first["hits"][0]) == {"path", "start_line", "end_line", "score", "text", "symbol", "language", "kind", "scope"}
     assert "id" not in second
     assert [hit["text"] for hit in second["hits"]] == ["two"]
     none = await asyncio.to_thread(served.client.search, "x", {**asked, "path": "*.md"})
@@ -141,6 +141,7 @@ BAD = [
     ({"queries": [{"query": "x"}] * 11, "k": 1000}, "k"), ({**ASKED, "path": 1}, "path"), ({**ASKED, "path": "x" * 201}, "path"),
     ({**ASKED, "path": "*a*a*a*a*a"}, "path"), ({**ASKED, "path": "********~"}, "path"),
     ({"queries": [{"query": "\ud800"}]}, "queries"), ({**ASKED, "lang": "\udfff"}, "lang"), ({**ASKED, "lang": ["python"]}, "lang"), ({**ASKED, "lang": "x" * 201}, "lang"),
+    ({**ASKED, "kind": "routine"}, "kind"), ({**ASKED, "kind": ["class", "x" * 500]}, "kind"), ({**ASKED, "kind": [1]}, "kind"), ({**ASKED, "kind": {}}, "kind"), ({**ASKED, "kind": "\udfff"}, "kind"),
 ]  # fmt: skip
 
 
@@ -206,7 +207,9 @@ async def test_names_that_no_index_can_have_have_no_route(served, name):
 
 
 def test_what_is_left_out_of_a_search_has_its_default():
-    assert asked_for(ASKED) == {**ASKED, "k": 10, "path": None, "lang": None}
+    assert asked_for(ASKED) == {**ASKED, "k": 10, "path": None, "lang": None, "kind": []}
+    assert asked_for({**ASKED, "kind": "Class"})["kind"] == ["class"]
+    assert asked_for({**ASKED, "kind": ["method", "function", "method"]})["kind"] == ["method", "function"]
     assert asked_for({**ASKED, "path": "/src/**/test_*.py", "lang": "c"})["path"] == "/src/**/test_*.py"
 
 
