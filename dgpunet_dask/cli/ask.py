@@ -47,7 +47,7 @@ _HITS_MOST: Final = 200
 @pass_context
 def ask(
     context: CliContext, index: str, question: str, k: int, budget: int, path_glob: str | None, lang: str | None, kinds: tuple[str, ...],
-    context_only: bool, endpoint: str | None, model: str | None, timeout: float, as_json: bool,
+    rerank: str | None, context_only: bool, endpoint: str | None, model: str | None, timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer QUESTION from the best hits of INDEX, with the places that the answer rests on.
 
@@ -57,7 +57,7 @@ def ask(
     from dgpunet_dask.retrieval.ask import messages, pack
 
     _check(question)
-    wanted = wanted_hits(k, path_glob, lang, kinds)
+    wanted = wanted_hits(k, path_glob, lang, kinds, rerank)
     asked = None if context_only else _endpoint(context, endpoint, model, timeout)  # before the search: it may fail at once
     hits = _hits(context, index, question, wanted)
     packed = pack(hits, budget)

@@ -15,6 +15,7 @@ from dgpunet_dask.errors import DgpunetError
 
 if TYPE_CHECKING:
     from dgpunet_dask.cluster.api_client import ApiClient
+    from dgpunet_dask.retrieval.rerank import SecondLook
     from dgpunet_dask.retrieval.search import Filter, Query
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -24,11 +25,12 @@ _BATCH: Final = 256
 
 
 def hit_options(command: Command) -> Command:
-    """Give a command the options that say which hits count: ``path_glob``, ``lang``, ``kinds``."""
+    """Give a command the options that say which hits count, and in which order: ``path_glob``, ``lang``, ``kinds``, ``rerank``."""
     for option in reversed((
         click.option("--path", "path_glob", metavar="GLOB", help="Only files that match, as in .gitignore: '*.py', '/src/**/test_*'."),
         click.option("--lang", metavar="L", help="Only this language, such as python."),
         click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only parts of such a definition: function, method, class, …; repeatable."),
+        click.option("--rerank", metavar="MODEL", help="Read the best hits again with this cross-encoder: a name of config.yaml, or a folder."),
     )):  # fmt: skip
         command = option(command)
     return command
@@ -36,12 +38,13 @@ def hit_options(command: Command) -> Command:
 
 @dataclass(frozen=True)
 class Wanted:
-    """How many hits are wanted, and which."""
+    """How many hits are wanted, which, and what reads the best of them again."""
 
     k: int
     path: str | None = None
     lang: str | None = None
     kinds: tuple[str, ...] = ()
+    rerank: str | None = None
 
     @property
     def filter(self) -> Filter:
@@ -52,10 +55,10 @@ class Wanted:
 
     def request(self, queries: list[dict[str, Any]]) -> dict[str, Any]:
         """Return what a head is asked."""
-        return {"queries": queries, "k": self.k, "path": self.path, "lang": self.lang, "kind": list(self.kinds)}
+        return {"queries": queries, "k": self.k, "path": self.path, "lang": self.lang, "kind": list(self.kinds), "rerank": self.rerank}
 
 
-def wanted_hits(k: int, path: str | None, lang: str | None, kinds: Sequence[str]) -> Wanted:
+def wanted_hits(k: int, path: str | None, lang: str | None, kinds: Sequence[str], rerank: str | None) -> Wanted:
     """Return which hits are wanted.
 
     Raises
@@ -65,7 +68,7 @@ def wanted_hits(k: int, path: str | None, lang: str | None, kinds: Sequence[str]
     """
     from dgpunet_dask.retrieval.request import check_kinds
 
-    return Wanted(k, path, lang, check_kinds(kinds))
+    return Wanted(k, path, lang, check_kinds(kinds), rerank)
 
 
 def answers(context: CliContext, index: str, asked: Sequence[Query], wanted: Wanted) -> Iterator[dict[str, Any]]:
@@ -90,8 +93,22 @@ def _answers_from_files(context: CliContext, index: str, asked: Sequence[Query],
     from dgpunet_dask.retrieval.search import open_searcher
 
     searcher = open_searcher(context.home, index, queries=len(asked))
+    second = _second_look(context, wanted.rerank)
     for start in range(0, len(asked), _BATCH):
-        yield from searcher.search(asked[start : start + _BATCH], wanted.k, wanted.filter)
+        yield from searcher.search(asked[start : start + _BATCH], wanted.k, wanted.filter, second)
+
+
+def _second_look(context: CliContext, rerank: str | None) -> SecondLook | None:
+    """Return what reads the best hits again: a model that the settings name, or one in a folder of the caller's."""
+    if rerank is None:
+        return None
+    from dgpunet_dask.clock import SystemClock
+    from dgpunet_dask.config.settings_file import read_settings
+    from dgpunet_dask.retrieval.rerank import SecondLook, find_reranker, load_reranker
+
+    known = read_settings(context.home.config).rerankers
+    folder = find_reranker(rerank, known, context.home.root / "cache", folders=True)
+    return SecondLook(rerank, load_reranker(folder), SystemClock.monotonic)
 
 
 def _answers_of(api: ApiClient, index: str, asked: Sequence[Query], wanted: Wanted) -> Iterator[dict[str, Any]]:
@@ -99,5 +116,5 @@ def _answers_of(api: ApiClient, index: str, asked: Sequence[Query], wanted: Want
     from dgpunet_dask.retrieval.request import batches
 
     rows = [{"query": query.query} if query.id is None else {"id": query.id, "query": query.query} for query in asked]
-    for batch in batches(rows, wanted.k):
+    for batch in batches(rows, wanted.k, reranked=wanted.rerank is not None):
         yield from api.search(check_index_name(index), wanted.request(batch))

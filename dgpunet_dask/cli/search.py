@@ -43,6 +43,7 @@ def search(
     path_glob: str | None,
     lang: str | None,
     kinds: tuple[str, ...],
+    rerank: str | None,
     as_json: bool,
 ) -> None:
     """Search INDEX for QUERY; better hits come first."""
@@ -50,7 +51,7 @@ def search(
         raise UsageError(detail="Give either a query or `--queries FILE.jsonl`.")
     if queries is not None and not as_json:
         raise UsageError(detail="`--queries` prints one JSON object a line: add `--json`.")
-    wanted = wanted_hits(k, path_glob, lang, kinds)
+    wanted = wanted_hits(k, path_glob, lang, kinds, rerank)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before the first import of numpy; `hits` says why
     from dgpunet_dask.retrieval.search import Query
 

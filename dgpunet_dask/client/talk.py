@@ -99,9 +99,10 @@ def ask(call: Call[T]) -> Talk[T]:
     return answer
 
 
-def search_request(query: str, *, k: int, path: str | None, lang: str | None, kind: str | Sequence[str]) -> dict[str, Any]:
+def search_request(query: str, *, k: int, path: str | None, lang: str | None, kind: str | Sequence[str], rerank: str | None) -> dict[str, Any]:
     """Return what the API is asked for one query's hits."""
-    return {"queries": [{"query": query}], "k": k, "path": path, "lang": lang, "kind": [kind] if isinstance(kind, str) else list(kind)}
+    kinds = [kind] if isinstance(kind, str) else list(kind)
+    return {"queries": [{"query": query}], "k": k, "path": path, "lang": lang, "kind": kinds, "rerank": rerank}
 
 
 def search(index: str, request: Mapping[str, Any]) -> Talk[dict[str, Any]]:

@@ -104,7 +104,7 @@ def alive() -> Call[None]:
 
 
 def search(index: str, request: Mapping[str, Any]) -> Call[list[dict[str, Any]]]:
-    """Search an index: ``{"queries": [{"id", "query"}], "k", "path", "lang", "kind": [...]}``; there is an answer for each query."""
+    """Search an index: ``{"queries": [{"id", "query"}], "k", "path", "lang", "kind": [...], "rerank"}``; there is an answer for each query."""
     return Call("POST", f"/v1/indexes/{quoted(index)}/search", lambda a: list(said(a)["answers"]), request)
 
 

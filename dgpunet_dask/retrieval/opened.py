@@ -153,12 +153,12 @@ class OpenIndex:
     def _selected(self, chosen: Filter) -> _Selection:
         """What a filter lets through; the last one is kept, since many queries come with the same."""
         if self._last is None or self._last.chosen != chosen:
-            paths, of_kind, masks = self._chosen_paths(chosen), None, list[Mask | None]()
+            paths, of_kind = self._chosen_paths(chosen), None
+            masks: Sequence[Mask | None] = [None] * len(self.segments)
             if chosen.kinds:
                 of_kind = [segment.among("kind", chosen.kinds) for segment in self.segments]
                 with_one = {key for segment, mask in zip(self.segments, of_kind, strict=True) for key in segment.keys_with(mask)}
-                paths = {key: found for key, found in paths.items() if key in with_one}
-            masks += [None] * len(self.segments) if of_kind is None else of_kind
+                paths, masks = {key: found for key, found in paths.items() if key in with_one}, of_kind
             rows = [_chosen_rows(s, paths, chosen, mask) for s, mask in zip(self.segments, masks, strict=True)]
             self._last = _Selection(chosen, paths, rows, of_kind)
         return self._last

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from dgpunet_dask.model.job import JobState
 from dgpunet_dask.retrieval.grammars import KINDS
-from dgpunet_dask.retrieval.request import FILTER_CHARS_MAX, HITS_MAX, K_MAX, QUERIES_MAX, QUERY_CHARS_MAX
+from dgpunet_dask.retrieval.request import FILTER_CHARS_MAX, HITS_MAX, K_MAX, QUERIES_MAX, QUERY_CHARS_MAX, RERANKED_MAX
 from dgpunet_dask.security.keys import Scope
 
 ARRAY_MAX = 1000
@@ -268,6 +268,9 @@ class Query(Given):
     query: Annotated[str, Field(max_length=QUERY_CHARS_MAX)]
 
 
+_RERANK = f"a reranker of the head's settings, which reads the best hits again; {RERANKED_MAX} queries at most then"
+
+
 class SearchRequest(Given):
     """Queries of one search; all together may ask for a bounded number of hits."""
 
@@ -276,6 +279,7 @@ class SearchRequest(Given):
     path: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="a path pattern as in .gitignore")] | None = None
     lang: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="a language, as hits name it")] | None = None
     kind: Annotated[Kind | list[Kind], Field(description="only parts of such a definition; of any of several")] | None = None
+    rerank: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description=_RERANK)] | None = None
 
 
 class SearchAnswer(Given):

@@ -66,6 +66,7 @@ class SearchArguments(Arguments):
     path: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="only files that match, as in .gitignore: *.py, /src/**/test_*")] | None = None
     language: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="only this language, in lower case, such as python")] | None = None
     kind: Annotated[list[Kind], Field(description="only parts of such a definition; of any of several"), Listed] | None = None
+    rerank: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="a reranker that the index's owner has set up, which reads the best hits again; leave it out unless you were told of one")] | None = None
 
 
 class SpanArguments(Arguments):
@@ -89,7 +90,8 @@ class StatusArguments(Arguments):
 
 def search(source: Source, given: SearchArguments, _: Clock) -> Answer:
     """Return the hits of a query."""
-    asked = asked_for({"queries": [{"query": given.query}], "k": given.k, "path": given.path, "lang": given.language, "kind": given.kind})
+    chosen = {"path": given.path, "lang": given.language, "kind": given.kind, "rerank": given.rerank}
+    asked = asked_for({"queries": [{"query": given.query}], "k": given.k, **chosen})
     found = source.search(given.index, asked)
     hits = found["hits"]
     fence = fence_for(hit["text"] for hit in hits)

@@ -184,6 +184,29 @@ def test_only_hits_of_a_kind_are_found_and_an_unknown_one_is_told_in_a_line(runn
         assert "kind 'routine' is not valid: kinds are class, constant, enum, function, " in err
 
 
+@pytest.mark.long
+def test_a_cross_encoder_in_a_folder_or_pinned_in_the_settings_orders_the_hits_anew(runner, project, command, home, tmp_path):
+    from tests.unit.retrieval.test_rerank import tiny
+
+    runner(path=[str(project)])
+    folder = tiny(tmp_path / "encoder")
+    code, out, _ = command("model", "digest", str(folder))
+    assert (code, len(out)) == (0, 65)
+    home.config.write_text(f"version: 1\nrerankers:\n  tiny: {{folder: {folder}, digest: {out}  }}\n")
+    search = ("search", "project", "refresh a token", "-k", "2", "--json")
+    plain, by_name, by_folder = (json.loads(command(*search, *words)[1]) for words in ((), ("--rerank", "tiny"), ("--rerank", str(folder))))
+    assert by_name["hits"] == by_folder["hits"]
+    assert by_name["rerank"] == {"model": "tiny", "read": by_name["rerank"]["of"], "of": by_name["rerank"]["of"]}
+    assert by_name["rerank"]["of"] > 2
+    assert [hit["score"] for hit in by_name["hits"]] != [hit["score"] for hit in plain["hits"]]
+    code, out, err = command("ask", "project", "refresh", "--context-only", "--rerank", "tinny")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "did you mean 'tiny'" in err
+    (folder / "config.json").write_text("{}")
+    code, _, err = command(*search[:-1], "--rerank", "tiny")
+    assert (code, "as pinned" in err) == (2, True)
+
+
 def test_queries_from_a_file_answer_as_single_ones_do(runner, project, command, tmp_path):
     runner(path=[str(project)], index="named")
     asked = ["how long do tokens live", "goodbye", "größer"]

@@ -10,9 +10,18 @@ import pytest
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.api import listen
-from dgpunet_dask.errors import BadValue, NoSuchFile, NoSuchIndex, NoSuchLines, NotAllowed
+from dgpunet_dask.errors import BadValue, NoSuchFile, NoSuchIndex, NoSuchLines, NotAllowed, RerankerUnavailable
 from dgpunet_dask.retrieval.index import Index
-from dgpunet_dask.retrieval.request import BATCH_BYTES, HITS_MAX, K_MAX, QUERIES_MAX, QUERY_CHARS_MAX, asked_for, batches
+from dgpunet_dask.retrieval.request import (
+    BATCH_BYTES,
+    HITS_MAX,
+    K_MAX,
+    QUERIES_MAX,
+    QUERY_CHARS_MAX,
+    RERANKED_MAX,
+    asked_for,
+    batches,
+)
 from tests.unit.daemons.indexed import ANN, ROOT, Shelf
 from tests.unit.daemons.serving import FakeKeys, FakeMembership, Served, make_context
 
@@ -105,6 +114,23 @@ async def test_a_search_gives_what_the_command_gives(served):
     assert served.shelf.opened == ["x"]
 
 
+async def test_a_search_is_reranked_by_a_model_of_the_settings_and_by_no_other(served):
+    served.shelf.put("x", ANN)
+    ann = served.as_user("ann:viewer")
+    before = (await asyncio.to_thread(ann.search, "x", ASKED))[0]
+    folder = served.shelf.name_reranker("tiny")
+    answer = (await asyncio.to_thread(ann.search, "x", {**ASKED, "k": 1, "rerank": "tiny"}))[0]
+    assert [hit["text"] for hit in answer["hits"]] == [before["hits"][-1]["text"]], "the fake prefers what comes last in the alphabet"
+    assert answer["rerank"] == {"model": "tiny", "read": 2, "of": 2}
+    assert "rerank" not in before
+    for name in ("tinny", str(folder), "../tiny"):
+        with pytest.raises(RerankerUnavailable, match=r"there is none of this name.*there are tiny"):
+            await asyncio.to_thread(ann.search, "x", {**ASKED, "rerank": name})
+    with pytest.raises(NoSuchIndex):
+        await asyncio.to_thread(served.as_user("bob:viewer").search, "x", {**ASKED, "rerank": "tinny"})
+    assert served.shelf.loaded == [folder]
+
+
 async def test_sharing_and_taking_back(served):
     served.shelf.put("x", ANN)
     ann, bob = served.as_user("ann:submitter"), served.as_user("bob:viewer")
@@ -142,6 +168,7 @@ BAD = [
     ({**ASKED, "path": "*a*a*a*a*a"}, "path"), ({**ASKED, "path": "********~"}, "path"),
     ({"queries": [{"query": "\ud800"}]}, "queries"), ({**ASKED, "lang": "\udfff"}, "lang"), ({**ASKED, "lang": ["python"]}, "lang"), ({**ASKED, "lang": "x" * 201}, "lang"),
     ({**ASKED, "kind": "routine"}, "kind"), ({**ASKED, "kind": ["class", "x" * 500]}, "kind"), ({**ASKED, "kind": [1]}, "kind"), ({**ASKED, "kind": {}}, "kind"), ({**ASKED, "kind": "\udfff"}, "kind"),
+    ({**ASKED, "rerank": 1}, "rerank"), ({"queries": [{"query": "x"}] * (RERANKED_MAX + 1), "rerank": "r"}, "queries"),
 ]  # fmt: skip
 
 
@@ -207,7 +234,7 @@ async def test_names_that_no_index_can_have_have_no_route(served, name):
 
 
 def test_what_is_left_out_of_a_search_has_its_default():
-    assert asked_for(ASKED) == {**ASKED, "k": 10, "path": None, "lang": None, "kind": []}
+    assert asked_for(ASKED) == {**ASKED, "k": 10, "path": None, "lang": None, "kind": [], "rerank": None}
     assert asked_for({**ASKED, "kind": "Class"})["kind"] == ["class"]
     assert asked_for({**ASKED, "kind": ["method", "function", "method"]})["kind"] == ["method", "function"]
     assert asked_for({**ASKED, "path": "/src/**/test_*.py", "lang": "c"})["path"] == "/src/**/test_*.py"

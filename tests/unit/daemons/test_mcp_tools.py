@@ -68,8 +68,8 @@ def call(source, name, **given):
 
 def test_a_search_hands_on_what_it_was_asked_and_quotes_the_hits():
     source = Made()
-    text, told = call(source, "search", index="x", query="why", k=3, path="*.py", language="Python", kind=["class", "method"])
-    assert source.asked == [asked_for({"queries": [{"query": "why"}], "k": 3, "path": "*.py", "lang": "Python", "kind": ["class", "method"]})]
+    text, told = call(source, "search", index="x", query="why", k=3, path="*.py", language="Python", kind=["class", "method"], rerank="tiny")
+    assert source.asked == [asked_for({"queries": [{"query": "why"}], "k": 3, "path": "*.py", "lang": "Python", "kind": ["class", "method"], "rerank": "tiny"})]
     assert text == "1 hits in x, best first.\n\n[1] a.py:1-2  score 0.5000  python  f\\nx\n````\none\n```\ntwo\n````"
     assert told["hits"] == [HIT]
 
