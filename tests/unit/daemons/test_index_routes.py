@@ -8,6 +8,7 @@ from itertools import product
 
 import pytest
 
+from dgpunet_dask.client import AsyncClient, Client
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.api import listen
 from dgpunet_dask.errors import BadValue, NoSuchFile, NoSuchIndex, NoSuchLines, NotAllowed, RerankerUnavailable
@@ -112,6 +113,26 @@ async def test_a_search_gives_what_the_command_gives(served):
     none = await asyncio.to_thread(served.client.search, "x", {**asked, "path": "*.md"})
     assert [answer["hits"] for answer in none] == [[], []]
     assert served.shelf.opened == ["x"]
+
+
+async def test_a_client_that_waits_and_one_that_does_not_search_alike(served, tmp_path, monkeypatch):
+    served.shelf.put("x", ANN)
+    served.shelf.name_reranker("tiny")
+    monkeypatch.setenv("DGPUNET_API_KEY", "ann:viewer")
+    where = {"cluster": f"127.0.0.1:{served.ctx.port}", "home": tmp_path / "laptop"}
+    wanted = {"k": 1, "path": "*.py", "lang": "python", "rerank": "tiny"}
+
+    def waits():
+        with Client(**where) as client:
+            return client.search("x", "one", **wanted)
+
+    async with AsyncClient(**where) as client:
+        answer = await client.search("x", "one", **wanted)
+        assert (await client.search("x", "one", kind="class"))["hits"] == []
+        with pytest.raises(BadValue, match="kinds are"):
+            await client.search("x", "one", kind=["class", "routine"])
+    assert (await asyncio.to_thread(waits))["hits"] == answer["hits"]
+    assert (answer["index"], len(answer["hits"]), answer["rerank"]["read"]) == ("x", 1, 2)
 
 
 async def test_a_search_is_reranked_by_a_model_of_the_settings_and_by_no_other(served):
