@@ -83,10 +83,10 @@ def find_reranker(name: str, known: Mapping[str, PinnedModel], cache: Path | Non
         there_are = f"there are {', '.join(sorted(known))}" if known else "the settings name none"
         raise RerankerUnavailable(model=name, why=f"there is none of this name{did_you_mean(name, known)}; {there_are}")
     if not pinned.folder.is_dir():
-        raise RerankerUnavailable(model=name, why=f"there is no folder {pinned.folder}")
+        raise RerankerUnavailable(model=name, why="its folder is not there")
     digest = find_model(str(pinned.folder), cache).digest
     if digest != pinned.digest:
-        raise RerankerUnavailable(model=name, why=f"the files in {pinned.folder} have the digest {digest[:12]}…, not {pinned.digest[:12]}… as pinned")
+        raise RerankerUnavailable(model=name, why=f"its files have the digest {digest[:12]}…, not {pinned.digest[:12]}… as pinned")
     return pinned.folder
 
 
