@@ -37,12 +37,15 @@ VARIABLE: Final = "DGPUNET_FAILPOINTS"
 LOG_VARIABLE: Final = "DGPUNET_FAILPOINT_LOG"
 _POLL_S: Final = 0.01
 
-Role = Literal["head", "agent", "worker", "child", "client"]
+Role = Literal["head", "agent", "worker", "child", "client", "publisher"]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place in the code: whose process comes there, and what it is about to do or has done. `disk`: there it writes to the disk."""
+    """A place in the code: whose process comes there, and what it is about to do or has done. `disk`: there it writes to the disk.
+
+    A ``publisher`` is whatever process changes an index: the stage host of a job that makes one, a head, or a command.
+    """
 
     role: Role
     what: str
@@ -80,6 +83,13 @@ POINTS: Final[Mapping[str, Point]] = {
     "gather.before": Point("head", "all units are committed, the gather stage is about to be called"),
     "gather.done": Point("head", "the gather stage has given its result, nothing of it is on disk"),
     "job.final": Point("head", "all results are on disk, the job has not its last state"),
+    "index.merging": Point("publisher", "rows of a new version are written, and those that are merged along; none of them is on the disk"),
+    "index.drafted": Point("publisher", "a new version is whole and on the disk, beside the one in force"),
+    "index.moved": Point("publisher", "its files have their places, the manifest names the one before"),
+    "index.named": Point("publisher", "the manifest names it, and nothing of the one before is removed"),
+    "compact.merged": Point("publisher", "a merged segment is whole and on the disk, beside those that it was made of"),
+    "compact.moved": Point("publisher", "it has its place, the manifest names those that it was made of"),
+    "compact.named": Point("publisher", "the manifest names it, and those that it was made of are still there"),
 }
 
 _FORM: Final = re.compile(

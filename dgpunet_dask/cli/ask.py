@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
+from dgpunet_dask.cli.hits import Wanted, answers, hit_options, wanted_hits
 from dgpunet_dask.errors import BadValue, NoEndpoint
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ _HITS_MOST: Final = 200
 @click.option(
     "--budget", type=click.IntRange(min=1), default=BUDGET, show_default=True, metavar="TOKENS", help="Most tokens of the context, as estimated."
 )
-@click.option("--path", "path_glob", metavar="GLOB", help="Only files that match, as in .gitignore: '*.py', '/src/**/test_*'.")
-@click.option("--lang", metavar="L", help="Only this language, such as python.")
+@hit_options
 @click.option("--context-only", is_flag=True, help="Print the context; ask nobody.")
 @click.option("--endpoint", metavar="URL", help=f"OpenAI-compatible server. Default: ${ENDPOINT}, else config.yaml. Its key: ${KEY}.")
 @click.option("--model", metavar="NAME", help=f"Model of that server. Default: ${MODEL}, else config.yaml, else its only one.")
@@ -46,8 +46,8 @@ _HITS_MOST: Final = 200
 @click.option("--json", "as_json", is_flag=True, help="Print JSON once the answer is whole.")
 @pass_context
 def ask(
-    context: CliContext, index: str, question: str, k: int, budget: int, path_glob: str | None, lang: str | None,
-    context_only: bool, endpoint: str | None, model: str | None, timeout: float, as_json: bool,
+    context: CliContext, index: str, question: str, k: int, budget: int, path_glob: str | None, lang: str | None, kinds: tuple[str, ...],
+    rerank: str | None, context_only: bool, endpoint: str | None, model: str | None, timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer QUESTION from the best hits of INDEX, with the places that the answer rests on.
 
@@ -57,8 +57,9 @@ def ask(
     from dgpunet_dask.retrieval.ask import messages, pack
 
     _check(question)
+    wanted = wanted_hits(k, path_glob, lang, kinds, rerank)
     asked = None if context_only else _endpoint(context, endpoint, model, timeout)  # before the search: it may fail at once
-    hits = _hits(context, index, question, k, path_glob, lang)
+    hits = _hits(context, index, question, wanted)
     packed = pack(hits, budget)
     if hits and not packed.excerpts:
         raise BadValue(what="--budget", value=budget, why="not one line of the best hit fits; give it more tokens")
@@ -84,18 +85,13 @@ def _check(question: str) -> None:
         raise BadValue(what="the question", value=question, why="write what you want to know, in UTF-8")
 
 
-def _hits(context: CliContext, index: str, question: str, k: int, path_glob: str | None, lang: str | None) -> list[dict[str, Any]]:
-    """Return the hits of the index's files, or of a cluster's that was named."""
+def _hits(context: CliContext, index: str, question: str, wanted: Wanted) -> list[dict[str, Any]]:
+    """Return the hits, from wherever `search` has them."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `search` has it
-    from dgpunet_dask.retrieval.index import check_index_name
-    from dgpunet_dask.retrieval.search import Filter, Query, open_searcher
+    from dgpunet_dask.retrieval.search import Query
 
-    api = context.elsewhere()
-    if api is None:
-        answers = list(open_searcher(context.home, index).search([Query(question)], k, Filter(path_glob, lang)))
-    else:
-        answers = api.search(check_index_name(index), {"queries": [{"query": question}], "k": k, "path": path_glob, "lang": lang})
-    return list(answers[0]["hits"])
+    [answer] = answers(context, index, [Query(question)], wanted)
+    return list(answer["hits"])
 
 
 def _endpoint(context: CliContext, endpoint: str | None, model: str | None, timeout_s: float) -> tuple[Endpoint, str | None]:

@@ -32,8 +32,8 @@ def mcp(context: CliContext) -> None:
 
 
 def _source(context: CliContext) -> Source:
-    """Return what the tools ask: the files of this home, or a cluster that was named or joined."""
-    from dgpunet_dask.daemons.mcp.sources import Files, Head
+    """Return what the tools ask: the files of this home and the head beside them, or a cluster that was named or joined."""
+    from dgpunet_dask.daemons.mcp.sources import Beside, Files, Head
 
     api = context.elsewhere()
-    return Files(context.home) if api is None else Head(api)
+    return Beside(Files(context.home), context.beside) if api is None else Head(api)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, moment, pass_context, table
+from dgpunet_dask.errors import MissingPath
 
 
 @click.group()
@@ -23,6 +26,22 @@ def list_models(context: CliContext, as_json: bool) -> None:
         return
     rows = [[m["id"], m["owner"] or "-", "yes" if m["shared"] else "no", moment(m["since_s"]), m["name"]] for m in found]
     table(["id", "owner", "shared", "since", "name"], rows)
+
+
+@model.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def digest(folder: Path, as_json: bool) -> None:
+    """Print the digest of the model in FOLDER: over the names and contents of all files that are loaded. `rerankers:` in config.yaml takes it."""
+    from dgpunet_dask.retrieval.modelfiles import find_model
+
+    if not folder.is_dir():
+        raise MissingPath(path=folder)
+    found = find_model(str(folder.absolute())).digest
+    if as_json:
+        emit_json({"folder": str(folder.absolute()), "digest": found, "error": None})
+    else:
+        click.echo(found)
 
 
 @model.command()

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
-from dgpunet_dask.errors import DgpunetError, MalformedFile, MissingPath, Problem, UnreadablePath, UsageError
+from dgpunet_dask.cli.hits import answers, hit_options, wanted_hits
+from dgpunet_dask.errors import MalformedFile, MissingPath, Problem, UnreadablePath, UsageError
 
 if TYPE_CHECKING:
-    from dgpunet_dask.cluster.api_client import ApiClient
-    from dgpunet_dask.retrieval.search import Filter, Query
+    from dgpunet_dask.retrieval.search import Query
 
 #: Lines of a hit's text that are shown to people.
 _SHOWN_LINES: Final = 6
-#: Queries of a file that are embedded together.
-_BATCH: Final = 256
 
 
 @click.command()
@@ -35,8 +31,7 @@ _BATCH: Final = 256
     help='Lines of {"id", "query"} instead of one query; needs --json.',
 )
 @click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Number of hits.")
-@click.option("--path", "path_glob", metavar="GLOB", help="Only files that match, as in .gitignore: '*.py', '/src/**/test_*'.")
-@click.option("--lang", metavar="L", help="Only this language, such as python.")
+@hit_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --queries one object a line.")
 @pass_context
 def search(
@@ -47,6 +42,8 @@ def search(
     k: int,
     path_glob: str | None,
     lang: str | None,
+    kinds: tuple[str, ...],
+    rerank: str | None,
     as_json: bool,
 ) -> None:
     """Search INDEX for QUERY; better hits come first."""
@@ -54,50 +51,16 @@ def search(
         raise UsageError(detail="Give either a query or `--queries FILE.jsonl`.")
     if queries is not None and not as_json:
         raise UsageError(detail="`--queries` prints one JSON object a line: add `--json`.")
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # a query's products are too small to share: threads made them six times slower
-    from dgpunet_dask.retrieval.search import Filter, Query
+    wanted = wanted_hits(k, path_glob, lang, kinds, rerank)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before the first import of numpy; `hits` says why
+    from dgpunet_dask.retrieval.search import Query
 
     asked = [Query(query)] if query is not None else _read_queries(queries)  # type: ignore[arg-type]  # one of both is given
-    for answer in _answers(context, index, asked, k, Filter(path_glob, lang)):
+    for answer in answers(context, index, asked, wanted):
         if as_json:
             emit_json(answer, indent=None if queries else 2)
         else:
             _show(answer["hits"])
-
-
-def _answers(context: CliContext, index: str, asked: Sequence[Query], k: int, chosen: Filter) -> Iterator[dict[str, Any]]:
-    """Yield an answer to each query: from a cluster that is named, from the head beside these files, which has them open, or from the files."""
-    api = context.elsewhere()
-    if api is not None:
-        yield from _answers_of(api, index, asked, k, chosen)
-        return
-    beside, told = context.beside(), 0
-    if beside is not None:
-        with contextlib.suppress(DgpunetError):  # the head has bounds, and may be ending: the files have the same answers
-            for answer in _answers_of(beside, index, asked, k, chosen):
-                yield answer
-                told += 1
-            return
-    yield from _answers_from_files(context, index, asked[told:], k, chosen)
-
-
-def _answers_from_files(context: CliContext, index: str, asked: Sequence[Query], k: int, chosen: Filter) -> Iterator[dict[str, Any]]:
-    from dgpunet_dask.retrieval.search import open_searcher
-
-    searcher = open_searcher(context.home, index, queries=len(asked))
-    for start in range(0, len(asked), _BATCH):
-        yield from searcher.search(asked[start : start + _BATCH], k, chosen)
-
-
-def _answers_of(api: ApiClient, index: str, asked: Sequence[Query], k: int, chosen: Filter) -> Iterator[dict[str, Any]]:
-    from dgpunet_dask.retrieval.index import check_index_name
-    from dgpunet_dask.retrieval.request import batches
-
-    rows = [{"query": query.query} if query.id is None else {"id": query.id, "query": query.query} for query in asked]
-    for batch in batches(rows, k):
-        yield from api.search(check_index_name(index), {"queries": batch, "k": k, "path": chosen.path, "lang": chosen.language})
 
 
 def _read_queries(file: Path) -> list[Query]:

@@ -134,6 +134,13 @@ class AsyncClient(Reach):
         while (item := await asyncio.to_thread(next, found, end)) is not end:
             yield item
 
+    async def search(
+        self, index: str, query: str, *, k: int = 10, path: str | None = None, lang: str | None = None, kind: str | Sequence[str] = (),
+        rerank: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Search an index of the head's home, as `Client.search` does."""
+        return await self._run(talk.search(index, talk.search_request(query, k=k, path=path, lang=lang, kind=kind, rerank=rerank)))
+
     def _attach(self) -> None:
         self._api = self._stack.enter_context(attach(self.home, self.cluster))
         self._api.tls()  # made here: it may ask the network, which must not block the loop

@@ -184,6 +184,34 @@ class Client(Reach):
         """
         return results_of(self.home, self.show(job_id))
 
+    def search(
+        self, index: str, query: str, *, k: int = 10, path: str | None = None, lang: str | None = None, kind: str | Sequence[str] = (),
+        rerank: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Search an index of the head's home; return the object of ``search --json``, best hits first.
+
+        Parameters
+        ----------
+        path
+            A glob as in ``.gitignore``.
+        lang
+            A language, in lower case.
+        kind
+            Only parts of such a definition (``function``, ``class``, …), of any of several.
+        rerank
+            A reranker of the head's settings, which reads the best hits again.
+
+        Raises
+        ------
+        NoSuchIndex
+            If there is none that the caller may read.
+        BadValue
+            For a kind or a glob that is none.
+        RerankerUnavailable
+            If the head has no such reranker.
+        """
+        return self._run(talk.search(index, talk.search_request(query, k=k, path=path, lang=lang, kind=kind, rerank=rerank)))
+
     def _run(self, course: Talk[T], on_event: Callable[[dict[str, Any]], None] = lambda _: None) -> T:
         told = self._told(course)
         while True:

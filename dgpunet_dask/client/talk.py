@@ -100,6 +100,18 @@ def ask(call: Call[T]) -> Talk[T]:
     return answer
 
 
+def search_request(query: str, *, k: int, path: str | None, lang: str | None, kind: str | Sequence[str], rerank: str | None) -> dict[str, Any]:
+    """Return what the API is asked for one query's hits."""
+    kinds = [kind] if isinstance(kind, str) else list(kind)
+    return {"queries": [{"query": query}], "k": k, "path": path, "lang": lang, "kind": kinds, "rerank": rerank}
+
+
+def search(index: str, request: Mapping[str, Any]) -> Talk[dict[str, Any]]:
+    """Search for one query, and return its answer."""
+    answers: list[dict[str, Any]] = yield Ask(calls.search(index, request))
+    return answers[0]
+
+
 @dataclass
 class Line:
     """The line to the head over which one job is talked about, and what is done when it breaks.

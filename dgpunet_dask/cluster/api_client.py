@@ -138,8 +138,8 @@ class ApiClient:
         return dict(self._json("GET", f"/v1/indexes/{quoted(name)}"))
 
     def search(self, name: str, request: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the answers, as ``search --json`` shows them, for ``{"queries": [{"id", "query"}], "k", "path", "lang"}``."""
-        return list(self._json("POST", f"/v1/indexes/{quoted(name)}/search", request)["answers"])
+        """Return the answers, as ``search --json`` shows them, for a request of `calls.search`."""
+        return self.do(calls.search(name, request))
 
     def index_lines(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return lines of an indexed file as the index holds them, for ``{"path", "start_line", "end_line"}``."""

@@ -103,6 +103,11 @@ def alive() -> Call[None]:
     return Call("GET", "/v1/status", _nothing, answer_s=ALIVE_S)
 
 
+def search(index: str, request: Mapping[str, Any]) -> Call[list[dict[str, Any]]]:
+    """Search an index: ``{"queries": [{"id", "query"}], "k", "path", "lang", "kind": [...], "rerank"}``; there is an answer for each query."""
+    return Call("POST", f"/v1/indexes/{quoted(index)}/search", lambda a: list(said(a)["answers"]), request)
+
+
 # Jobs
 
 

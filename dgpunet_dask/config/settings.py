@@ -111,6 +111,14 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PinnedModel:
+    """A model's folder, and the digest that its files must have (`retrieval.modelfiles`)."""
+
+    folder: Path
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """All of it.
 
@@ -120,9 +128,12 @@ class Settings:
         Folders of the head's host below which jobs of submitters may read.
     ask
         For the commands of the host that the file lies on.
+    rerankers
+        Cross-encoders that searches may name.
     """
 
     roots: tuple[Path, ...]
     quotas: Quotas
     disk: Disk
     ask: Ask
+    rerankers: Mapping[str, PinnedModel]

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 
 from dgpunet_dask.clock import Clock, SystemClock
-from dgpunet_dask.config.settings import Ask, Backup, Disk, Floor, Quota, Quotas, Settings
+from dgpunet_dask.config.settings import Ask, Backup, Disk, Floor, PinnedModel, Quota, Quotas, Settings
 from dgpunet_dask.config.yamlfile import YamlModel, check_version, load, parsed, read_text, validate
 from dgpunet_dask.errors import BadValue, DgpunetError, MissingPath
 from dgpunet_dask.units import parse_bytes, parse_duration
@@ -47,6 +47,7 @@ _FLOOR_SCHEMA: Final = {
 }
 _EVERY_SCHEMA: Final = {"type": "string", "pattern": r"^\s*\d{1,18}(\.\d{1,18})?\s*(ms|s|m|h|d)\s*$", "examples": ["90s", "10m", "1h"]}
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
+_DIGEST: Final = "[0-9a-f]{64}"
 _URL: Final = r"(https?://[^\s/?#@]+(/[^\s?#@]*)?)?"
 _FLOOR_WHY: Final = 'write a share of the disk such as 5%, a size such as 20GiB, or "5%, at most 20GiB"'
 
@@ -106,6 +107,18 @@ def _user(text: str) -> str:
     return text
 
 
+def _model_name(text: str) -> str:
+    if not re.fullmatch(_NAME, text):
+        raise ValueError("a name has letters, digits, dot, underscore and hyphen, and begins with a letter or digit")
+    return text
+
+
+def _digest(text: str) -> str:
+    if not re.fullmatch(_DIGEST, text):
+        raise ValueError("write the 64 hex digits that `dgpunet-dask model digest FOLDER` prints")
+    return text
+
+
 def _url(text: str) -> str:
     if not re.fullmatch(_URL, text):
         raise ValueError("write the bare address of a server, such as http://127.0.0.1:8000/v1; a key goes into $DGPUNET_ASK_KEY")
@@ -120,6 +133,8 @@ Folder = Annotated[str, AfterValidator(_folder), Field(json_schema_extra={"patte
 Host = Annotated[str, AfterValidator(_host), Field(json_schema_extra={"pattern": f"^{_NAME}$"})]
 User = Annotated[str, AfterValidator(_user)]
 Url = Annotated[str, AfterValidator(_url), Field(json_schema_extra={"pattern": f"^{_URL}$"})]
+ModelName = Annotated[str, AfterValidator(_model_name)]
+Digest = Annotated[str, AfterValidator(_digest), Field(json_schema_extra={"pattern": f"^{_DIGEST}$"})]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Days = Annotated[float, Field(ge=0, le=DAYS_MOST)]
 Rate = Annotated[int, Field(ge=1, le=MOST)]
@@ -195,6 +210,17 @@ class AskEntry(Entry):
         return Ask(endpoint=self.endpoint or None, model=self.model.strip() or None)
 
 
+class RerankerEntry(Entry):
+    """A cross-encoder that searches may name."""
+
+    folder: Folder = _stated("where its files lie")
+    digest: Digest = _stated("what `dgpunet-dask model digest FOLDER` says of them; other files are not loaded")
+
+    def value(self) -> PinnedModel:
+        """Return it as the product uses it."""
+        return PinnedModel(folder=Path(self.folder), digest=self.digest)
+
+
 class SettingsEntry(Entry):
     """The whole file."""
 
@@ -203,11 +229,12 @@ class SettingsEntry(Entry):
     quotas: QuotasEntry = _stated("how much of the cluster one user may ask for", QuotasEntry)
     disk: DiskEntry = _stated("what may lie on the disk of a host", DiskEntry)
     ask: AskEntry = _stated("which language model answers", AskEntry)
+    rerankers: dict[ModelName, RerankerEntry] = _stated("cross-encoders that `--rerank` may name, by name", dict)
 
     def value(self) -> Settings:
         """Return the settings."""
         roots = tuple(map(Path, self.roots))
-        return Settings(roots=roots, quotas=self.quotas.value(), disk=self.disk.value(), ask=self.ask.value())
+        return Settings(roots=roots, quotas=self.quotas.value(), disk=self.disk.value(), ask=self.ask.value(), rerankers={n: r.value() for n, r in self.rerankers.items()})
 
 
 DEFAULTS: Final = SettingsEntry(version=1).value()

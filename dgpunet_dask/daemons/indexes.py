@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.rerankers import Rerankers
 from dgpunet_dask.daemons.searchers import KEPT, Searchers
 from dgpunet_dask.daemons.warming import names_file, warm
 from dgpunet_dask.hardware.cpu import usable_cpus
@@ -29,14 +30,15 @@ class Indexes:
 
     Parameters
     ----------
-    searchers
-        The open ones; others are for tests only.
+    searchers, rerankers
+        What is open and loaded; others are for tests only.
     """
 
-    def __init__(self, home: Home, searchers: Searchers | None = None) -> None:
+    def __init__(self, home: Home, searchers: Searchers | None = None, rerankers: Rerankers | None = None) -> None:
         self._home = home
         self._searchers = searchers or Searchers(home, noted=names_file(home))
         self._closed = threading.Event()
+        self._rerankers = rerankers or Rerankers(home)
         self._reader: Reader | None = None
         self._reading = threading.Lock()
         self._pool = ThreadPoolExecutor(min(SEARCHES_MAX, usable_cpus()), thread_name_prefix="search")
@@ -54,15 +56,19 @@ class Indexes:
         return await in_thread(described, self._home, name, by)
 
     async def search(self, name: str, by: User, asked: dict[str, Any]) -> str:
-        """Return ``{"answers": [...]}`` as JSON, with the objects of ``search --json``, for ``{"queries", "k", "path", "lang"}``."""
+        """Return ``{"answers": [...]}`` as JSON, with the objects of ``search --json``, for a request of `request.asked_for`."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._search, name, by, asked)
 
     def _search(self, name: str, by: User, asked: dict[str, Any]) -> str:
-        from dgpunet_dask.retrieval.search import Filter, Query
+        from dgpunet_dask.retrieval.index import open_index
+        from dgpunet_dask.retrieval.search import Query, answered, filter_of
 
         queries = [Query(query["query"], query.get("id")) for query in asked["queries"]]
+        open_index(self._home, name, by)  # who may not read it has no model loaded
+        second = self._rerankers.named(asked["rerank"])
         with self._searchers.of(name, by) as searcher:
-            return json.dumps({"answers": list(searcher.search(queries, asked["k"], Filter(asked["path"], asked["lang"])))})
+            found = list(searcher.found(queries, asked["k"], filter_of(asked), second))
+        return json.dumps({"answers": [answered(one, asked["k"], second) for one in found]})  # others search it meanwhile
 
     async def lines(self, name: str, by: User, path: str, first: int, last: int) -> dict[str, Any]:
         """Return lines of an indexed file, the fields of `retrieval.spans.Lines`. The file itself may be one that `by` must not read."""

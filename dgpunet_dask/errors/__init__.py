@@ -7,7 +7,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     ├── UsageError (2)
     │   ├── BadValue, BadName, MissingPath, UnreadablePath, UnknownParameter, MissingParameter
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
-    │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
+    │   ├── NewerFormat, ModelUnavailable, RerankerUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
     │   │   NoRecordedFleet, LoopbackOnly, KeyReused, ResultsElsewhere
     │   ├── BadToken, TokenRefused, CertificateRefused, JoinRefused, TooManyAttempts, TooManyJobs,
     │   │   OverQuota
@@ -122,6 +122,7 @@ from dgpunet_dask.errors.usage import (
     OtherFleetRunning,
     OtherPolicyRunning,
     Problem,
+    RerankerUnavailable,
     ResultsElsewhere,
     UnknownParameter,
     UnreadablePath,
@@ -188,6 +189,7 @@ __all__ = [
     "Problem",
     "Quarantined",
     "ReportedError",
+    "RerankerUnavailable",
     "ResultsElsewhere",
     "StageFailed",
     "StageHostLost",

@@ -77,6 +77,12 @@ class ModelUnavailable(UsageError):
     code = "model_unavailable"
 
 
+class RerankerUnavailable(ModelUnavailable):
+    """The reranker {model!r} cannot be used: {why}. Name one that stands under `rerankers` in config.yaml; where the index's files are read, its folder will do."""
+
+    code = "reranker_unavailable"
+
+
 class BadWorkload(UsageError):
     """Workload {workload} cannot be used: {why}."""
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import DamagedFile, DgpunetError, NotAllowed
+from dgpunet_dask.failpoints import hit
 from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.compaction import due
 from dgpunet_dask.retrieval.filetable import FILES, read_paths, read_table
@@ -102,6 +103,7 @@ def _merged(index: Index, manifest: Manifest, *, all_of_it: bool) -> bool:
             append_segment(writer, segment, live.__contains__)
         if writer.rows:
             writer.finish()
+    hit("compact.merged", index=index.name)
     return _swapped(index, chosen, set(writer.by_key), made)
 
 

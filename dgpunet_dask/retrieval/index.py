@@ -38,6 +38,7 @@ from dgpunet_dask.errors import (
     UnreadablePath,
     did_you_mean,
 )
+from dgpunet_dask.failpoints import hit
 from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval.following import followed
 from dgpunet_dask.retrieval.segments import DamagedSegmentError, disk_full_named, facts_of
@@ -231,6 +232,7 @@ class Index:
                 draft = Draft(self.folder / "drafts" / uuid.uuid4().hex, before)
                 draft.version.mkdir(parents=True, mode=0o700)
                 manifest = write(draft)
+                hit("index.drafted", index=self.name)
                 owner = by.name if before is None or before.owner is None else before.owner
                 kept = replace(manifest, owner=owner, shared=shared or (before is not None and before.shared))
                 return self._in_force(draft, kept)
@@ -260,7 +262,9 @@ class Index:
             sync_folder(made)
             made.rename(self.folder / "segments" / made.name)
             sync_folder(self.folder / "segments")
+        hit("compact.moved", index=self.name)
         self._replace_manifest(manifest)
+        hit("compact.named", index=self.name)
         self.sweep()
 
     def _in_force(self, draft: Draft, manifest: Manifest) -> Manifest:
@@ -271,7 +275,9 @@ class Index:
             made.rename(self.folder / kind / name)
             sync_folder(self.folder / kind)
         published = replace(manifest, segments=(*manifest.segments, *draft.made))
+        hit("index.moved", index=self.name)
         self._replace_manifest(published)
+        hit("index.named", index=self.name)
         return published
 
     def check_publisher(self, by: User) -> Manifest | None:

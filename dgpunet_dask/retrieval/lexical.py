@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,9 @@ _FEW_KEYS: Final = 1024
 _BEYOND: Final = 16
 #: How tantivy ends a file: the footer's JSON, its length, and this number (both little-endian, 4 bytes).
 _MAGIC: Final = 1337
+
+#: Whether a chunk counts, by its file's key and its ordinal there.
+Accepts = Callable[[str, Any], bool]
 
 
 @dataclass(frozen=True)
@@ -253,15 +256,18 @@ class LexicalIndex:
             self._paths = _Reader(folder / PATHS)
 
     def search(
-        self, query: str, k: int, *, language: str | None = None, keys: Collection[str] | None = None
-    ) -> list[LexicalHit]:
-        """Return the best `k` chunks, best first, equal ones by key and ordinal; with `keys`, only of files with these contents."""
+        self, query: str, k: int, *, language: str | None = None, keys: Collection[str] | None = None, accepts: Accepts | None = None,
+    ) -> list[LexicalHit]:  # fmt: skip
+        """Return the best `k` chunks, best first, equal ones by key and ordinal.
+
+        With `keys`, only of files with these contents; with `accepts`, only those that it takes, asked of key and ordinal.
+        """
         required = [] if language is None else [("language", [language])]
         chosen = None if keys is None else frozenset(keys)
         if chosen is not None and len(chosen) <= _FEW_KEYS:
             required.append(("key", sorted(chosen)))
             chosen = None
-        found = self._chunks.best(query, k, BOOSTS, required, "key", chosen)
+        found = self._chunks.best(query, k, BOOSTS, required, "key", _both(chosen, accepts))
         return [LexicalHit(-score, key, ordinal) for score, key, ordinal in found]
 
     def search_paths(self, query: str, k: int) -> list[tuple[float, str, str]]:
@@ -275,6 +281,12 @@ class LexicalIndex:
     def check(self) -> list[str]:
         """Read everything, and return what is not as it was written; each item names its file."""
         return [fault for name in (CHUNKS, PATHS) for fault in faults(self._folder / name)]
+
+
+def _both(keys: Collection[str] | None, accepts: Accepts | None) -> Accepts | None:
+    if keys is None:
+        return accepts
+    return lambda key, ordinal: key in keys and (accepts is None or accepts(key, ordinal))
 
 
 class _Reader:
@@ -296,7 +308,7 @@ class _Reader:
         boosts: dict[str, float],
         required: list[tuple[str, list[str]]],
         field: str,
-        chosen: frozenset[str] | None,
+        accepts: Accepts | None,
     ) -> list[tuple[float, str, Any]]:
         """Return ``(-score, first field, second field)``, sorted. Asks for more until no hit left out can belong to the best `k`."""
         terms = asked(query)
@@ -305,14 +317,14 @@ class _Reader:
         wanted = self._query(terms, boosts, required)
         limit = k + _BEYOND
         with _damage_told():
-            return self._best(wanted, k, limit, field, chosen)
+            return self._best(wanted, k, limit, field, accepts)
 
     def _best(
-        self, wanted: tantivy.Query, k: int, limit: int, field: str, chosen: frozenset[str] | None
+        self, wanted: tantivy.Query, k: int, limit: int, field: str, accepts: Accepts | None
     ) -> list[tuple[float, str, Any]]:
         while True:
             hits = self._searcher.search(wanted, min(limit, self.count()), count=False).hits
-            found = sorted(row for row in self._rows(hits, field) if chosen is None or row[1] in chosen)
+            found = sorted(row for row in self._rows(hits, field) if accepts is None or accepts(row[1], row[2]))
             if len(hits) < limit or (len(found) >= k and -found[k - 1][0] > hits[-1][0]):
                 return found[:k]
             limit *= 4

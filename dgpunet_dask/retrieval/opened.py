@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float32]
     Rows = NDArray[np.int64]
+    Mask = NDArray[np.bool_]
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,14 @@ _READ: Final = ("symbol", "kind", "scope", "language", "text")
 
 @dataclass(frozen=True)
 class Filter:
-    """Which chunks count: `path` is a gitignore-style glob, `language` a name in lower case; ``None``: all."""
+    """Which chunks count: `path` is a gitignore-style glob, `language` a name in lower case; ``None``: all.
+
+    `kinds`: only chunks that are a part of such a definition (`grammars.KINDS`), any of them; empty: all, also those of no definition.
+    """
 
     path: str | None = None
     language: str | None = None
+    kinds: tuple[str, ...] = ()
 
 
 #: Lets everything through.
@@ -58,11 +63,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Selection:
-    """What a filter lets through: the paths of each file by key, and the rows of each segment (``None``: all that have a path)."""
+    """What a filter lets through: the paths of each file by key, and the rows of each segment (``None``: all that have a path).
+
+    `of_kind`: of each segment, whether a row is of a kind that was asked for; ``None`` where none was.
+    """
 
     chosen: Filter
     paths: dict[str, list[str]]
     rows: Sequence[Rows | None]
+    of_kind: Sequence[Mask] | None
 
 
 class OpenIndex:
@@ -92,14 +101,30 @@ class OpenIndex:
     def worded(self, query: str, count: int, chosen: Filter = ALL) -> list[Place]:
         """Return the `count` chunks that have most of the words of `query`, best first, each for every file that has it."""
         selection = self._selected(chosen)
-        keys = None if chosen.path is None else selection.paths.keys()
+        keys = None if chosen.path is None and selection.of_kind is None else selection.paths.keys()
         language = None if chosen.language is None else chosen.language.lower()
         found = []
-        for hit in self.lexical.search(query, count, language=language, keys=keys):
-            number = self._at[hit.key]
-            row = self.segments[number].rows_of(hit.key).start + hit.ordinal
+        for hit in self.lexical.search(query, count, language=language, keys=keys, accepts=self._of_kind(selection)):
+            number, row = self._row(hit.key, hit.ordinal)
             found += [Place(hit.score, path, number, row) for path in selection.paths.get(hit.key, ())]
         return found
+
+    def _row(self, key: str, ordinal: int) -> tuple[int, int]:
+        """Return the segment and the row of a file's n-th chunk."""
+        number = self._at[key]
+        return number, self.segments[number].rows_of(key).start + ordinal
+
+    def _of_kind(self, selection: _Selection) -> Callable[[str, int], bool] | None:
+        """Return whether a file's n-th chunk is of a kind that was asked for: the lexical index does not know kinds."""
+        masks = selection.of_kind
+        if masks is None:
+            return None
+
+        def accepts(key: str, ordinal: int) -> bool:
+            number, row = self._row(key, ordinal)
+            return bool(masks[number][row])
+
+        return accepts
 
     def cosine(self, place: Place, vector: Vector) -> float:
         """Return the cosine of a chunk to a vector of length 1."""
@@ -135,8 +160,14 @@ class OpenIndex:
     def _selected(self, chosen: Filter) -> _Selection:
         """What a filter lets through; the last one is kept, since many queries come with the same."""
         if self._last is None or self._last.chosen != chosen:
-            paths = self._chosen_paths(chosen)
-            self._last = _Selection(chosen, paths, [self._chosen_rows(s, paths, chosen) for s in self.segments])
+            paths, of_kind = self._chosen_paths(chosen), None
+            masks: Sequence[Mask | None] = [None] * len(self.segments)
+            if chosen.kinds:
+                of_kind = [segment.among("kind", chosen.kinds) for segment in self.segments]
+                with_one = {key for segment, mask in zip(self.segments, of_kind, strict=True) for key in segment.keys_with(mask)}
+                paths, masks = {key: found for key, found in paths.items() if key in with_one}, of_kind
+            rows = [_chosen_rows(s, paths, chosen, mask) for s, mask in zip(self.segments, masks, strict=True)]
+            self._last = _Selection(chosen, paths, rows, of_kind)
         return self._last
 
     def _chosen_paths(self, chosen: Filter) -> dict[str, list[str]]:
@@ -146,22 +177,25 @@ class OpenIndex:
         kept = {key: [p for p in paths if accepts(p)] for key, paths in self.paths.items()}
         return {key: paths for key, paths in kept.items() if paths}
 
-    def _chosen_rows(self, segment: _Dense, paths: dict[str, list[str]], chosen: Filter) -> Rows | None:
-        """The rows that may be found, where they are few; else ``None``, and whatever has no path is passed over."""
-        import numpy as np
-
-        files = np.fromiter((key in paths for key in segment.keys), bool, len(segment.keys))
-        mask = np.repeat(files, segment.count)
-        if chosen.language is not None:
-            mask &= np.asarray(segment.languages == chosen.language.lower())
-            return np.flatnonzero(mask)
-        return np.flatnonzero(mask) if mask.sum() < _NARROW * segment.rows else None
-
     def chunk(self, place: Place) -> dict[str, Any]:
         """Return the columns of a chunk."""
         # a slice, since `take` imports pandas first
         row: dict[str, Any] = self.segments[place.segment].chunks.slice(place.row, 1).to_pylist()[0]
         return row
+
+
+def _chosen_rows(segment: _Dense, paths: dict[str, list[str]], chosen: Filter, of_kind: Mask | None) -> Rows | None:
+    """The rows that may be found, where they are few or rows of a file differ; else ``None``, and whatever has no path is passed over."""
+    import numpy as np
+
+    files = np.fromiter((key in paths for key in segment.keys), bool, len(segment.keys))
+    mask = np.repeat(files, segment.count)
+    if chosen.language is not None:
+        mask &= segment.among("language", (chosen.language.lower(),))
+    if of_kind is not None:
+        mask &= of_kind
+    all_of_a_file = chosen.language is None and of_kind is None
+    return None if all_of_a_file and mask.sum() >= _NARROW * segment.rows else np.flatnonzero(mask)
 
 
 class _Dense(Segment):
@@ -190,11 +224,18 @@ class _Dense(Segment):
             log.warning("segment %s is searched without its scan, which cannot be read: %s", self.folder.name, error)
             return None
 
-    @property
-    def languages(self) -> NDArray[np.object_]:
-        """The language of each row."""
-        found: NDArray[np.object_] = self.chunks.column("language").to_numpy()
-        return found
+    def among(self, name: str, values: Sequence[str]) -> Mask:
+        """Return of each row whether a column has one of `values`."""
+        import numpy as np
+
+        column: NDArray[np.object_] = self.chunks.column(name).to_numpy()
+        return np.logical_or.reduce([np.asarray(column == value, bool) for value in values])
+
+    def keys_with(self, mask: Mask) -> list[str]:
+        """Return the keys of the files that have a row in `mask`."""
+        import numpy as np
+
+        return [self.keys[number] for number in np.unique(self._file_of[mask])]
 
     def key_of(self, row: int) -> str:
         """Return the key of the file that a row belongs to."""

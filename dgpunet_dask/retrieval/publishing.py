@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dgpunet_dask.clock import Clock
+from dgpunet_dask.failpoints import hit
 from dgpunet_dask.retrieval.compaction import Held, along
 from dgpunet_dask.retrieval.filetable import FILES, read_table, with_chunks, write_table
 from dgpunet_dask.retrieval.index import Draft, Index, Manifest
@@ -123,6 +124,7 @@ class Merge:
             if not writer.rows:
                 draft.made.remove(folder.name)
                 return stay, []
+            hit("index.merging", index=self._index.name)
             writer.finish()
         return stay, [Segment(folder)]
 

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from dgpunet_dask.errors import BadValue
+from dgpunet_dask.retrieval.grammars import KINDS
 
 #: The most of one request: what it asks for has to fit into memory, and others wait meanwhile.
 QUERIES_MAX: Final = 256
 QUERY_CHARS_MAX: Final = 16_384
 K_MAX: Final = 1000
+#: Queries of one request that are reranked: each may take seconds.
+RERANKED_MAX: Final = 16
 HITS_MAX: Final = 10_000
 FILTER_CHARS_MAX: Final = 200
 #: Wildcards of a path filter. Each multiplies the ways in which a path can match, and matching lets nobody else go on.
@@ -20,7 +23,7 @@ BATCH_BYTES: Final = 256 << 10
 
 
 def asked_for(body: dict[str, Any]) -> dict[str, Any]:
-    """Return a search request that is whole and within bounds: queries, k, path, lang.
+    """Return a search request that is whole and within bounds: queries, k, path, lang, kind, rerank.
 
     Raises
     ------
@@ -39,7 +42,34 @@ def asked_for(body: dict[str, Any]) -> dict[str, Any]:
         raise BadValue(what="k", value=_shown(k), why=f"write a number from 1 to {K_MAX}")
     if k * len(queries) > HITS_MAX:
         raise BadValue(what="k", value=k, why=f"{len(queries)} queries at once may ask for {HITS_MAX} hits together")
-    return {"queries": queries, "k": k, "path": _path(body), "lang": _text(body, "lang")}
+    rerank = _text(body, "rerank")
+    if rerank is not None and len(queries) > RERANKED_MAX:
+        raise BadValue(what="queries", value=len(queries), why=f"send {RERANKED_MAX} at most at once where they are reranked")
+    return {"queries": queries, "k": k, "path": _path(body), "lang": _text(body, "lang"), "kind": _kinds(body), "rerank": rerank}
+
+
+def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return the kinds of definitions that a filter names, each once, in lower case and in order.
+
+    Raises
+    ------
+    BadValue
+        For one that there is not, with those that there are.
+    """
+    found = tuple(dict.fromkeys(kind.lower() for kind in kinds))
+    for kind in found:
+        if kind not in KINDS:
+            raise BadValue(what="kind", value=kind[:80], why=f"kinds are {', '.join(sorted(KINDS))}")
+    return found
+
+
+def _kinds(body: dict[str, Any]) -> list[str]:
+    """Return the kinds that are asked for: none, one as a text, or a list of them."""
+    given = body.get("kind")
+    listed = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(listed, list) or not all(isinstance(kind, str) and _encodes(kind) for kind in listed):
+        raise BadValue(what="kind", value=_shown(given), why=f"write one of, or a list of, {', '.join(sorted(KINDS))}, or leave it out")
+    return list(check_kinds(listed))
 
 
 def _is_query(query: object) -> bool:
@@ -78,9 +108,10 @@ def _shown(value: object) -> str:
     return str(value)[:80]
 
 
-def batches(queries: Sequence[Mapping[str, Any]], k: int) -> Iterator[list[dict[str, Any]]]:
+def batches(queries: Sequence[Mapping[str, Any]], k: int, *, reranked: bool = False) -> Iterator[list[dict[str, Any]]]:
     """Yield `queries` in order, in lists that one request may hold with `k` hits each; what is too large by itself goes alone."""
-    most, batch, size = max(1, min(QUERIES_MAX, HITS_MAX // max(1, k))), list[dict[str, Any]](), 0
+    most = max(1, min(RERANKED_MAX if reranked else QUERIES_MAX, HITS_MAX // max(1, k)))
+    batch, size = list[dict[str, Any]](), 0
     for query in queries:
         bytes_of = len(str(query).encode("utf-8", "surrogatepass"))
         if batch and (len(batch) == most or size + bytes_of > BATCH_BYTES):

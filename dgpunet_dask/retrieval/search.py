@@ -1,9 +1,9 @@
-"""Search over one index: a query to its hits, filtered by path and language."""
+"""Search over one index: a query to its hits, filtered by path, language and kind of definition."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from dgpunet_dask.retrieval.rerank import SecondLook
+
     Vector = NDArray[np.float32]
 
 #: Candidates of either kind for one query, and paths: half as many cost some answers their place (bench/retrieval.py), more gain none.
@@ -34,7 +36,10 @@ _FEW_QUERIES: Final = 64
 
 @dataclass(frozen=True)
 class Hit:
-    """A found chunk. `path` is relative to the indexed root, lines are 1-based and inclusive, a higher score is better."""
+    """A found chunk. `path` is relative to the indexed root, lines are 1-based and inclusive, a higher score is better.
+
+    `kind` and `scope` are of the symbol: what it is (`grammars.KINDS`), and the name of what encloses it; ``None`` where there is none.
+    """
 
     path: str
     start_line: int
@@ -43,6 +48,8 @@ class Hit:
     text: str
     symbol: str | None
     language: str
+    kind: str | None
+    scope: str | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,16 @@ class Query:
     id: Any = None
 
 
+@dataclass(frozen=True)
+class Found:
+    """The best chunks for a query, of the index of that name, and the milliseconds that this took."""
+
+    query: Query
+    index: str
+    ranked: list[Ranked]
+    took_ms: float
+
+
 class Searcher:
     """An index opened with the model that made it."""
 
@@ -60,17 +77,20 @@ class Searcher:
         self.index = index
         self.encoder = encoder
 
-    def search(self, queries: Sequence[Query], k: int, chosen: Filter = ALL) -> Iterator[dict[str, Any]]:
-        """Yield one answer a query: index, took_ms, hits; with ``id`` where the query has one."""
+    def search(self, queries: Sequence[Query], k: int, chosen: Filter = ALL, second: SecondLook | None = None) -> Iterator[dict[str, Any]]:
+        """Yield one answer a query: index, took_ms, hits; with ``id`` where the query has one, and ``rerank`` where a second look was taken."""
+        for found in self.found(queries, k, chosen, second):
+            yield answered(found, k, second)
+
+    def found(self, queries: Sequence[Query], k: int, chosen: Filter = ALL, second: SecondLook | None = None) -> Iterator[Found]:
+        """Yield what is found for each query: `k` chunks at most, or so many more as a second look wants to see."""
         started = time.perf_counter()
         vectors = self.encoder.encode_queries([q.query for q in queries])
         shared_ms = (time.perf_counter() - started) * 1000 / max(1, len(queries))
         for query, vector in zip(queries, vectors, strict=True):
             started = time.perf_counter()
-            hits = [_hit(ranked) for ranked in self.ranked(query.query, vector, k, chosen)]
-            took_ms = round(shared_ms + (time.perf_counter() - started) * 1000, 3)
-            answer: dict[str, Any] = {} if query.id is None else {"id": query.id}
-            yield answer | {"index": self.index.name, "took_ms": took_ms, "hits": [asdict(h) for h in hits]}
+            ranked = self.ranked(query.query, vector, k if second is None else max(k, second.depth), chosen)
+            yield Found(query, self.index.name, ranked, shared_ms + (time.perf_counter() - started) * 1000)
 
     def ranked(self, query: str, vector: Vector, k: int, chosen: Filter = ALL) -> list[Ranked]:
         """Return the `k` best chunks for a query and its vector, each with the reasons for its place.
@@ -85,10 +105,26 @@ class Searcher:
         return fuse(dense, worded, index.lexical.search_paths(query, _PATHS), query)[:k]
 
 
+def answered(found: Found, k: int, second: SecondLook | None = None) -> dict[str, Any]:
+    """Return the answer to a query, after a second look if one is to be taken; that needs the index no more."""
+    started = time.perf_counter()
+    ranked, told = (found.ranked, {}) if second is None else second.over(found.ranked, found.query.query)
+    hits = [asdict(_hit(one)) for one in ranked[:k]]
+    took_ms = round(found.took_ms + (time.perf_counter() - started) * 1000, 3)
+    answer: dict[str, Any] = {} if found.query.id is None else {"id": found.query.id}
+    answer |= {"index": found.index, "took_ms": took_ms, "hits": hits}
+    return answer | ({"rerank": told} if told else {})
+
+
+def filter_of(asked: Mapping[str, Any]) -> Filter:
+    """Return the filter of a request of `request.asked_for`."""
+    return Filter(asked["path"], asked["lang"], tuple(asked["kind"]))
+
+
 def _hit(ranked: Ranked) -> Hit:
     found = ranked.candidate
     score = round(ranked.score, DIGITS)
-    return Hit(found.path, found.start_line, found.end_line, score, found.text, found.symbol, found.language)
+    return Hit(found.path, found.start_line, found.end_line, score, found.text, found.symbol, found.language, found.kind, found.scope)
 
 
 def open_searcher(home: Home, name: str, queries: int = 1, torch_device: str = "cpu", loaded: Sequence[Encoder] = ()) -> Searcher:
@@ -140,4 +176,4 @@ def _damaged(folder: Path, error: Exception) -> MalformedFile:
     return MalformedFile([Problem(str(folder), 1, 1, f"the index is damaged ({first_line(error)}); submit the tree again, which makes it anew")])
 
 
-__all__ = ["Filter", "Hit", "OpenIndex", "Query", "Searcher", "open_searcher"]
+__all__ = ["Filter", "Hit", "OpenIndex", "Query", "Searcher", "answered", "filter_of", "open_searcher"]

@@ -90,7 +90,8 @@ ONCE: Final = frozenset({
 
 def cases(seed: int, units: int) -> list[Case]:
     """Return every case, in the order of `POINTS`; at which unit it strikes is drawn by `seed` and the case's name. Pure."""
-    found = [case for point in POINTS for case in _at_point(point)]
+    # publishers come to theirs in jobs that make an index, which this is not: tests/acceptance/test_index_survives.py kills those
+    found = [case for point in POINTS if POINTS[point].role != "publisher" for case in _at_point(point)]
     drawn = [replace(case, at=_drawn(case, seed, units)) for case in found]
     # what is published after the last unit is what the gather stage gave
     gathered = [Case("publish.written", "enospc", at=units + 1), Case("publish.renamed", "kill", at=units + 1)]

@@ -81,7 +81,7 @@ class Indexes(Protocol):
         """Return one index."""
 
     async def search(self, name: str, by: User, asked: dict[str, Any]) -> str:
-        """Return ``{"answers": [...]}`` as JSON for ``{"queries", "k", "path", "lang"}``, which is within bounds."""
+        """Return ``{"answers": [...]}`` as JSON for a request of `retrieval.request.asked_for`."""
 
     async def lines(self, name: str, by: User, path: str, first: int, last: int) -> dict[str, Any]:
         """Return lines of an indexed file, as the index holds them."""

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from dgpunet_dask.model.job import JobState
-from dgpunet_dask.retrieval.request import FILTER_CHARS_MAX, HITS_MAX, K_MAX, QUERIES_MAX, QUERY_CHARS_MAX
+from dgpunet_dask.retrieval.grammars import KINDS
+from dgpunet_dask.retrieval.request import FILTER_CHARS_MAX, HITS_MAX, K_MAX, QUERIES_MAX, QUERY_CHARS_MAX, RERANKED_MAX
 from dgpunet_dask.security.keys import Scope
 
 ARRAY_MAX = 1000
@@ -257,10 +258,17 @@ class IndexCompacted(Given):
     rows: int
 
 
+#: What a definition is, as hits name it.
+Kind = Annotated[str, Field(json_schema_extra={"enum": sorted(KINDS)})]
+
+
 class Query(Given):
     """One query; `id` comes back with its answer."""
 
     query: Annotated[str, Field(max_length=QUERY_CHARS_MAX)]
+
+
+_RERANK = f"a reranker of the head's settings, which reads the best hits again; {RERANKED_MAX} queries at most then"
 
 
 class SearchRequest(Given):
@@ -270,6 +278,8 @@ class SearchRequest(Given):
     k: Annotated[int, Field(ge=1, le=K_MAX, description=f"hits of each query; all queries together may ask for {HITS_MAX}")] = 10
     path: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="a path pattern as in .gitignore")] | None = None
     lang: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="a language, as hits name it")] | None = None
+    kind: Annotated[Kind | list[Kind], Field(description="only parts of such a definition; of any of several")] | None = None
+    rerank: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description=_RERANK)] | None = None
 
 
 class SearchAnswer(Given):

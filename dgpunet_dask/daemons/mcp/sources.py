@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dgpunet_dask.config.home import Home
+from dgpunet_dask.daemons.rerankers import Rerankers
 from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.model.owner import OPERATOR
 
@@ -58,16 +60,18 @@ class Files:
 
     def __init__(self, home: Home, opened: Open = open_as_search) -> None:
         self._home, self._open = home, opened
+        self._rerankers = Rerankers(home)
         self._guard = threading.Lock()
         self._searchers: Searchers | None = None
         self._reader: Reader | None = None
 
     def search(self, index: str, asked: dict[str, Any]) -> dict[str, Any]:
-        from dgpunet_dask.retrieval.search import Filter, Query
+        from dgpunet_dask.retrieval.search import Query, answered, filter_of
 
+        second = self._rerankers.named(asked["rerank"])
         with self._shared().of(index, OPERATOR) as searcher:
-            answers = searcher.search([Query(asked["queries"][0]["query"])], asked["k"], Filter(asked["path"], asked["lang"]))
-            return next(iter(answers))
+            found = next(searcher.found([Query(asked["queries"][0]["query"])], asked["k"], filter_of(asked), second))
+        return answered(found, asked["k"], second)
 
     def _shared(self) -> Searchers:
         from dgpunet_dask.daemons.searchers import Searchers
@@ -101,6 +105,38 @@ class Files:
             return None if head is None else client_of(head).status()
         except DgpunetError as error:  # the indexes are told of all the same
             return {"error": error.to_json()}
+
+
+class Beside:
+    """The files of a home, whose searches the head beside them answers while one runs: it has the indexes open.
+
+    Parameters
+    ----------
+    head
+        Returns a connection to that head, ``None`` where none runs now.
+    """
+
+    def __init__(self, files: Files, head: Callable[[], ApiClient | None]) -> None:
+        self._files, self._head = files, head
+
+    def search(self, index: str, asked: dict[str, Any]) -> dict[str, Any]:
+        api = self._head()
+        if api is not None:
+            with contextlib.suppress(DgpunetError):  # it has bounds of its own, and may be ending: the files have the same answers
+                return Head(api).search(index, asked)
+        return self._files.search(index, asked)
+
+    def lines(self, index: str, path: str, first: int, last: int) -> dict[str, Any]:
+        return self._files.lines(index, path, first, last)
+
+    def indexes(self) -> list[dict[str, Any]]:
+        return self._files.indexes()
+
+    def index(self, name: str) -> dict[str, Any]:
+        return self._files.index(name)
+
+    def cluster(self) -> dict[str, Any] | None:
+        return self._files.cluster()
 
 
 class Head:

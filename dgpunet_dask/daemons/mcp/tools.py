@@ -16,6 +16,7 @@ from dgpunet_dask.clock import Clock
 from dgpunet_dask.daemons.mcp.sources import Source
 from dgpunet_dask.errors import BadValue, UsageError, did_you_mean
 from dgpunet_dask.retrieval.ask import Span, fence_for, plain
+from dgpunet_dask.retrieval.grammars import KINDS
 from dgpunet_dask.retrieval.request import FILTER_CHARS_MAX, QUERY_CHARS_MAX, asked_for
 
 #: Hits of one call; their texts have to fit into an agent's context.
@@ -38,6 +39,14 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _listed_text(value: object) -> object:
+    """Return a text as a list of it: models often leave the brackets out."""
+    return [value] if isinstance(value, str) else value
+
+
+Listed = BeforeValidator(_listed_text)
+#: What a definition is, as hits name it; `request.check_kinds` tells of others.
+Kind = Annotated[str, Field(json_schema_extra={"enum": sorted(KINDS)})]
 Whole = BeforeValidator(_whole)  # after `Field`, whose bounds the schema would else not have
 IndexName = Annotated[str, Field(min_length=1, max_length=200, description="name of an index, as list_indexes has it")]
 
@@ -56,6 +65,8 @@ class SearchArguments(Arguments):
     k: Annotated[int, Field(ge=1, le=K_MOST, description="how many hits"), Whole] = 10
     path: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="only files that match, as in .gitignore: *.py, /src/**/test_*")] | None = None
     language: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="only this language, in lower case, such as python")] | None = None
+    kind: Annotated[list[Kind], Field(description="only parts of such a definition; of any of several"), Listed] | None = None
+    rerank: Annotated[str, Field(max_length=FILTER_CHARS_MAX, description="a reranker that the index's owner has set up, which reads the best hits again; leave it out unless you were told of one")] | None = None
 
 
 class SpanArguments(Arguments):
@@ -79,7 +90,8 @@ class StatusArguments(Arguments):
 
 def search(source: Source, given: SearchArguments, _: Clock) -> Answer:
     """Return the hits of a query."""
-    asked = asked_for({"queries": [{"query": given.query}], "k": given.k, "path": given.path, "lang": given.language})
+    chosen = {"path": given.path, "lang": given.language, "kind": given.kind, "rerank": given.rerank}
+    asked = asked_for({"queries": [{"query": given.query}], "k": given.k, **chosen})
     found = source.search(given.index, asked)
     hits = found["hits"]
     fence = fence_for(hit["text"] for hit in hits)
@@ -89,8 +101,13 @@ def search(source: Source, given: SearchArguments, _: Clock) -> Answer:
 
 def _hit(number: int, hit: Mapping[str, Any], fence: str) -> str:
     span = Span(hit["path"], hit["start_line"], hit["end_line"])
-    told = [f"[{number}] {span}", f"score {hit['score']:.4f}", str(hit["language"] or ""), plain(hit["symbol"] or "")]
+    told = [f"[{number}] {span}", f"score {hit['score']:.4f}", str(hit["language"] or ""), _symbol(hit)]
     return f"{'  '.join(filter(None, told))}\n{_quoted(hit['text'], fence)}"
+
+
+def _symbol(hit: Mapping[str, Any]) -> str:
+    """Return the definition that a hit is a part of, with what it is where that is known; a head of an older release does not tell."""
+    return " ".join(filter(None, (hit.get("kind"), plain(hit["symbol"] or ""))))
 
 
 def _quoted(text: str, fence: str) -> str:
@@ -192,7 +209,7 @@ TOOLS: Final[Mapping[str, ToolKind]] = {
     "search": ToolKind(
         "Search an index",
         "Find code and text in an index by meaning and by words. Returns the best hits with path, exact lines (1-based, inclusive), score, "
-        "symbol, language and text.",
+        "symbol, its kind and scope, language and text.",
         SearchArguments,
         search,
     ),

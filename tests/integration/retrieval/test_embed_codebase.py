@@ -141,7 +141,8 @@ def test_from_a_folder_to_hits(runner, project, command):
     )
     hit = answer["hits"][0]
     assert hit["text"] == "\n".join(CODE.split("\n")[hit["start_line"] - 1 : hit["end_line"]])
-    assert set(hit) == {"path", "start_line", "end_line", "score", "text", "symbol", "language"}
+    assert set(hit) == {"path", "start_line", "end_line", "score", "text", "symbol", "language", "kind", "scope"}
+    assert (hit["kind"], hit["scope"]) == ("function", None)
     again = runner(path=[str(project)])
     assert (again["embedded"], again["reused"], again["expected_items"]) == (0, metrics["chunks"], 0)
 
@@ -159,6 +160,51 @@ def test_of_an_edited_file_and_of_another_clone_only_new_texts_are_embedded(runn
     assert 1 <= cloned["embedded"] <= 2 <= cloned["reused"]
     for name in ("project", "clone"):
         assert command("index", "verify", name)[0] == 0
+
+
+def test_only_hits_of_a_kind_are_found_and_an_unknown_one_is_told_in_a_line(runner, project, command):
+    (project / "shop.py").write_text("class Shop:\n    def refresh(self):\n        return self.tokens.pop()\n")
+    runner(path=[str(project)])
+
+    def kinds(*words: str) -> set[tuple[str, str]]:
+        code, out, _ = command("search", "project", "refresh the access token", "-k", "50", "--json", *words)
+        assert code == 0
+        return {(hit["path"], hit["kind"]) for hit in json.loads(out)["hits"]}
+
+    assert kinds("--kind", "function") == {("src/session.py", "function")}
+    both = kinds("--kind", "Heading", "--kind", "function")
+    assert both == {("src/session.py", "function"), ("guide.md", "heading")}
+    assert kinds("--kind", "function", "--path", "*.md") == set()
+    assert kinds("--kind", "heading", "--lang", "markdown") == {("guide.md", "heading")}
+    code, out, _ = command("ask", "project", "refresh", "--context-only", "--kind", "heading", "--json")
+    assert (code, {row["path"] for row in json.loads(out)["citations"]}) == (0, {"guide.md"})
+    for words in (("search", "project", "x"), ("ask", "project", "x", "--context-only")):
+        code, out, err = command(*words, "--kind", "routine")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "kind 'routine' is not valid: kinds are class, constant, enum, function, " in err
+
+
+@pytest.mark.long
+def test_a_cross_encoder_in_a_folder_or_pinned_in_the_settings_orders_the_hits_anew(runner, project, command, home, tmp_path):
+    from tests.unit.retrieval.test_rerank import tiny
+
+    runner(path=[str(project)])
+    folder = tiny(tmp_path / "encoder")
+    code, out, _ = command("model", "digest", str(folder))
+    assert (code, len(out)) == (0, 65)
+    home.config.write_text(f"version: 1\nrerankers:\n  tiny: {{folder: {folder}, digest: {out}  }}\n")
+    search = ("search", "project", "refresh a token", "-k", "2", "--json")
+    plain, by_name, by_folder = (json.loads(command(*search, *words)[1]) for words in ((), ("--rerank", "tiny"), ("--rerank", str(folder))))
+    assert by_name["hits"] == by_folder["hits"]
+    assert by_name["rerank"] == {"model": "tiny", "read": by_name["rerank"]["of"], "of": by_name["rerank"]["of"]}
+    assert by_name["rerank"]["of"] > 2
+    assert [hit["score"] for hit in by_name["hits"]] != [hit["score"] for hit in plain["hits"]]
+    code, out, err = command("ask", "project", "refresh", "--context-only", "--rerank", "tinny")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "did you mean 'tiny'" in err
+    (folder / "config.json").write_text("{}")
+    code, _, err = command(*search[:-1], "--rerank", "tiny")
+    assert (code, "as pinned" in err) == (2, True)
 
 
 def test_queries_from_a_file_answer_as_single_ones_do(runner, project, command, tmp_path):

@@ -12,6 +12,8 @@ import sys
 import pytest
 
 from dgpunet_dask.cli import main as cli_main
+from dgpunet_dask.cli.context import CliContext
+from dgpunet_dask.cluster.api_client import ApiClient
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.api import listen
 from dgpunet_dask.retrieval.ask import estimated_tokens
@@ -228,6 +230,27 @@ async def test_the_hits_come_from_a_cluster_that_is_named(tmp_path, monkeypatch,
         code = await asyncio.to_thread(cli_main.run, ["ask", "anns", "one", "--endpoint", server.url])
         assert (code, "[1] a.py:1-1" in capfd.readouterr().out) == (0, True)
         assert await asyncio.to_thread(cli_main.run, ["ask", "bobs", "one", "--context-only"]) == 102
+    finally:
+        api.stop()
+        shelf.indexes.close()
+        await api.close_all_connections()
+
+
+async def test_the_head_beside_the_files_is_asked_first(tmp_path, monkeypatch, capfd):
+    shelf = Shelf(Home(tmp_path / "head").ensure(), tmp_path)
+    shelf.put("anns", ANN, text="one\n\ntwo")
+    ctx = make_context(tmp_path, [], keys=FakeKeys(), membership=FakeMembership(), indexes=shelf.indexes)
+    api = listen(ctx)
+    monkeypatch.setenv("DGPUNET_HOME", str(tmp_path / "empty"))
+    monkeypatch.delenv("DGPUNET_CLUSTER", raising=False)
+    monkeypatch.setattr(CliContext, "beside", lambda _: ApiClient(f"http://127.0.0.1:{ctx.port}", "ann:viewer"))
+    shelf.name_reranker("tiny")
+    words = ["ask", "anns", "one", "--context-only", "--json", "--rerank"]
+    try:
+        assert await asyncio.to_thread(cli_main.run, [*words, "tiny"]) == 0
+        assert {row["path"] for row in json.loads(capfd.readouterr().out)["citations"]} == {"a.py"}
+        assert len(shelf.loaded) == 1
+        assert await asyncio.to_thread(cli_main.run, [*words, "none"]) == 102  # then the files are asked, and there are none
     finally:
         api.stop()
         shelf.indexes.close()

@@ -1,4 +1,4 @@
-"""Where `search` gets its answers from."""
+"""Where `search` and `ask` get their answers from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from dgpunet_dask.cli import search as module
+from dgpunet_dask.cli import hits as module
 from dgpunet_dask.errors import NoHead, NoSuchIndex
-from dgpunet_dask.retrieval.opened import ALL
 from dgpunet_dask.retrieval.search import Query
 
 ASKED = [Query(f"query {n}", n) for n in range(300)]
@@ -54,7 +53,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sources(context: FakeContext) -> list[str]:
-    found = list(module._answers(context, "x", ASKED, 10, ALL))  # type: ignore[arg-type]
+    found = list(module.answers(context, "x", ASKED, module.Wanted(10)))  # type: ignore[arg-type]
     assert [answer["id"] for answer in found] == [query.id for query in ASKED]
     return [answer["by"] for answer in found]
 

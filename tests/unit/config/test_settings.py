@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgpunet_dask.config.settings import Floor, Quota
+from dgpunet_dask.config.settings import Floor, PinnedModel, Quota
 from dgpunet_dask.config.settings_file import (
     DEFAULTS,
     REST_S,
@@ -97,6 +97,17 @@ disk: {floor: 70%, logs: 10KiB, caches: 100, results_days: .inf, ledger_backup: 
     assert [line for line, _ in places] == [2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 5, 5, 5]
     message = str(raised.value)
     for told in ("did you mean 'roots'", "from / or ~ on", "50% or less", "at least 1MiB", "with its unit", "at least 10s", "write auto"):
+        assert told in message
+
+
+def test_rerankers_are_named_with_folder_and_digest() -> None:
+    [shown] = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs/howto/ranking.md").read_text(), re.MULTILINE | re.DOTALL)
+    folder = Path("~/models/ms-marco-MiniLM-L6-v2").expanduser()
+    assert parse_settings(shown, "c").rerankers == {"small": PinnedModel(folder=folder, digest="0123456789abcdef" * 4)}
+    with pytest.raises(MalformedFile) as raised:
+        parse_settings('version: 1\nrerankers:\n  "a b": {folder: /m, digest: ABC}\n  c: {folder: m}\n', "c.yaml")
+    message = str(raised.value)
+    for told in ("begins with a letter or digit", "model digest FOLDER", "from / or ~ on", "digest"):
         assert told in message
 
 

@@ -8,11 +8,21 @@ from itertools import product
 
 import pytest
 
+from dgpunet_dask.client import AsyncClient, Client
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.api import listen
-from dgpunet_dask.errors import BadValue, NoSuchFile, NoSuchIndex, NoSuchLines, NotAllowed
+from dgpunet_dask.errors import BadValue, NoSuchFile, NoSuchIndex, NoSuchLines, NotAllowed, RerankerUnavailable
 from dgpunet_dask.retrieval.index import Index
-from dgpunet_dask.retrieval.request import BATCH_BYTES, HITS_MAX, K_MAX, QUERIES_MAX, QUERY_CHARS_MAX, asked_for, batches
+from dgpunet_dask.retrieval.request import (
+    BATCH_BYTES,
+    HITS_MAX,
+    K_MAX,
+    QUERIES_MAX,
+    QUERY_CHARS_MAX,
+    RERANKED_MAX,
+    asked_for,
+    batches,
+)
 from tests.unit.daemons.indexed import ANN, ROOT, Shelf
 from tests.unit.daemons.serving import FakeKeys, FakeMembership, Served, make_context
 
@@ -97,12 +107,49 @@ async def test_a_search_gives_what_the_command_gives(served):
     asked = {"queries": [{"id": 7, "query": "one"}, {"query": "two"}], "k": 1, "path": "*.py", "lang": "python"}
     first, second = await asyncio.to_thread(served.as_user("ann:viewer").search, "x", asked)
     assert (first["id"], first["index"], first["hits"][0]["text"]) == (7, "x", "one")
-    assert set(first["hits"][0]) == {"path", "start_line", "end_line", "score", "text", "symbol", "language"}
+    assert set(first["hits"][0]) == {"path", "start_line", "end_line", "score", "text", "symbol", "language", "kind", "scope"}
     assert "id" not in second
     assert [hit["text"] for hit in second["hits"]] == ["two"]
     none = await asyncio.to_thread(served.client.search, "x", {**asked, "path": "*.md"})
     assert [answer["hits"] for answer in none] == [[], []]
     assert served.shelf.opened == ["x"]
+
+
+async def test_a_client_that_waits_and_one_that_does_not_search_alike(served, tmp_path, monkeypatch):
+    served.shelf.put("x", ANN)
+    served.shelf.name_reranker("tiny")
+    monkeypatch.setenv("DGPUNET_API_KEY", "ann:viewer")
+    where = {"cluster": f"127.0.0.1:{served.ctx.port}", "home": tmp_path / "laptop"}
+    wanted = {"k": 1, "path": "*.py", "lang": "python", "rerank": "tiny"}
+
+    def waits():
+        with Client(**where) as client:
+            return client.search("x", "one", **wanted)
+
+    async with AsyncClient(**where) as client:
+        answer = await client.search("x", "one", **wanted)
+        assert (await client.search("x", "one", kind="class"))["hits"] == []
+        with pytest.raises(BadValue, match="kinds are"):
+            await client.search("x", "one", kind=["class", "routine"])
+    assert (await asyncio.to_thread(waits))["hits"] == answer["hits"]
+    assert (answer["index"], len(answer["hits"]), answer["rerank"]["read"]) == ("x", 1, 2)
+
+
+async def test_a_search_is_reranked_by_a_model_of_the_settings_and_by_no_other(served):
+    served.shelf.put("x", ANN)
+    ann = served.as_user("ann:viewer")
+    before = (await asyncio.to_thread(ann.search, "x", ASKED))[0]
+    folder = served.shelf.name_reranker("tiny")
+    answer = (await asyncio.to_thread(ann.search, "x", {**ASKED, "k": 1, "rerank": "tiny"}))[0]
+    assert [hit["text"] for hit in answer["hits"]] == [before["hits"][-1]["text"]], "the fake prefers what comes last in the alphabet"
+    assert answer["rerank"] == {"model": "tiny", "read": 2, "of": 2}
+    assert "rerank" not in before
+    for name in ("tinny", str(folder), "../tiny"):
+        with pytest.raises(RerankerUnavailable, match=r"there is none of this name.*there are tiny"):
+            await asyncio.to_thread(ann.search, "x", {**ASKED, "rerank": name})
+    with pytest.raises(NoSuchIndex):
+        await asyncio.to_thread(served.as_user("bob:viewer").search, "x", {**ASKED, "rerank": "tinny"})
+    assert served.shelf.loaded == [folder]
 
 
 async def test_sharing_and_taking_back(served):
@@ -141,6 +188,8 @@ BAD = [
     ({"queries": [{"query": "x"}] * 11, "k": 1000}, "k"), ({**ASKED, "path": 1}, "path"), ({**ASKED, "path": "x" * 201}, "path"),
     ({**ASKED, "path": "*a*a*a*a*a"}, "path"), ({**ASKED, "path": "********~"}, "path"),
     ({"queries": [{"query": "\ud800"}]}, "queries"), ({**ASKED, "lang": "\udfff"}, "lang"), ({**ASKED, "lang": ["python"]}, "lang"), ({**ASKED, "lang": "x" * 201}, "lang"),
+    ({**ASKED, "kind": "routine"}, "kind"), ({**ASKED, "kind": ["class", "x" * 500]}, "kind"), ({**ASKED, "kind": [1]}, "kind"), ({**ASKED, "kind": {}}, "kind"), ({**ASKED, "kind": "\udfff"}, "kind"),
+    ({**ASKED, "rerank": 1}, "rerank"), ({"queries": [{"query": "x"}] * (RERANKED_MAX + 1), "rerank": "r"}, "queries"),
 ]  # fmt: skip
 
 
@@ -206,7 +255,9 @@ async def test_names_that_no_index_can_have_have_no_route(served, name):
 
 
 def test_what_is_left_out_of_a_search_has_its_default():
-    assert asked_for(ASKED) == {**ASKED, "k": 10, "path": None, "lang": None}
+    assert asked_for(ASKED) == {**ASKED, "k": 10, "path": None, "lang": None, "kind": [], "rerank": None}
+    assert asked_for({**ASKED, "kind": "Class"})["kind"] == ["class"]
+    assert asked_for({**ASKED, "kind": ["method", "function", "method"]})["kind"] == ["method", "function"]
     assert asked_for({**ASKED, "path": "/src/**/test_*.py", "lang": "c"})["path"] == "/src/**/test_*.py"
 
 

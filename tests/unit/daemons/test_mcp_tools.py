@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dgpunet_dask import __version__
 from dgpunet_dask.daemons.mcp.tools import TOOLS, called
-from dgpunet_dask.errors import DgpunetError, NoHead, UsageError
+from dgpunet_dask.errors import BadValue, DgpunetError, NoHead, UsageError
 from dgpunet_dask.retrieval.request import asked_for
 from tests.helpers import ROOT
 
@@ -68,10 +68,19 @@ def call(source, name, **given):
 
 def test_a_search_hands_on_what_it_was_asked_and_quotes_the_hits():
     source = Made()
-    text, told = call(source, "search", index="x", query="why", k=3, path="*.py", language="Python")
-    assert source.asked == [asked_for({"queries": [{"query": "why"}], "k": 3, "path": "*.py", "lang": "Python"})]
+    text, told = call(source, "search", index="x", query="why", k=3, path="*.py", language="Python", kind=["class", "method"], rerank="tiny")
+    assert source.asked == [asked_for({"queries": [{"query": "why"}], "k": 3, "path": "*.py", "lang": "Python", "kind": ["class", "method"], "rerank": "tiny"})]
     assert text == "1 hits in x, best first.\n\n[1] a.py:1-2  score 0.5000  python  f\\nx\n````\none\n```\ntwo\n````"
     assert told["hits"] == [HIT]
+
+
+def test_a_search_takes_one_kind_without_brackets_and_tells_the_kinds_there_are():
+    source = Made(hits=[{**HIT, "symbol": "Shop.f", "kind": "method", "scope": "Shop"}])
+    text, _ = call(source, "search", index="x", query="why", kind="method")
+    assert source.asked[0]["kind"] == ["method"]
+    assert "  python  method Shop.f\n" in text
+    with pytest.raises(BadValue, match="kinds are class, constant"):
+        call(source, "search", index="x", query="why", kind="routine")
 
 
 def test_lines_say_whence_they_are_and_where_to_read_on():

@@ -54,7 +54,7 @@ def test_a_text_finds_itself_with_its_lines(ingest, tree, home):
     assert list(answer) == ["index", "took_ms", "hits"]
     best, other = answer["hits"]
     score = best.pop("score")
-    assert best == {"path": "a.py", "start_line": 4, "end_line": 4, "text": "second one", "symbol": None, "language": "python"}
+    assert best == {"path": "a.py", "start_line": 4, "end_line": 4, "text": "second one", "symbol": None, "language": "python", "kind": None, "scope": None}
     assert score > other["score"]
 
 
@@ -159,3 +159,67 @@ def test_one_filter_after_another(ingest, tree, home):
     index, query = opened(home), FakeEncoder().encode_queries(["one"])[0]
     for chosen, paths in ((Filter(), 2), (Filter("*.py"), 1), (Filter("*.py"), 1), (Filter("*.none"), 0), (Filter(None, "markdown"), 1), (Filter(), 2)):
         assert len(index.nearest(query, 5, chosen)) == paths
+
+
+KINDS_OF = st.sampled_from(["function", "class", None])
+CHOSEN = st.tuples(st.sampled_from([None, "*.py", "sub/"]), st.sampled_from([None, "python", "go"]), st.sets(st.sampled_from(["function", "class", "enum"]), max_size=2))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(KINDS_OF, min_size=1, max_size=6), min_size=1, max_size=8), CHOSEN, st.integers(1, 6), st.integers(1, 3))
+def test_a_filter_never_gives_fewer_hits_than_there_are(home, files, chosen, k, parts):
+    made = of_kinds(home, files, parts)
+    path, language, kinds = chosen
+    matching = {
+        (p, n)
+        for number, file in enumerate(files)
+        for p in [path_of(number)]
+        for n, kind in enumerate(file)
+        if (path is None or path_filter(path)(p)) and (language is None or language == language_of_file(number)) and (not kinds or kind in kinds)
+    }
+    chosen = Filter(path, language, tuple(sorted(kinds)))
+    everywhere = [made.nearest(np.ones(4, np.float32) / 2, count, chosen) for count in (k, 100)]
+    everywhere += [made.worded("word", count, chosen) for count in (k, 100)]
+    for found, count in zip(everywhere, (k, 100, k, 100), strict=True):
+        places = {(place.path, made.segments[place.segment].ordinal_of(place.row)) for place in found}
+        assert len(places) == len(found) == min(count, len(matching))
+        assert places <= matching
+
+
+def path_of(number):
+    return f"{'sub/' if number % 3 == 0 else ''}f{number}.{'py' if number % 2 else 'go'}"
+
+
+def language_of_file(number):
+    return "python" if number % 2 else "go"
+
+
+def of_kinds(home, files, parts):
+    """An index whose file n has a chunk of each of the kinds ``files[n]``, all with the same words and vector."""
+
+    def write(draft):
+        rows = [
+            [Row(Chunk(f"k{n}", f"word {n} {m}", 1 + m, 1 + m, kind and "s", language_of_file(n), 1, kind), "space", np.full(4, 0.5, np.float32)) for m, kind in enumerate(file)]
+            for n, file in enumerate(files)
+        ]
+        folders = []
+        for part in range(min(parts, len(files))):
+            import pyarrow as pa
+
+            folders.append(draft.new_segment())
+            mine = [row for file in rows[part :: min(parts, len(files))] for row in file]
+            with SegmentWriter(folders[-1]) as writer, pa.ipc.open_stream(packed(mine)["chunks"]) as stream:
+                writer.append(stream.read_all(), np.stack([row.vector for row in mine]))
+                writer.finish()
+        write_files(draft.version / FILES, (FileRow(path_of(n), f"k{n}", language_of_file(n), 0, 0, 0, 0) for n in range(len(files))))
+        write_lexicon(draft.version / LEXICAL, None, {}, {path_of(n): f"k{n}" for n in range(len(files))}, [Segment(f) for f in folders])
+        return Manifest(uuid.uuid4().hex, (), "fake", "digest-1", 4, None, 1, chunks=sum(map(len, files)))
+
+    Index(home, "x").publish(write)
+    return opened(home)
+
+
+def test_a_kind_that_most_chunks_are_not_is_found_beyond_all_of_them(home):
+    made = of_kinds(home, [["function"] * 300, ["function"] * 300 + ["enum"]], 1)
+    for found in (made.nearest(np.ones(4, np.float32) / 2, 5, Filter(kinds=("enum",))), made.worded("word", 5, Filter(kinds=("enum",)))):
+        assert [made.chunk(place)["kind"] for place in found] == ["enum"]
