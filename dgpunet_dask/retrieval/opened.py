@@ -235,7 +235,7 @@ class _Dense(Segment):
         """Return the keys of the files that have a row in `mask`."""
         import numpy as np
 
-        return [self.keys[number] for number in np.unique(self._file_of[mask])]
+        return [self.keys[number] for number in np.unique(np.asarray(self.file_of)[mask])]
 
     def key_of(self, row: int) -> str:
         """Return the key of the file that a row belongs to."""
