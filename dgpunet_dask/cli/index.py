@@ -24,7 +24,7 @@ def index() -> None:
 @pass_context
 def list_indexes(context: CliContext, as_json: bool) -> None:
     """List the indexes by name; of a cluster those that are yours or shared."""
-    from dgpunet_dask.retrieval.index import all_described
+    from dgpunet_dask.retrieval.described import all_described
 
     api = context.elsewhere()
     found = all_described(context.home) if api is None else api.indexes()
@@ -42,7 +42,8 @@ def list_indexes(context: CliContext, as_json: bool) -> None:
 @pass_context
 def show(context: CliContext, name: str, skipped: bool, as_json: bool) -> None:
     """Show one index: what it holds, what made it, what was skipped."""
-    from dgpunet_dask.retrieval.index import check_index_name, described
+    from dgpunet_dask.retrieval.described import described
+    from dgpunet_dask.retrieval.index import check_index_name
 
     api = context.elsewhere()
     if skipped:

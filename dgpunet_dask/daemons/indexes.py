@@ -45,13 +45,13 @@ class Indexes:
 
     async def list(self, by: User) -> Sequence[dict[str, Any]]:
         """Return the objects of ``index list --json``."""
-        from dgpunet_dask.retrieval.index import all_described
+        from dgpunet_dask.retrieval.described import all_described
 
         return await in_thread(all_described, self._home, by)
 
     async def show(self, name: str, by: User) -> dict[str, Any]:
         """Return the object of ``index show --json``."""
-        from dgpunet_dask.retrieval.index import described
+        from dgpunet_dask.retrieval.described import described
 
         return await in_thread(described, self._home, name, by)
 

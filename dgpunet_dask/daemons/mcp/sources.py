@@ -88,12 +88,12 @@ class Files:
             return self._reader.read(index, path, first, last).to_json()
 
     def indexes(self) -> list[dict[str, Any]]:
-        from dgpunet_dask.retrieval.index import all_described
+        from dgpunet_dask.retrieval.described import all_described
 
         return all_described(self._home)
 
     def index(self, name: str) -> dict[str, Any]:
-        from dgpunet_dask.retrieval.index import described
+        from dgpunet_dask.retrieval.described import described
 
         return {**described(self._home, name), "error": None}
 

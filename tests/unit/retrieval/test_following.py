@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 
+from dgpunet_dask.retrieval.described import described
 from dgpunet_dask.retrieval.following import Followed, Follower, followed
-from dgpunet_dask.retrieval.index import described
 
 
 def test_what_a_follower_tells_is_there_until_it_ends(home):

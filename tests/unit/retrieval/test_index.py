@@ -14,7 +14,8 @@ import pytest
 
 from dgpunet_dask.errors import BadName, MalformedFile, NewerFormat, NoSuchIndex, NotAllowed
 from dgpunet_dask.model.owner import OPERATOR, User
-from dgpunet_dask.retrieval.index import Index, Manifest, all_described, check_index_name, index_names, open_index, size_bytes
+from dgpunet_dask.retrieval.described import all_described, size_bytes
+from dgpunet_dask.retrieval.index import Index, Manifest, check_index_name, index_names, open_index
 from dgpunet_dask.retrieval.search import _opened
 from tests.helpers import until
 

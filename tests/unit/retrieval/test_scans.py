@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dgpunet_dask.retrieval.index import described
+from dgpunet_dask.retrieval.described import described
 from dgpunet_dask.retrieval.opened import _Dense
 from dgpunet_dask.retrieval.scans import SCAN, Scan, ScanFacts, exact_scan, exact_scores, kept, kind_for, measured, write_scan
 from dgpunet_dask.retrieval.segments import FACTS, VECTORS, Segment, SegmentWriter, chunk_schema, digests_of
