@@ -28,7 +28,7 @@ from embed import _cpu, version
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.retrieval.chunk import CHUNKER_VERSION, Chunk, chunks_of
 from dgpunet_dask.retrieval.discover import Text, discover, read_text, roots_of
-from dgpunet_dask.retrieval.filetable import FILES, FileRow, write_files
+from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_table, write_files
 from dgpunet_dask.retrieval.index import Draft, Index, Manifest
 from dgpunet_dask.retrieval.ingest import content_key
 from dgpunet_dask.retrieval.lexicon import LEXICAL, write_lexicon
@@ -116,7 +116,7 @@ def build(home: Home, name: str, count: int, seed: int) -> dict[str, Any]:
         paths = {f"pkg{n % 97}/mod{n % 1009}/file_{n}.py": key for n, key in enumerate(keys)}
         write_files(draft.version / FILES, (FileRow(path, key, "python", 1, 1, 1, 1) for path, key in paths.items()))
         began = time.perf_counter()
-        write_lexicon(draft.version / LEXICAL, None, {}, paths, [Segment(folder)])
+        write_lexicon(draft.version / LEXICAL, None, None, read_table(draft.version / FILES), [Segment(folder)])
         made.update(chunks=facts.rows, files=len(paths), lexical_s=round(time.perf_counter() - began, 1))
         return Manifest(uuid.uuid4().hex, (), "minilm", model.digest, DIMENSION, None, CHUNKER_VERSION, files=len(paths), chunks=facts.rows)
 

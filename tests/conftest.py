@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -18,6 +19,10 @@ from tests.helpers import processes_with_home, until
 # Nothing in a test may ask a model hub, and the tokenizers' own threads would only fight for two cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# How long an example takes is no property of the code: a machine may be busy.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # A shell that starts the suite in the background ignores Ctrl-C for it and all below it; the commands under test must get theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -240,7 +240,14 @@ def verdict_of(spec: Spec, path: bytes, is_dir: bool) -> bool | None:
     pathspec's own answer allows for it, and takes longer.
     """
     name = os.fsdecode(path) + ("/" if is_dir else "")
-    return next((include for include, regex in spec if regex.match(name)), None)
+    return next((include for include, regex in spec if _matches(regex, name)), None)
+
+
+def _matches(regex: re.Pattern[str], name: str) -> bool:
+    """Whether it matches the name itself. pathspec's expressions match all that lies below as well, past a slash in the group ``ps_d``."""
+    if "ps_d" not in regex.groupindex:
+        return regex.search(name) is not None
+    return any(found.end("ps_d") in (-1, len(name)) for found in regex.finditer(name))
 
 
 def _lines(file: bytes) -> list[str]:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dgpunet_dask.retrieval import discover as module
@@ -128,11 +128,13 @@ def test_ignore_files_are_read_as_git_reads_them(tmp_path):
 names = st.sampled_from(["a", "b", "build", "x.log", "y.py", "deep", "A b", "ü"])
 paths = st.lists(names, min_size=1, max_size=4).map("/".join)
 lines = st.sampled_from(
-    ["*.log", "build/", "/a", "!x.log", "deep/**", "**/b", "b/*.py", "# no", "\\!a", "A b", "ü", "a*b", "a/**/b", "!b/", "[ab]", "*", "x.log ", "y.??", "/*/deep"]
+    ["*.log", "build/", "/a", "!x.log", "deep/**", "**/b", "b/*.py", "# no", "\\!a", "A b", "ü", "a*b", "a/**/b", "!b/", "[ab]", "*", "x.log ", "y.??", "/*/deep", "*/", "!*/", "**"]
 )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(files={"x.log/b"}, ignores={"": ["**/b", "!x.log"]})  # what re-includes a folder says nothing of what lies in it
+@example(files={"a/deep/b", "b"}, ignores={"": ["*/"]})
 @given(
     files=st.sets(paths, max_size=12),
     ignores=st.dictionaries(st.sampled_from(["", "a/", "build/", "a/deep/", "b/"]), st.lists(lines, max_size=4), max_size=3),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dgpunet_dask.errors import BadValue, ModelUnavailable, NoSuchIndex
 from dgpunet_dask.retrieval import search as module
 from dgpunet_dask.retrieval.chunk import Chunk
-from dgpunet_dask.retrieval.filetable import FILES, FileRow, write_files
+from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_table, write_files
 from dgpunet_dask.retrieval.index import Index, Manifest
 from dgpunet_dask.retrieval.lexicon import LEXICAL, write_lexicon
 from dgpunet_dask.retrieval.opened import Filter, OpenIndex, path_filter
@@ -41,7 +41,7 @@ def make(home, vectors, paths=None, language="python", parts=1) -> OpenIndex:
                 writer.append(stream.read_all(), np.asarray(vectors[part::parts], np.float32))
                 writer.finish()
         write_files(draft.version / FILES, (FileRow(p, f"k{n}", language, 0, 0, 0, 0) for p, n in paths.items()))
-        write_lexicon(draft.version / LEXICAL, None, {}, {p: f"k{n}" for p, n in paths.items()}, [Segment(folder) for folder in folders])
+        write_lexicon(draft.version / LEXICAL, None, None, read_table(draft.version / FILES), [Segment(folder) for folder in folders])
         return Manifest(uuid.uuid4().hex, (), "fake", "digest-1", len(vectors[0]), None, 1, chunks=len(rows))
 
     Index(home, "x").publish(write)
@@ -212,7 +212,7 @@ def of_kinds(home, files, parts):
                 writer.append(stream.read_all(), np.stack([row.vector for row in mine]))
                 writer.finish()
         write_files(draft.version / FILES, (FileRow(path_of(n), f"k{n}", language_of_file(n), 0, 0, 0, 0) for n in range(len(files))))
-        write_lexicon(draft.version / LEXICAL, None, {}, {path_of(n): f"k{n}" for n in range(len(files))}, [Segment(f) for f in folders])
+        write_lexicon(draft.version / LEXICAL, None, None, read_table(draft.version / FILES), [Segment(f) for f in folders])
         return Manifest(uuid.uuid4().hex, (), "fake", "digest-1", 4, None, 1, chunks=sum(map(len, files)))
 
     Index(home, "x").publish(write)
