@@ -181,7 +181,7 @@ def test_a_filter_never_gives_fewer_hits_than_there_are(home, files, chosen, k, 
     everywhere = [made.nearest(np.ones(4, np.float32) / 2, count, chosen) for count in (k, 100)]
     everywhere += [made.worded("word", count, chosen) for count in (k, 100)]
     for found, count in zip(everywhere, (k, 100, k, 100), strict=True):
-        places = {(place.path, made.segments[place.segment].ordinal_of(place.row)) for place in found}
+        places = {(place.path, made.candidate(place, dense=None, lexical=None).ordinal) for place in found}
         assert len(places) == len(found) == min(count, len(matching))
         assert places <= matching
 
