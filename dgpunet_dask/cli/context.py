@@ -85,13 +85,13 @@ class CliContext:
         """Return a client of the running head; without one it is NoHead, never an embedded cluster of its own."""
         if not self.head_runs():
             raise NoHead(where=self.home.root)
-        return self.client()
+        return self.client(start=False)
 
-    def client(self) -> Client:
-        """Return a client of the cluster, which may be an embedded one of its own; it says when it waits for a head that is gone."""
+    def client(self, *, start: bool = True) -> Client:
+        """Return a client of the cluster, which with `start` may be an embedded one of its own; it says when it waits for a head that is gone."""
         from dgpunet_dask.client import Client
 
-        return Client(self.cluster, home=self.home, say=lambda text: click.echo(text, err=True))
+        return Client(self.cluster, home=self.home, say=lambda text: click.echo(text, err=True), start=start)
 
 
 pass_context = click.make_pass_decorator(CliContext)

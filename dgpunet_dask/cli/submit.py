@@ -47,7 +47,7 @@ def submit(
         context.require_head("--detach")
     if watch:
         _check_watch(context, alone=not (detach or dry_run or key or after or array or timeout_s is not None))
-    with context.client() as client:
+    with context.client(start=not detach) as client:
         if dry_run:
             plan = client.plan(found, params if rows is None else {**params, **rows[0]}, after)
             show_plan(plan, jobs=1 if rows is None else len(rows), as_json=as_json)
