@@ -156,6 +156,10 @@ class Gate:
             raise Refused(404, "no such route")
         asked.check_need(needs)
         asked.scope["asked"] = asked
+        with asked.opened():
+            await self._routed(route, asked, reply)
+
+    async def _routed(self, route: Route, asked: Asked, reply: _Reply) -> None:
         if asked.scope["type"] == "websocket":
             await _socket(route, asked, reply)
         elif route.page is not None:
