@@ -13,7 +13,7 @@ from typing import Final
 
 from dgpunet_dask.config.shipped import shipped
 from dgpunet_dask.config.yamlfile import read
-from dgpunet_dask.errors import BadWorkload, MissingPath, NoSuchWorkload, did_you_mean
+from dgpunet_dask.errors import BadWorkload, DgpunetError, MissingPath, NoSuchWorkload, did_you_mean
 from dgpunet_dask.jobs.workload_file import parse_workload
 from dgpunet_dask.model.pipeline import Workload
 from dgpunet_dask.stagehost.folders import uncounted, workload_files
@@ -59,6 +59,14 @@ def read_workload(folder: Path) -> Workload:
     for stage in workload.stages:
         _check_files(folder, workload.name, stage.run.split(":")[0], stage.env)
     return workload
+
+
+def stage_names(folder: Path) -> list[str] | None:
+    """Return the names of the stages of the workload in `folder`, in the order of the file; ``None`` where that is gone or cannot be read."""
+    try:
+        return [stage.name for stage in parse_workload(read(folder / "job.yaml")).stages]
+    except (DgpunetError, OSError):
+        return None
 
 
 def _check_files(folder: Path, workload: str, module: str, env: str | None) -> None:
