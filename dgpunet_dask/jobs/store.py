@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from dgpunet_dask.config.home import expanded
 from dgpunet_dask.config.shipped import shipped
 from dgpunet_dask.config.yamlfile import read
 from dgpunet_dask.errors import BadWorkload, DgpunetError, MissingPath, NoSuchWorkload, did_you_mean
@@ -27,7 +28,7 @@ def find_workload(name: str, *, cwd: Path) -> Path:
 
     Raises
     ------
-    NoSuchWorkload, MissingPath, BadWorkload
+    NoSuchWorkload, MissingPath, BadValue, BadWorkload
         The last where the folder has no job.yaml.
     """
     if os.sep not in name and not name.startswith("."):
@@ -37,7 +38,7 @@ def find_workload(name: str, *, cwd: Path) -> Path:
             return known[wanted]
         if not (cwd / name).is_dir():
             raise NoSuchWorkload(name=name, hint=did_you_mean(wanted, known) or ".", known=", ".join(known))
-    folder = (cwd / Path(name).expanduser()).resolve()
+    folder = (cwd / expanded(name, "workload")).resolve()
     if not folder.exists():
         raise MissingPath(path=folder)
     if not (folder / "job.yaml").is_file():

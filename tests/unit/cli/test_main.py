@@ -125,3 +125,23 @@ def test_a_reader_that_leaves_is_no_error():
     process.stderr.close()
     assert process.wait(60) == 0
     assert err == b""
+
+
+@pytest.mark.parametrize(
+    ("words", "named", "what"),
+    [
+        (("submit", "./words", "--array", "path=@~nosuchuser/x"), None, "--array"),
+        (("submit", "~nosuchuser/x"), None, "workload"),
+        (("jobs", "list"), "~nosuchuser/x", "$DGPUNET_HOME"),
+    ],
+)
+def test_the_folder_of_a_user_that_is_none_is_a_bad_value(capfd, home, tmp_path, monkeypatch, words, named, what):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "job.yaml").write_text('version: 1\nname: w\nparams: {path: {type: path}}\nstages: {read: {run: "s:R"}}\n')
+    (tmp_path / "words" / "s.py").touch()
+    monkeypatch.setenv("DGPUNET_HOME", named or str(home.root))
+    assert cli_main.run(list(words)) == 2
+    out, err = capfd.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert f"{what} '~nosuchuser/x' is not valid: there is no user of that name" in err
