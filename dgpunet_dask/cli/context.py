@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -95,6 +96,17 @@ class CliContext:
 
 
 pass_context = click.make_pass_decorator(CliContext)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds from `min` on: no ``nan``, which is more and less than nothing, and no ``inf``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or fail as click does."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return found
 
 
 def emit_json(value: Any, *, indent: int | None = 2) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
+from dgpunet_dask.cli.context import CliContext, Seconds, emit_json, pass_context, printable
 from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.model.job import FINAL_STATES, JOB_STATES
 
@@ -120,7 +120,7 @@ def _wanted(event: Mapping[str, Any], stage: str | None, unit: int | None) -> bo
 
 @jobs.command()
 @JOB_IDS
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="Stop waiting after S seconds (exit code 101).")
+@click.option("--timeout", "timeout_s", type=Seconds(min=0), metavar="S", help="Stop waiting after S seconds (exit code 101).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @pass_context
 def wait(context: CliContext, job_ids: tuple[str, ...], timeout_s: float | None, as_json: bool) -> None:
