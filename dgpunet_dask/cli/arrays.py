@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from dgpunet_dask.config.home import expanded
 from dgpunet_dask.errors import BadValue, MissingPath, UnreadablePath
 
 #: The most jobs of one array; the head takes no more.
@@ -43,7 +44,7 @@ def combinations(texts: Iterable[str], *, cwd: Path) -> list[list[tuple[str, str
 
 def _values(key: str, text: str, cwd: Path) -> Sequence[str]:
     if text.startswith("@"):
-        found = [line for line in _read(cwd / Path(text[1:]).expanduser()).splitlines() if line.strip()]
+        found = [line for line in _read(cwd / expanded(text[1:], "--array")).splitlines() if line.strip()]
     else:
         found = [value for part in text.split(",") for value in _counted(key, part)] if text else []
     if not found:

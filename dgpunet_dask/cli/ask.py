@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
+from dgpunet_dask.cli.context import CliContext, Seconds, emit_json, pass_context, printable
 from dgpunet_dask.cli.hits import Wanted, answers, hit_options, wanted_hits
 from dgpunet_dask.errors import BadValue, NoEndpoint
 
@@ -40,7 +40,7 @@ _HITS_MOST: Final = 200
 @click.option("--endpoint", metavar="URL", help=f"OpenAI-compatible server. Default: ${ENDPOINT}, else config.yaml. Its key: ${KEY}.")
 @click.option("--model", metavar="NAME", help=f"Model of that server. Default: ${MODEL}, else config.yaml, else its only one.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True, metavar="S",
+    "--timeout", type=Seconds(min=0, min_open=True), default=120.0, show_default=True, metavar="S",
     help="Seconds to wait for the next part of the answer.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON once the answer is whole.")

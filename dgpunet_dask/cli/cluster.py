@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, moment, pass_context, printable
-from dgpunet_dask.errors import OtherFleetRunning, OtherPolicyRunning, UsageError
+from dgpunet_dask.errors import DgpunetError, OtherFleetRunning, OtherPolicyRunning, UsageError
 
 if TYPE_CHECKING:
     from dgpunet_dask.cluster.headfile import HeadFile
@@ -79,8 +80,13 @@ def sayer(context: CliContext) -> Any:
 
 
 def say_up(context: CliContext, head: HeadFile) -> None:
-    """Tell where the cluster answers."""
-    dashboard = f", dashboard {head.dashboard}" if head.dashboard else ""
+    """Tell where the cluster answers; its dashboard is where the head says, which of several machines is not where Dask serves it."""
+    from dgpunet_dask.daemons.embedded import client_of
+
+    shown = head.dashboard
+    with contextlib.suppress(DgpunetError):  # it may have ended meanwhile: it was up
+        shown = client_of(head).status()["dashboard"]
+    dashboard = f", dashboard {shown}" if shown else ""
     sayer(context)(f"the cluster is up: Dask scheduler {head.scheduler}{dashboard}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -85,16 +86,27 @@ class CliContext:
         """Return a client of the running head; without one it is NoHead, never an embedded cluster of its own."""
         if not self.head_runs():
             raise NoHead(where=self.home.root)
-        return self.client()
+        return self.client(start=False)
 
-    def client(self) -> Client:
-        """Return a client of the cluster, which may be an embedded one of its own; it says when it waits for a head that is gone."""
+    def client(self, *, start: bool = True) -> Client:
+        """Return a client of the cluster, which with `start` may be an embedded one of its own; it says when it waits for a head that is gone."""
         from dgpunet_dask.client import Client
 
-        return Client(self.cluster, home=self.home, say=lambda text: click.echo(text, err=True))
+        return Client(self.cluster, home=self.home, say=lambda text: click.echo(text, err=True), start=start)
 
 
 pass_context = click.make_pass_decorator(CliContext)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds from `min` on: no ``nan``, which is more and less than nothing, and no ``inf``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or fail as click does."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return found
 
 
 def emit_json(value: Any, *, indent: int | None = 2) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
+from dgpunet_dask.cli.context import CliContext, Seconds, emit_json, pass_context, printable
 from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.model.job import FINAL_STATES, JOB_STATES
 
@@ -104,9 +104,11 @@ def _check_there(client: Client, job_id: str, stage: str | None, unit: int | Non
     """Raise where a job has no such stage or unit, as far as that is known: nothing printed must not look like nothing said."""
     from dgpunet_dask.errors import BadValue
 
-    stages = stages | {row["stage"] for row in client.progress(job_id)["stages"]}
-    if stage is not None and stages and stage not in stages:
-        raise BadValue(what="--stage", value=stage, why=f"the stages of the job are {', '.join(sorted(stages))}")
+    known = client.progress(job_id).get("all_stages")  # of a job that has ended, what was told may be of its last stage alone
+    if stage is not None and known is not None and stage not in {*known, *stages}:
+        raise BadValue(what="--stage", value=stage, why=f"the stages of the job are {', '.join(known)}")
+    if stage is not None and known is None and stage not in stages:
+        click.echo(printable(f"nothing was told of a stage {stage}, and the job's workload is not on the head any more to say whether it had one"), err=True)
     total = client.show(job_id).units.total
     if unit is not None and (unit < 0 or (total is not None and unit >= total)):
         raise BadValue(what="--unit", value=unit, why=f"the job has {'units from 0 on' if total is None else f'{total} units, from 0 on'}")
@@ -118,7 +120,7 @@ def _wanted(event: Mapping[str, Any], stage: str | None, unit: int | None) -> bo
 
 @jobs.command()
 @JOB_IDS
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="Stop waiting after S seconds (exit code 101).")
+@click.option("--timeout", "timeout_s", type=Seconds(min=0), metavar="S", help="Stop waiting after S seconds (exit code 101).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @pass_context
 def wait(context: CliContext, job_ids: tuple[str, ...], timeout_s: float | None, as_json: bool) -> None:

@@ -53,7 +53,7 @@ def _show(told: dict[str, Any], faults: list[dict[str, str]], *, as_json: bool) 
         for row in faults[:_SHOWN]:
             where = " ".join(text for text in (row["job_id"], row["unit_id"]) if text)
             click.echo(printable(f"fault: {row['fault']}" + (f" ({where})" if where else "")))
-        click.echo(f"{len(faults)} faults" if faults else "no faults")
+        click.echo({0: "no faults", 1: "1 fault"}.get(len(faults), f"{len(faults)} faults"))
     if faults:
         raise SystemExit(CheckFailed.exit_code)
 

@@ -191,7 +191,7 @@ def run(words: list[str]) -> int:
 def named(error: Exception) -> DgpunetError:
     """Return the error to tell for one that nobody caught: a file that the system refuses is the caller's to mend, wherever it was met."""
     if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return DiskFull(path=error.filename or "$DGPUNET_HOME")
+        return DiskFull(path=error.filename or home_from().root)
     if isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None:
         return UnreadablePath(path=os.fsdecode(error.filename), why=error.strerror)
     return DgpunetError(detail=f"{type(error).__name__}: {error}")

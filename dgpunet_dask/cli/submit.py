@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
+from dgpunet_dask.cli.context import CliContext, Seconds, emit_json, pass_context, printable
 
 if TYPE_CHECKING:
     from dgpunet_dask.client import Client, JobOptions
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--watch", is_flag=True, help="Submit it again whenever something below its paths has changed, until Ctrl-C.")
 @click.option("--dry-run", is_flag=True, help="Show where each stage could go, and run nothing.")
 @click.option("--shared", is_flag=True, help="Let every user of the cluster read this job and the index that it makes.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="Stop waiting after S seconds (exit code 101).")
+@click.option("--timeout", "timeout_s", type=Seconds(min=0), metavar="S", help="Stop waiting after S seconds (exit code 101).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @pass_context
 def submit(
@@ -47,7 +47,7 @@ def submit(
         context.require_head("--detach")
     if watch:
         _check_watch(context, alone=not (detach or dry_run or key or after or array or timeout_s is not None))
-    with context.client() as client:
+    with context.client(start=not detach) as client:
         if dry_run:
             plan = client.plan(found, params if rows is None else {**params, **rows[0]}, after)
             show_plan(plan, jobs=1 if rows is None else len(rows), as_json=as_json)

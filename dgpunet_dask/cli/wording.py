@@ -143,5 +143,5 @@ def failed_lines(attempts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for attempt in failed[-SHOWN:]:
         evidence = attempt.get("evidence") or {}
         where = " ".join(str(attempt[name]) for name in ("device", "host") if attempt.get(name)) or "no device"
-        why = f": {evidence['why']}" if evidence.get("why") else ""
+        why = f": {' '.join(str(evidence['why']).split())}" if evidence.get("why") else ""  # it may have several lines
         yield f"    unit {attempt['unit']} on {where}: {cause_of(attempt.get('cause'))}{why}"

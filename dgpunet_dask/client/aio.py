@@ -36,14 +36,15 @@ class AsyncClient(Reach):
 
     Parameters
     ----------
-    cluster, home, say
+    cluster, home, say, start
         As of `Client`.
     """
 
     def __init__(
-        self, cluster: str | None = None, *, home: Home | Path | str | None = None, say: Callable[[str], None] = lambda _: None, clock: Clock | None = None
+        self, cluster: str | None = None, *, home: Home | Path | str | None = None, say: Callable[[str], None] = lambda _: None,
+        clock: Clock | None = None, start: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(cluster, home=home, say=say, clock=clock)
+        super().__init__(cluster, home=home, say=say, clock=clock, start=start)
         self._stack = contextlib.ExitStack()
         self._finding: asyncio.Future[ApiClient] | None = None
 
@@ -142,7 +143,7 @@ class AsyncClient(Reach):
         return await self._run(talk.search(index, talk.search_request(query, k=k, path=path, lang=lang, kind=kind, rerank=rerank)))
 
     def _attach(self) -> None:
-        self._api = self._stack.enter_context(attach(self.home, self.cluster))
+        self._api = self._stack.enter_context(attach(self.home, self.cluster, start=self._start))
         self._api.tls()  # made here: it may ask the network, which must not block the loop
 
     async def _run(self, steps: Talk[T], on_event: Callable[[dict[str, Any]], None] = lambda _: None) -> T:

@@ -34,14 +34,18 @@ class Reach:
         Instead of ``$DGPUNET_HOME``.
     say
         Is told, once each time, that the head is away and waited for.
+    start
+        Whether an embedded cluster is started where no head runs.
     """
 
     def __init__(
-        self, cluster: str | None = None, *, home: Home | Path | str | None = None, say: Callable[[str], None] = lambda _: None, clock: Clock | None = None
+        self, cluster: str | None = None, *, home: Home | Path | str | None = None, say: Callable[[str], None] = lambda _: None,
+        clock: Clock | None = None, start: bool = True,
     ) -> None:  # fmt: skip
         self.home = home if isinstance(home, Home) else home_from() if home is None else Home(Path(home).absolute())
         self.cluster = cluster
         self._say = say
+        self._start = start
         self._away = False
         self._clock = clock or SystemClock()
         self._api: ApiClient | None = None

@@ -40,18 +40,20 @@ class Client(Reach):
         Instead of ``$DGPUNET_HOME``.
     say
         Is told that the head is away and waited for.
+    start
+        Whether an embedded cluster is started where no head runs.
 
     Raises
     ------
     NoHead
-        If a named cluster does not answer.
+        If a named cluster does not answer, or without `start` no head runs.
     """
 
     def __init__(
         self, cluster: str | None = None, *, home: Home | Path | str | None = None, say: Callable[[str], None] = lambda _: None,
-        clock: Clock | None = None, pause: Callable[[float], None] = time.sleep,
+        clock: Clock | None = None, pause: Callable[[float], None] = time.sleep, start: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(cluster, home=home, say=say, clock=clock)
+        super().__init__(cluster, home=home, say=say, clock=clock, start=start)
         self._stack = contextlib.ExitStack()
         self._pause = pause
 
@@ -66,7 +68,7 @@ class Client(Reach):
     def api(self) -> ApiClient:
         """The connection, made when first asked for."""
         if self._api is None:
-            self._api = self._stack.enter_context(attach(self.home, self.cluster))
+            self._api = self._stack.enter_context(attach(self.home, self.cluster, start=self._start))
         return self._api
 
     def close(self) -> None:

@@ -182,8 +182,8 @@ class JobTalk:
     job_id: str
     line: Line
 
-    def ask(self, call: Call[T]) -> Talk[T]:
-        """Ask about the job, of the next head if this one goes.
+    def ask(self, call: Call[T], instead: Call[T] | None = None) -> Talk[T]:
+        """Ask about the job, of the next head if this one goes. Where too much is asked at once, ask later, and then `instead` if there is one.
 
         Raises
         ------
@@ -201,8 +201,19 @@ class JobTalk:
                 if self.line.moved:
                     raise JobLost(job_id=self.job_id) from error
                 raise
+            except DgpunetError as error:
+                if error.code != "http_429":
+                    raise
+                yield from self._later(error)
+                call = instead or call
             else:
                 return answer
+
+    def _later(self, error: DgpunetError) -> Talk[None]:
+        """Wait as long as the head has said."""
+        if self.line.over:
+            raise StillRunning(job_id=self.job_id, timeout_s=self.line.timeout_s) from error
+        yield Pause(self.line.left_s(float(error.fields.get("wait_s", LOOK_EVERY_S))))
 
     def _again(self, error: DgpunetError) -> Talk[None]:
         try:
@@ -220,7 +231,7 @@ class JobTalk:
         ended: JobStatus | None = None
         while True:
             wait_s = 0.0 if ended else self.line.left_s(POLL_S)
-            found = yield from self.ask(calls.events(self.job_id, since, wait_s))
+            found = yield from self.ask(calls.events(self.job_id, since, wait_s), instead=calls.events(self.job_id, since))
             for event in found:
                 since = max(since, int(event["seq"]))
                 yield Tell(event)

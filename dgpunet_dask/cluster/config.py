@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import BadValue, NewerFormat, UsageError
+from dgpunet_dask.errors import BadValue, NewerFormat, UnreadablePath, UsageError
 from dgpunet_dask.security.files import write_private
 
 VERSION: Final = 1
@@ -97,6 +98,8 @@ def read_config(path: Path) -> ClusterConfig | None:
     ------
     NewerFormat
         If a newer release wrote it.
+    UnreadablePath
+        If the system does not give it.
     UsageError
         If it cannot be understood.
     """
@@ -104,7 +107,12 @@ def read_config(path: Path) -> ClusterConfig | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except NotADirectoryError as error:
+        raise UnreadablePath(path=path.parent, why="it is no folder, and $DGPUNET_HOME has to be one") from error
+    except OSError as error:
+        named = path.parent if error.errno == errno.ENAMETOOLONG else path
+        raise UnreadablePath(path=named, why=error.strerror or str(error)) from error
+    except ValueError as error:
         raise UsageError(detail=f"{path} cannot be read ({error}). Remove it, then run `dgpunet-dask head` or `join` again.") from error
     if isinstance(found, dict) and isinstance(found.get("version"), int) and found["version"] > VERSION:
         raise NewerFormat(path=path, found=found["version"], known=VERSION)

@@ -11,7 +11,7 @@ from typing import Final
 
 import platformdirs
 
-from dgpunet_dask.errors import UnreadablePath
+from dgpunet_dask.errors import BadValue, UnreadablePath
 
 #: What every system takes as the path of a Unix socket, with room to spare.
 _SOCKET_BYTES: Final = 100
@@ -181,8 +181,22 @@ class Home:
         return {entry.name for entry in self.root.iterdir()} <= known
 
 
+def expanded(text: str, what: str) -> Path:
+    """Return the path of `text`, in which ``~`` and ``~USER`` stand for a user's own folder.
+
+    Raises
+    ------
+    BadValue
+        Of `what`, if there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise BadValue(what=what, value=text, why="there is no user of that name; write the path out, or ./~NAME for a file of that name") from None
+
+
 def home_from(environ: Mapping[str, str] | None = None) -> Home:
-    """Return the home that ``$DGPUNET_HOME`` names, else the platform's user data directory."""
+    """Return the home that ``$DGPUNET_HOME`` names, else the platform's user data directory; BadValue for the folder of a user that is none."""
     named = (os.environ if environ is None else environ).get("DGPUNET_HOME")
-    root = Path(named).expanduser() if named else Path(platformdirs.user_data_dir("dgpunet-dask"))
+    root = expanded(named, "$DGPUNET_HOME") if named else Path(platformdirs.user_data_dir("dgpunet-dask"))
     return Home(root.absolute())

@@ -28,6 +28,7 @@ from dgpunet_dask.daemons import tidying
 from dgpunet_dask.daemons.rooms import Entry, Room, room_of, to_remove
 from dgpunet_dask.daemons.tidying import EVENTS_ENDED, Caches, EventsCut, Key
 from dgpunet_dask.errors import DiskFull, LowDisk
+from dgpunet_dask.hardware.system import total_and_free
 from dgpunet_dask.jobs.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -56,12 +57,6 @@ def _no_tell(kind: str, facts: Mapping[str, Any]) -> None:
 
 async def _yes(_: str) -> bool:
     return True
-
-
-def total_and_free(path: os.PathLike[str]) -> tuple[int, int]:
-    """Return the bytes of a path's disk: all that this user may have, and those that are free to it."""
-    found = os.statvfs(path)
-    return (found.f_blocks - found.f_bfree + found.f_bavail) * found.f_frsize, found.f_bavail * found.f_frsize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,7 @@ def attach(
     simulate: Path | None = None,
     environ: Mapping[str, str] | None = None,
     say: Say = quietly,
+    start: bool = True,
 ) -> Iterator[ApiClient]:
     """Give a connection to a cluster.
 
@@ -68,11 +69,13 @@ def attach(
         Fleet file for an embedded cluster that is started here.
     say
         Takes lines on what is going on.
+    start
+        Whether an embedded cluster is started where no head runs: not by who only wants to see.
 
     Raises
     ------
     NoHead
-        If a named cluster does not answer.
+        If a named cluster does not answer, or without `start` none runs.
     StartFailed
         If an embedded cluster does not start.
     """
@@ -82,7 +85,7 @@ def attach(
         client.status()
         yield client
         return
-    head, lease = _held(home, simulate, say)
+    head, lease = _held(home, simulate, say) if start else _found(home)
     try:
         yield client_of(head)
     finally:
@@ -143,8 +146,12 @@ def awaited_head(home: Home) -> HeadFile | None:
     wait_until(lambda: current_head(home) is not None or supervisor_of(home) is None, RETURN_S)
     head = current_head(home)
     if head is None and supervisor_of(home) is not None:
-        raise NoHead(where=f"{home.root} (it is being started again; see {home.run / 'logs'})")
+        raise _being_started(home)
     return head
+
+
+def _being_started(home: Home) -> NoHead:
+    return NoHead(where=f"{home.root} (it is being started again; see {home.run / 'logs'})")
 
 
 def answering_head(home: Home) -> HeadFile | None:
@@ -207,16 +214,33 @@ def clear_remains(home: Home) -> list[Registered]:
 def _held(home: Home, simulate: Path | None, say: Say) -> tuple[HeadFile, Lease]:
     """Return the head under `home` and a lease on it, starting an embedded one where there is none."""
     with start_lock(home):
-        found = awaited_head(home)
-        if found is not None:
-            with contextlib.suppress(DgpunetError):
-                return found, client_of(found).lease()
-            _wait_for_end(found)  # its last user has left this moment
+        with contextlib.suppress(NoHead):
+            return _found(home)
+        if supervisor_of(home) is not None:
+            raise _being_started(home)
         clear_remains(home)
         with starting(home, simulate=simulate, embedded=True, say=say) as (process, head):
             lease = client_of(head).lease()
             process.release()
         return head, lease
+
+
+def _found(home: Home) -> tuple[HeadFile, Lease]:
+    """Return the head under `home` and a lease on it; one that is just ending is waited out, as its supervisor may start the next.
+
+    Raises
+    ------
+    NoHead
+        If none runs, or none has answered.
+    """
+    for _ in range(2):
+        head = awaited_head(home)
+        if head is None:
+            break
+        with contextlib.suppress(DgpunetError):
+            return head, client_of(head).lease()
+        _wait_for_end(head)  # its last user has left this moment, or it was killed
+    raise NoHead(where=home.root)
 
 
 def _wait_for_end(head: HeadFile) -> None:

@@ -58,6 +58,7 @@ from dgpunet_dask.placement.estimate import Estimates
 from dgpunet_dask.placement.policy_file import Source
 from dgpunet_dask.placement.resolve import resolve
 from dgpunet_dask.security.files import write_private
+from dgpunet_dask.stagehost.reports import full_disk
 
 if TYPE_CHECKING:
     from dgpunet_dask.jobs.service import JobService as Jobs
@@ -491,7 +492,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except Exception as error:  # the starter must learn of it, whatever it is
         log.exception("the head broke")
-        starter.tell({"error": error_to_wire(DgpunetError(detail=f"{type(error).__name__}: {error}"))})
+        starter.tell({"error": error_to_wire(full_disk(error) or DgpunetError(detail=f"{type(error).__name__}: {error}"))})
         return 1
     return 0
 

@@ -79,8 +79,12 @@ class Register:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         text = json.dumps({"version": 1, "pid": pid, "created": entry.created, "what": what})
         draft = self.folder / f".{pid}.{os.getpid()}"
-        draft.write_text(text)
-        draft.replace(self._file(pid))
+        try:
+            draft.write_text(text)
+            draft.replace(self._file(pid))
+        except BaseException:
+            draft.unlink(missing_ok=True)  # of a full disk, say
+            raise
 
     def remove(self, pid: int) -> None:
         """Forget `pid`."""
@@ -124,7 +128,15 @@ class Register:
         for entry in self.entries():
             if entry.process() is None:
                 self.remove(entry.pid)
+        self._remove_drafts()
         return found
+
+    def _remove_drafts(self) -> None:
+        """Remove what processes that are gone were writing."""
+        for draft in self.folder.glob(".*.*"):
+            writer = draft.name.rpartition(".")[2]
+            if not (writer.isdigit() and psutil.pid_exists(int(writer))):
+                draft.unlink(missing_ok=True)
 
     def _file(self, pid: int) -> Path:
         return self.folder / f"{pid}.json"

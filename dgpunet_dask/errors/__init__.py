@@ -20,7 +20,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
     ├── JobFailed (100)
-    │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull, DamagedFile
+    │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull, DamagedFile (DamagedLedger)
     │   ├── StageOutOfMemory, ForeignMemory, FolderMissing
     │   ├── UnitsFailed, Quarantined, DependencyFailed, WorkerKilled
     ├── PeerFailed (1)
@@ -86,6 +86,7 @@ from dgpunet_dask.errors.cluster import (
 )
 from dgpunet_dask.errors.jobs import (
     DamagedFile,
+    DamagedLedger,
     DependencyFailed,
     Detached,
     DiskFull,
@@ -139,6 +140,7 @@ __all__ = [
     "CheckFailed",
     "CodeNotAllowed",
     "DamagedFile",
+    "DamagedLedger",
     "DependencyFailed",
     "Detached",
     "DgpunetError",

@@ -72,6 +72,14 @@ class DamagedFile(JobFailed):
     code = "damaged_file"
 
 
+class DamagedLedger(DamagedFile):
+    """The ledger {path} cannot be read: {why}. If it is damaged, stop the head: `dgpunet-dask ledger restore` puts its last copy in its place,
+    `dgpunet-dask ledger rebuild` makes it anew from what lies beside it.
+    """
+
+    code = "damaged_ledger"
+
+
 class FolderMissing(JobFailed):
     """The {kind} {digest} is not on this machine, and no other gave it: {why}. Submit again; `dgpunet-dask doctor` tells who reaches whom."""
 

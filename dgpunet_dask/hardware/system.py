@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
-
-import psutil
 
 from dgpunet_dask.hardware.presence import properties
 
@@ -68,9 +67,13 @@ def clock_of(state: int, status: int, error_us: int) -> ClockFacts:
 
 def disk_facts(path: Path) -> DiskFacts:
     """Return the disk that `path` is on, or would be made on."""
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    usage = psutil.disk_usage(str(there))
-    return DiskFacts(usage.total, usage.free)
+    return DiskFacts(*total_and_free(next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())))
+
+
+def total_and_free(path: os.PathLike[str]) -> tuple[int, int]:
+    """Return the bytes of a path's disk: all that this user may have, without the blocks that are root's, and those that are free to it."""
+    found = os.statvfs(path)
+    return (found.f_blocks - found.f_bfree + found.f_bavail) * found.f_frsize, found.f_bavail * found.f_frsize
 
 
 def file_limits() -> FileLimits:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from dgpunet_dask.clock import Clock
-from dgpunet_dask.errors import DamagedFile, DiskFull, NewerFormat, StartFailed
+from dgpunet_dask.errors import DamagedFile, DamagedLedger, DiskFull, NewerFormat, StartFailed
 from dgpunet_dask.errors.fullness import NO_ROOM
 from dgpunet_dask.jobs import lease_steps, ledger_steps, schema
 from dgpunet_dask.jobs.ledger_calls import LedgerCalls, Manner
@@ -209,7 +209,7 @@ class Ledger(LedgerCalls):
 
     async def _do(self, step: Callable[[Db], T], manner: Manner = "durable") -> T:
         if self._closed or self._broken is not None:
-            raise self._broken or DamagedFile(path=self.path, why="it is closed")
+            raise self._broken or DamagedLedger(path=self.path, why="it is closed")
         future: asyncio.Future[T] = self._loop.create_future()
         self._queue.append(_Operation(step, manner, future))
         if not self._due and not self._busy:
@@ -332,7 +332,7 @@ class Ledger(LedgerCalls):
             return DiskFull(path=self.path)
         if primary == sqlite3.SQLITE_CONSTRAINT:
             return ValueError(f"the ledger refuses this: {error}")
-        told = DamagedFile(path=self.path, why=str(error))
+        told = DamagedLedger(path=self.path, why=str(error))
         if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
             self._broken = told  # after a failed fsync nobody knows what is on the disk
         return told
@@ -370,7 +370,7 @@ def read_copy(path: Path) -> Iterator[Db]:
             _check(connection, path)
             yield cast("Db", connection)
         except sqlite3.DatabaseError as error:
-            raise DamagedFile(path=path, why=str(error)) from error
+            raise DamagedLedger(path=path, why=str(error)) from error
         finally:
             connection.close()
 
@@ -385,7 +385,7 @@ def _copy_still(path: Path, copy: Path) -> None:
                 shutil.copyfile(path.with_name(path.name + end), copy.with_name(copy.name + end))
         if before == [signature(path.with_name(path.name + end)) for end in names]:
             return
-    raise DamagedFile(path=path, why="it is being written; look again when its head is idle")
+    raise DamagedLedger(path=path, why="it is being written; look again when its head is idle")
 
 
 def _copy_into(connection: sqlite3.Connection, into: Path) -> None:
@@ -410,9 +410,9 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise NewerFormat(path=path, found=version, known=schema.VERSION)
     stranger = _value(connection, "SELECT count(*) FROM sqlite_master") if version == 0 else _value(connection, "PRAGMA application_id") != schema.APPLICATION_ID
     if stranger:
-        raise DamagedFile(path=path, why="it is no ledger")
+        raise DamagedLedger(path=path, why="it is no ledger")
     if (found := _value(connection, "PRAGMA quick_check(1)")) != "ok":
-        raise DamagedFile(path=path, why=str(found))
+        raise DamagedLedger(path=path, why=str(found))
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:

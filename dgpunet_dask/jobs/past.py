@@ -16,7 +16,7 @@ from dgpunet_dask.jobs.commit import TEMPORARY, commit_text
 from dgpunet_dask.jobs.record import JobRecord, last_seq
 from dgpunet_dask.jobs.rows import JobRow
 from dgpunet_dask.jobs.sidecar import FORMAT_VERSION
-from dgpunet_dask.model.job import JobStatus, UnitCounts
+from dgpunet_dask.model.job import FINAL_STATES, JobStatus, UnitCounts
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,23 @@ def status_of(row: JobRow, counts: UnitCounts) -> JobStatus:
 
 def record_of(row: JobRow, counts: UnitCounts, folder: Path, clock: Clock) -> JobRecord:
     """Return the record of a job of an earlier head. Reads the end of its events."""
-    return JobRecord(status_of(row, counts), folder, clock, row, seq=last_seq(folder))
+    return JobRecord(status_of(row, counts_of(row, counts, folder)), folder, clock, row, seq=last_seq(folder))
+
+
+def counts_of(row: JobRow, counts: UnitCounts, folder: Path) -> UnitCounts:
+    """Return the unit counts of a job: those of the ledger, or those that its sidecar has kept of its end.
+
+    A ledger that was made anew does not know the units of jobs that have ended and whose results were cleared away.
+    """
+    if row.state not in FINAL_STATES or (row.total is not None and counts.done + counts.failed >= row.total):
+        return counts
+    try:
+        raw = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        kept = UnitCounts(**{name: value for name, value in raw["units"].items() if name in vars(counts)})
+        more = raw["state"] == row.state and kept.done + kept.failed > counts.done + counts.failed
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return counts
+    return kept if more else counts
 
 
 def save(record: JobRecord) -> None:

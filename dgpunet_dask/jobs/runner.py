@@ -19,7 +19,7 @@ from distributed import Client
 
 from dgpunet_dask import failpoints
 from dgpunet_dask.clock import Clock, SystemClock
-from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed, UnitsFailed
+from dgpunet_dask.errors import DgpunetError, JobFailed, UnitsFailed
 from dgpunet_dask.jobs.attempting import Attempting
 from dgpunet_dask.jobs.commit import commit_frames, commit_text
 from dgpunet_dask.jobs.flights import Flights, Unit
@@ -40,6 +40,7 @@ from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Device
 from dgpunet_dask.model.policy import DEFAULT_ON_OOM, OnOom
 from dgpunet_dask.stagehost.client import AgentClient
+from dgpunet_dask.stagehost.reports import full_disk
 from dgpunet_dask.stagehost.spec import CallResult
 
 log = logging.getLogger(__name__)
@@ -308,9 +309,7 @@ def first_cause(group: BaseExceptionGroup[BaseException]) -> DgpunetError:
     if ours:
         return ours[0]
     error = flat[0]
-    if isinstance(error, OSError) and error.errno == 28:
-        return DiskFull(path=error.filename or "$DGPUNET_HOME")
-    return JobFailed(why=f"{type(error).__name__}: {error}")
+    return full_disk(error) or JobFailed(why=f"{type(error).__name__}: {error}")
 
 
 def _flatten(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

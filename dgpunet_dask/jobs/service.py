@@ -34,7 +34,7 @@ from dgpunet_dask.jobs.quotas import Submissions, check
 from dgpunet_dask.jobs.rebuild import rebuild
 from dgpunet_dask.jobs.record import JobRecord, events_on_disk
 from dgpunet_dask.jobs.rows import JobRow
-from dgpunet_dask.jobs.store import add_workload, checked_digest
+from dgpunet_dask.jobs.store import add_workload, checked_digest, stage_names
 from dgpunet_dask.jobs.threads import cancelled, in_thread
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.job import JobStatus, UnitCounts
@@ -247,7 +247,8 @@ class JobService:
             record.tally = Tally.of(await self.ledger.spent(job_id))
         left = None if record.final or runner is None else eta_s(units.done, units.total, record.expected_units, rate)
         told = {"units": units.to_json(), "rate_per_s": rate, "eta_s": left, **record.tally.rows(stages, waiting, running)}
-        return told | {"waits_for": await self.waits_for(job_id)}
+        names = await in_thread(stage_names, self.home.workloads / record.job.digest) if record.job.digest else None
+        return told | {"waits_for": await self.waits_for(job_id), "all_stages": names}
 
     async def waits_for(self, job_id: str) -> Sequence[dict[str, Any]]:
         """Return id and state of each job that must be done before this one begins, and is not."""

@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from dgpunet_dask.config.home import expanded
 from dgpunet_dask.config.shipped import shipped
 from dgpunet_dask.config.yamlfile import read
-from dgpunet_dask.errors import BadWorkload, MissingPath, NoSuchWorkload, did_you_mean
+from dgpunet_dask.errors import BadWorkload, DgpunetError, MissingPath, NoSuchWorkload, did_you_mean
 from dgpunet_dask.jobs.workload_file import parse_workload
 from dgpunet_dask.model.pipeline import Workload
 from dgpunet_dask.stagehost.folders import uncounted, workload_files
@@ -27,7 +28,7 @@ def find_workload(name: str, *, cwd: Path) -> Path:
 
     Raises
     ------
-    NoSuchWorkload, MissingPath, BadWorkload
+    NoSuchWorkload, MissingPath, BadValue, BadWorkload
         The last where the folder has no job.yaml.
     """
     if os.sep not in name and not name.startswith("."):
@@ -37,7 +38,7 @@ def find_workload(name: str, *, cwd: Path) -> Path:
             return known[wanted]
         if not (cwd / name).is_dir():
             raise NoSuchWorkload(name=name, hint=did_you_mean(wanted, known) or ".", known=", ".join(known))
-    folder = (cwd / Path(name).expanduser()).resolve()
+    folder = (cwd / expanded(name, "workload")).resolve()
     if not folder.exists():
         raise MissingPath(path=folder)
     if not (folder / "job.yaml").is_file():
@@ -59,6 +60,14 @@ def read_workload(folder: Path) -> Workload:
     for stage in workload.stages:
         _check_files(folder, workload.name, stage.run.split(":")[0], stage.env)
     return workload
+
+
+def stage_names(folder: Path) -> list[str] | None:
+    """Return the names of the stages of the workload in `folder`, in the order of the file; ``None`` where that is gone or cannot be read."""
+    try:
+        return [stage.name for stage in parse_workload(read(folder / "job.yaml")).stages]
+    except (DgpunetError, OSError):
+        return None
 
 
 def _check_files(folder: Path, workload: str, module: str, env: str | None) -> None:

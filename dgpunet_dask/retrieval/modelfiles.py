@@ -108,7 +108,7 @@ def _pinned_digest(folder: Path, cache: Path | None) -> str:
 
 
 def _folder_of(name: str) -> Path:
-    local = Path(name).expanduser()
+    local = Path(os.path.expanduser(name))  # which leaves the name of a user that is none as it is
     stray = ".." in local.parts and not name.startswith(("/", "./", "../", "~"))  # looks like a hub's name and leads to any folder
     if name and not stray and local.is_dir():
         if not (local / "modules.json").is_file() and not (local / "config.json").is_file():

@@ -85,7 +85,7 @@ def full_disk(error: BaseException) -> DgpunetError | None:
     found = full_in(error)
     if found is None or isinstance(found, DgpunetError):
         return found
-    return disk_full(_file_of(found) or "$DGPUNET_HOME")
+    return disk_full(_file_of(found) or os.environ.get("DGPUNET_HOME") or "$DGPUNET_HOME")
 
 
 def _file_of(error: BaseException) -> str | None:

@@ -31,7 +31,7 @@ from dgpunet_dask.stagehost.reports import full_disk
 _STATUS: Final[Mapping[type[DgpunetError], int]] = {
     NotAllowed: 403, TokenRefused: 403, CertificateRefused: 403, LoopbackOnly: 409, KeyReused: 409, TooManyAttempts: 429, TooManyJobs: 429,
 }  # fmt: skip
-_SHOWN_CHARS: Final = 80
+SHOWN_CHARS: Final = 80
 _WHY: Final[Mapping[str, str]] = {
     "extra_forbidden": "nothing of that name is known here", "missing": "it has to be there", "string_type": "write a text", "string_unicode": "write a text",
     "string_pattern_mismatch": "it is empty, too long, or holds signs that it may not", "bool_type": "write true or false",
@@ -40,7 +40,7 @@ _WHY: Final[Mapping[str, str]] = {
     "model_attributes_type": "write an object", "greater_than_equal": "it must be {ge} or more", "less_than_equal": "it must be {le} or less",
     "greater_than": "it must be more than {gt}", "string_too_short": "write at least {min_length} letter(s)",
     "string_too_long": "write at most {max_length} letters", "too_short": "write at least {min_length} of them",
-    "too_long": "write at most {max_length} of them", "json_invalid": "it is no JSON",
+    "too_long": "write at most {max_length} of them", "json_invalid": "it is no JSON", "literal_error": "it must be {expected}", "finite_number": "write a number",
 }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def bad_value(error: RequestValidationError) -> BadValue:
     what = ".".join(map(str, where)) or "request"
     given = first.get("input")
     value = given if isinstance(given, str) else json.dumps(given, default=str)
-    return BadValue(what=what[:_SHOWN_CHARS], value=value[:_SHOWN_CHARS], why=_why(str(first["type"]), first.get("ctx") or {}, str(first["msg"])))
+    return BadValue(what=what[:SHOWN_CHARS], value=value[:SHOWN_CHARS], why=_why(str(first["type"]), first.get("ctx") or {}, str(first["msg"])))
 
 
 def _why(kind: str, limits: Mapping[str, Any], otherwise: str) -> str:

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope
 from dgpunet_dask.daemons.api.answers import Refused
 from dgpunet_dask.daemons.api.callers import Caller, Certificate, Need, Peer, caller_of, refusal
 from dgpunet_dask.daemons.api.context import ApiContext, Membership
+from dgpunet_dask.daemons.api.limits import AGAIN_S, ALL, Open
 from dgpunet_dask.daemons.api.server import Connection
 from dgpunet_dask.errors import DgpunetError, LoopbackOnly, NotAllowed, TooManyAttempts
 
@@ -43,6 +44,7 @@ class Asked:
         self.connection: Connection = scope["state"]["connection"]
         self.connection.requests += 1
         self.asker: Caller | Peer | None = None
+        self._is_local = False  # asked with the key of this machine's own commands
 
     # Before anything else
 
@@ -66,6 +68,7 @@ class Asked:
         given, certificate = self.credentials(cookie)
         now = self.ctx.clock.wall()
         found = caller_of(given, None, self.local_key(), None, now)
+        self._is_local = found is not None
         if found is None:
             if given is not None:
                 self.check_attempts()  # a host's certificate is nothing that is guessed: its reports pass
@@ -95,6 +98,37 @@ class Asked:
         wait_s = self.ctx.rates.take(caller.user or "", self.ctx.clock.monotonic())
         if wait_s > 0:
             raise Refused(429, "this user asks too often", wait_s=wait_s)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Answer the request meanwhile; 429 where too many are open: of its user, of its address, of all users but operators.
+
+        Not bound are hosts, this machine's own commands, and pages that anybody may read.
+        """
+        if not isinstance(self.asker, Caller) or self._is_local:
+            yield
+            return
+        request = {"user": self.asker.user or "", **({"address": self.peer_address} if self.scheme == "https" else {})}
+        request |= {} if self.asker.operates else {"all": ALL}
+        with self._one_of(self.ctx.open, **request):
+            yield
+
+    @contextmanager
+    def waits(self) -> Iterator[None]:
+        """Wait for something meanwhile; 429 where too many requests of the user do."""
+        if self._is_local:
+            yield
+            return
+        with self._one_of(self.ctx.waiting, user=self.caller.user or ""):
+            yield
+
+    @contextmanager
+    def _one_of(self, bound: Open, **request: str) -> Iterator[None]:
+        if (kind := bound.full(**request)) is not None:
+            what = {"user": "this user", "address": "this address", "all": "all users"}[kind]
+            raise Refused(429, f"{bound.bounds[kind]} requests of {what} are waiting for their answers already", wait_s=AGAIN_S)
+        with bound.held(**request):
+            yield
 
     # Who asks
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Final, Literal, Protocol
 
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.daemons.api.callers import Keys
-from dgpunet_dask.daemons.api.limits import Attempts, Rates
+from dgpunet_dask.daemons.api.limits import OPEN_OF_ADDRESS, OPEN_OF_ALL, OPEN_OF_USER, WAITING_MAX, Attempts, Open, Rates
 from dgpunet_dask.daemons.api.sessions import Sessions
 from dgpunet_dask.jobs.model_owners import ModelInfo
 from dgpunet_dask.model.job import JobStatus
@@ -245,6 +245,8 @@ class ApiContext:
     sites: dict[str, frozenset[str]] = field(default_factory=dict)
     attempts: Attempts = field(default_factory=Attempts)
     rates: Rates = field(default_factory=Rates)
+    open: Open = field(default_factory=lambda: Open(user=OPEN_OF_USER, address=OPEN_OF_ADDRESS, all=OPEN_OF_ALL))
+    waiting: Open = field(default_factory=lambda: Open(user=WAITING_MAX))
     sessions: Sessions = field(default_factory=lambda: Sessions(lambda: secrets.token_urlsafe(32)))
 
     def end_lease(self, lease: object) -> bool:

@@ -179,6 +179,7 @@ class Progress(Given):
     stages: list[StageProgress]
     devices: list[DeviceProgress]
     waits_for: list[Awaited] = Field([], description="jobs that have to be done before it begins")
+    all_stages: list[str] | None = Field(None, description="the names of all its stages; null where the workload is not on the head any more")
 
 
 class Attempt(Given):

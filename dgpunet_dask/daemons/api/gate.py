@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import urllib.parse
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,12 +16,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dgpunet_dask.daemons.api.answers import Refused, error_answer
+from dgpunet_dask.daemons.api.answers import SHOWN_CHARS, Refused, error_answer
 from dgpunet_dask.daemons.api.asked import Asked
 from dgpunet_dask.daemons.api.bodies import again, json_object
 from dgpunet_dask.daemons.api.callers import Need, Peer
 from dgpunet_dask.daemons.api.context import JSON_BYTES_MAX, ApiContext
-from dgpunet_dask.errors import DgpunetError
+from dgpunet_dask.errors import BadValue, DgpunetError
 
 log = logging.getLogger(__name__)
 
@@ -156,12 +158,17 @@ class Gate:
             raise Refused(404, "no such route")
         asked.check_need(needs)
         asked.scope["asked"] = asked
+        with asked.opened():
+            await self._routed(route, asked, reply)
+
+    async def _routed(self, route: Route, asked: Asked, reply: _Reply) -> None:
         if asked.scope["type"] == "websocket":
             await _socket(route, asked, reply)
         elif route.page is not None:
             response = await route.page(asked)
             await response(asked.scope, asked.receive, reply)
         else:
+            _check_query(asked)
             receive = asked.receive
             if route.does[asked.method].json:
                 receive = again(await json_object(asked.headers, receive, JSON_BYTES_MAX), receive)
@@ -172,6 +179,14 @@ async def _socket(route: Route, asked: Asked, reply: _Reply) -> None:
     if route.socket is None:
         raise Refused(400, "there is no websocket here")
     await route.socket(asked, reply)
+
+
+def _check_query(asked: Asked) -> None:
+    """Refuse what is asked twice in one question: only one of the two would count."""
+    query = asked.scope["query_string"].decode("latin-1")
+    names = Counter(name for name, _ in urllib.parse.parse_qsl(query, keep_blank_values=True))
+    if twice := next((name for name, times in names.items() if times > 1), None):
+        raise BadValue(what=twice[:SHOWN_CHARS], value=query[:SHOWN_CHARS], why="it is there more than once; give it once")
 
 
 def _reads_pages(asked: Asked) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from typing import Annotated, Any, Final
 
 from fastapi import Header, Query
@@ -75,7 +76,8 @@ async def events(
 ) -> Response:
     """Tell what has happened to a job."""
     await _readable(asked, job_id)
-    return Json(list(await asked.ctx.service.events(job_id, min(since, 10**15), min(wait, WAIT_S_MAX))))
+    with asked.waits() if wait > 0 else nullcontext():
+        return Json(list(await asked.ctx.service.events(job_id, min(since, 10**15), min(wait, WAIT_S_MAX))))
 
 
 async def explained(asked: Ask, job_id: str) -> Response:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 FAILURES_MAX: Final = 20
@@ -11,6 +13,17 @@ PEERS_MAX: Final = 4096
 #: Requests of one user: how many at once, and how many a second for as long as they like.
 BURST: Final = 500.0
 RATE_PER_S: Final = 50.0
+#: Requests that wait for a job's events: of one user, so that his others are still answered.
+WAITING_MAX: Final = 64
+#: Requests that are being answered at once: of one user, of one address, and of all users but operators. Well below the connections that a
+#: listener takes, so that hosts and operators always have room.
+OPEN_OF_USER: Final = 96
+OPEN_OF_ADDRESS: Final = 250
+OPEN_OF_ALL: Final = 350
+#: When to ask again where there are so many.
+AGAIN_S: Final = 2.0
+#: Stands for all who share a bound.
+ALL: Final = ""
 
 
 class Attempts:
@@ -61,3 +74,31 @@ class Rates:
         while len(self._left) > self.users:
             self._left.popitem(last=False)
         return 0.0 if served else (1 - left) / self.per_s
+
+
+class Open:
+    """How many requests are open at once, by what they have in common: a bound for each kind.
+
+    Parameters
+    ----------
+    bounds
+        The most that may be open at once of one value of each kind, such as ``user``.
+    """
+
+    def __init__(self, **bounds: int) -> None:
+        self.bounds = bounds
+        self._open: Counter[tuple[str, str]] = Counter()
+
+    def full(self, **request: str) -> str | None:
+        """Return the first kind of which a request with these values would be one too many, ``None`` if it would not."""
+        return next((kind for kind, value in request.items() if self._open[kind, value] >= self.bounds[kind]), None)
+
+    @contextmanager
+    def held(self, **request: str) -> Iterator[None]:
+        """Count a request as open."""
+        self._open.update(request.items())
+        try:
+            yield
+        finally:
+            self._open.subtract(request.items())
+            self._open += Counter()  # what is at 0 is forgotten

@@ -11,6 +11,7 @@ import json
 import logging
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -73,8 +74,25 @@ class HttpProtocol(H11Protocol):
         self.since = self.loop.time()
         self._within("head", HEAD_S)
         if len(self.connections) > CONNECTIONS_MAX:
-            idle = [other for other in self.connections if isinstance(other, HttpProtocol) and other.is_idle]
-            min(idle, key=lambda other: other.since).transport.close()
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """End the oldest idle connection of the address that has most of those; hosts of this cluster stay."""
+        idle = [one for one in self.connections if isinstance(one, HttpProtocol) and one.is_idle and one.certificate is None]
+        crowd = Counter(one.address for one in idle)
+        if idle:
+            min(idle, key=lambda one: (-crowd[one.address], one.since)).transport.close()
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The peer's, which the listener has verified; ``None`` without one."""
+        found: Connection = self.app_state["connection"]
+        return found.certificate
+
+    @property
+    def address(self) -> str:
+        """The peer's address."""
+        return self.client[0] if self.client else ""
 
     @property
     def is_idle(self) -> bool:

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from dgpunet_dask.daemons.api import server as server_module
+from dgpunet_dask.daemons.api.limits import WAITING_MAX
 from tests.integration.api.talk import Talk
 
 CLIENTS = 200
@@ -96,6 +97,42 @@ async def test_with_too_many_connections_the_oldest_idle_one_makes_room(site, mo
     site.ctx.service.tell(job.job_id, kind="progress")
     assert (await busy.answer()).status == 200
     for talk in [busy, *idle]:
+        await talk.close()
+
+
+async def test_who_waits_for_events_on_every_connection_locks_nobody_out(site, monkeypatch):
+    """One user waits as often as the listener takes connections: beyond his bound he is refused, so that operators and hosts are answered."""
+    monkeypatch.setattr(server_module, "CONNECTIONS_MAX", 80)
+    (job,) = (await site.ctx.service.submit({"workload": "w", "shared": True})).jobs
+    port, tls = site.ctx.tls_port, site.client_context
+    waiting, refused = [], []
+    for _ in range(90):
+        talk = await Talk.open(port, tls)
+        talk.send("GET", f"/v1/jobs/{job.job_id}/events?since=99999999&wait=60", **key(0))
+        waiting.append(talk)
+        if len(waiting) > WAITING_MAX:
+            refused.append(await talk.answer())
+    assert {(answer.status, answer.headers["retry-after"]) for answer in refused} == {(429, "3")}
+    user, operator = await Talk.open(port, tls), await Talk.open(port, tls)
+    assert (await user.ask("GET", f"/v1/jobs/{job.job_id}", **key(0))).status == 200
+    assert (await operator.ask("GET", "/v1/status", Authorization="Bearer op:operator")).status == 200
+    host = await Talk.open(port, site.identity("node-a").client_context())
+    assert (await host.ask("POST", "/v1/agents/heartbeat", b"{}")).status == 200
+    for talk in [*waiting, user, operator, host]:
+        await talk.close()
+
+
+async def test_a_host_is_let_in_where_no_connection_is_idle(site, monkeypatch):
+    monkeypatch.setattr(server_module, "CONNECTIONS_MAX", 3)
+    (job,) = (await site.ctx.service.submit({"workload": "w", "shared": True})).jobs
+    busy = [await Talk.open(site.ctx.tls_port, site.client_context) for _ in range(3)]
+    for talk in busy:
+        talk.send("GET", f"/v1/jobs/{job.job_id}/events?since=1&wait=50", **key(0))
+    while len(site.ctx.service.changed._waiters) < len(busy):  # noqa: ASYNC110  # until all questions have arrived
+        await asyncio.sleep(0.01)
+    host = await Talk.open(site.ctx.tls_port, site.identity("node-a").client_context())
+    assert (await host.ask("POST", "/v1/agents/heartbeat", b"{}")).status == 200
+    for talk in [*busy, host]:
         await talk.close()
 
 

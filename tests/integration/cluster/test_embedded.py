@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
+from dgpunet_dask.cli.context import CliContext
 from dgpunet_dask.cluster.api_client import ApiClient
 from dgpunet_dask.cluster.headfile import HeadFile, write_head_file
 from dgpunet_dask.daemons.embedded import attach, current_head, running_head
+from dgpunet_dask.daemons.register import SUPERVISOR, Register
 from dgpunet_dask.errors import BadValue, JobLost, NoHead
 
 
@@ -135,3 +139,25 @@ def test_a_job_whose_head_is_gone_is_lost(site):
     assert lost.value.exit_code == 104
     with pytest.raises(NoHead):
         ApiClient(head.api, head.key).show("some-job")
+
+
+def test_who_only_looks_starts_no_cluster_when_the_supervisor_gives_up_meanwhile(site):
+    site.home.ensure()
+    supervisor = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    Register(site.home.run / "processes").add(supervisor.pid, SUPERVISOR)
+    client = CliContext(site.home).head_client()
+    supervisor.communicate()
+    with pytest.raises(NoHead):
+        client.jobs()
+    assert sorted(path.name for path in site.home.run.iterdir()) == ["processes"]  # no lock, no log, nothing cleared
+
+
+def test_a_supervised_head_that_dies_is_not_replaced_by_an_embedded_one(site):
+    supervised = site.up()["head_pid"]
+    head = running_head(site.home)
+    (supervisor,) = site.pids("daemons.supervisor")
+    os.kill(supervised, signal.SIGSTOP)  # connections are taken, and nothing is answered, until the supervisor kills it
+    with attach(site.home, environ={}, start=False) as client:
+        assert client.status()["head_pid"] != supervised
+    assert site.pids("daemons.supervisor") == [supervisor]
+    assert current_head(site.home).pid != head.pid

@@ -14,10 +14,12 @@ import pytest
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.config.settings_file import SettingsWatch, settings_path
 from dgpunet_dask.daemons import disk as disk_module
-from dgpunet_dask.daemons.disk import Disk, DiskPorts, total_and_free
+from dgpunet_dask.daemons.disk import Disk, DiskPorts
+from dgpunet_dask.daemons.register import Register
 from dgpunet_dask.daemons.tidying import Caches, EventsCut, cut_log, cut_logs
 from dgpunet_dask.errors import DiskFull
 from dgpunet_dask.errors.fullness import is_full
+from dgpunet_dask.hardware.system import total_and_free
 from dgpunet_dask.jobs.commit import commit_frames
 
 MIB = 1 << 20
@@ -69,6 +71,14 @@ def test_a_full_disk_is_told_as_such_by_whoever_writes(small_disk: SmallDisk, le
         commit_frames(folder / "u.frames", [b"x" * MIB])
     assert is_full(told.value)
     assert not list(folder.glob("*u.frames*")), "nothing is left of it"
+
+
+def test_a_register_that_finds_no_room_leaves_nothing_behind(small_disk: SmallDisk) -> None:
+    folder = small_disk(2)
+    fill(folder)
+    with pytest.raises(OSError, match="No space"):
+        Register(folder).add(os.getpid(), "this test")
+    assert {file.name for file in folder.iterdir()} == {"filler"}
 
 
 def test_a_log_that_has_filled_its_disk_is_emptied(small_disk: SmallDisk) -> None:

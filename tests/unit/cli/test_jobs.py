@@ -296,7 +296,23 @@ async def test_logs_of_what_is_not_there_are_refused(run: Any, server: Server, w
         assert (code, out) == (2, ""), err
         assert told in err
     for words_ in (("--stage", "embed"), ("--unit", "3")):
-        assert (await run("jobs", "logs", job_id, *words_))[:2] == (0, "")
+        assert (await run("jobs", "logs", job_id, *words_)) == (0, "", "")
+
+
+async def test_logs_of_an_ended_job_deny_no_stage_that_said_nothing(run: Any, server: Server, words: str) -> None:
+    """What ended under an earlier head has no counts by stage, and only its gather stage may have told anything."""
+    job_id = await accepted(run, words)
+    server.tell(job_id, "stage", stage="total", state="running")
+    server.end(job_id, units=UnitCounts(total=4, done=4))
+    server.stages = ["files", "count", "total"]
+    assert await run("jobs", "logs", job_id, "--stage", "count", "--unit", "1") == (0, "", "")
+    code, _, err = await run("jobs", "logs", job_id, "--stage", "nope")
+    assert code == 2
+    assert "files, count, total" in err
+    server.stages = None  # the workload has been cleared away: nobody knows
+    code, out, err = await run("jobs", "logs", job_id, "--stage", "count")
+    assert (code, out) == (0, "")
+    assert "nothing was told of a stage count" in err
 
 
 async def test_who_detaches_is_told_that_alone(run: Any, server: Server, words: str, monkeypatch: pytest.MonkeyPatch) -> None:

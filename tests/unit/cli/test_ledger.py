@@ -41,7 +41,11 @@ def test_a_damaged_ledger_is_code_3_and_none_at_all_code_2(kept, capsys):
     assert run(["ledger", "check", "--json"]) == 3
     told = json.loads(capsys.readouterr().out)
     assert told["jobs"] is None
-    assert len(told["faults"]) == 1
+    (fault,) = told["faults"]
+    assert "dgpunet-dask ledger restore" in fault["fault"]
+    assert "submit again" not in fault["fault"]
+    assert run(["ledger", "check"]) == 3
+    assert capsys.readouterr().out.endswith("\n1 fault\n")
     kept.home.ledger.unlink()
     assert run(["ledger", "check"]) == 2
 

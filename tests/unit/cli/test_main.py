@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -125,3 +126,53 @@ def test_a_reader_that_leaves_is_no_error():
     process.stderr.close()
     assert process.wait(60) == 0
     assert err == b""
+
+
+@pytest.mark.parametrize(
+    ("words", "named", "what"),
+    [
+        (("submit", "./words", "--array", "path=@~nosuchuser/x"), None, "--array"),
+        (("submit", "~nosuchuser/x"), None, "workload"),
+        (("jobs", "list"), "~nosuchuser/x", "$DGPUNET_HOME"),
+    ],
+)
+def test_the_folder_of_a_user_that_is_none_is_a_bad_value(capfd, home, tmp_path, monkeypatch, words, named, what):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "job.yaml").write_text('version: 1\nname: w\nparams: {path: {type: path}}\nstages: {read: {run: "s:R"}}\n')
+    (tmp_path / "words" / "s.py").touch()
+    monkeypatch.setenv("DGPUNET_HOME", named or str(home.root))
+    assert cli_main.run(list(words)) == 2
+    out, err = capfd.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert f"{what} '~nosuchuser/x' is not valid: there is no user of that name" in err
+
+
+@pytest.mark.parametrize("named", ["file", "x" * 300])
+@pytest.mark.parametrize("words", [("jobs", "list"), ("up",), ("status",), ("index", "list"), ("nodes",)])
+def test_a_home_that_can_be_none_is_named_itself(capfd, tmp_path, monkeypatch, words, named):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DGPUNET_HOME", str(tmp_path / named))
+    monkeypatch.delenv("DGPUNET_CLUSTER", raising=False)
+    assert cli_main.run(list(words)) == 2
+    err = capfd.readouterr().err
+    assert f"{tmp_path / named}: cannot be read (" in err
+    assert "cluster.json" not in err
+    assert "Remove" not in err
+
+
+@pytest.mark.parametrize("words", [("jobs", "wait", "j"), ("submit", "embed-codebase"), ("ask", "i", "q")])
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "x"])
+def test_what_is_no_time_is_refused(capfd, home, words, seconds):
+    assert cli_main.run([*words, f"--timeout={seconds}"]) == 2
+    assert "--timeout" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_told_by_the_path_of_the_home(command, capfd, home):
+    assert run_x(command, OSError(errno.ENOSPC, "No space left on device")) == 100
+    assert f"the disk of {home.root}." in capfd.readouterr().err
+
+
+def run_x(command, error):
+    command["does"] = error
+    return cli_main.run(["x"])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from dgpunet_dask.cli import nodes as nodes_command
+from dgpunet_dask.cli.cluster import say_up
+from dgpunet_dask.cli.context import CliContext
 from dgpunet_dask.cluster.api_client import ApiClient
+from dgpunet_dask.cluster.headfile import HeadFile
+from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import NoHead
-from tests.unit.daemons.serving import FakeMembership
+from tests.unit.daemons.serving import KEY, FakeMembership
 
 
 def row(state="ready", **more):
@@ -122,3 +127,13 @@ async def test_a_drain_is_waited_for_while_the_head_starts_again(ctx, run, monke
     monkeypatch.setattr(ApiClient, "nodes", away_twice)
     code, out, _ = await run("drain", "node-a")
     assert (code, out, len(asked)) == (0, "node-a is drained\n", 3)
+
+
+async def test_up_tells_the_dashboard_that_users_reach_and_not_where_dask_serves_it(ctx, capfd):
+    async def status():
+        return {"dashboard": "https://head.example:8787/dashboard/status"}
+
+    ctx.status = status
+    head = HeadFile(pid=1, created=1.0, api=f"http://127.0.0.1:{ctx.port}", key=KEY, scheduler="tls://head.example:8786", dashboard="http://127.0.0.1:9/secret/status")
+    await asyncio.to_thread(say_up, CliContext(Home(ctx.uploads)), head)
+    assert capfd.readouterr().err == "the cluster is up: Dask scheduler tls://head.example:8786, dashboard https://head.example:8787/dashboard/status\n"

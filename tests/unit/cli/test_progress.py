@@ -99,3 +99,8 @@ def test_events_in_words(event: dict[str, Any], line: str) -> None:
 
 def test_a_group_that_counted_nothing_has_no_line() -> None:
     assert list(metric_lines({"files": 0, "skipped": {}, "kept": {"py": 1}})) == ["  files: 0", "  kept: py 1"]
+
+
+def test_a_cause_of_several_lines_is_told_in_one():
+    attempt = {"unit": 3, "state": "failed", "device": "a", "host": "h", "cause": "worker-lost", "evidence": {"why": "the scheduler ended\n  at once\n"}}
+    assert list(failed_lines([attempt]))[1].endswith(": the scheduler ended at once")

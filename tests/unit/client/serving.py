@@ -67,6 +67,7 @@ class Server:
         self.changed = asyncio.Event()  # for those who wait for events
         self.moved = asyncio.Event()  # for the test: connections came or went, or the head did
         self.serving = False
+        self.stages: list[str] | None = ["count", "embed"]
         self.silent = False  # it takes questions for events, and never answers
         self._server: asyncio.Server | None = None
 
@@ -201,7 +202,7 @@ class Server:
             units = {"total": 4, "done": 3, "reused": 0, "failed": 1, "attempts": 6}
             stages = [{"stage": "embed", "waiting": 0, "running": 1, "done": 3}]
             devices = [{"device": "5090", "running": 1, "done": 3, "seconds": 2.25}]
-            return {"units": units, "rate_per_s": 1.5, "eta_s": 150.0, "stages": stages, "devices": devices}
+            return {"units": units, "rate_per_s": 1.5, "eta_s": 150.0, "stages": stages, "devices": devices, "all_stages": self.stages}
         if what == "attempts":
             about = {"epoch": 4294967297, "device": "5090", "host": "tower", "started_s": 1e9, "ended_s": 1e9 + 1}
             failed = {"unit": 7, "state": "failed", "cause": "gpu-oom", "evidence": {"why": "its peak was 9 GiB"}, **about}

@@ -17,8 +17,10 @@ from dgpunet_dask.errors import (
     NoSuchJob,
     NotAllowed,
     OtherUser,
+    ReportedError,
     StillRunning,
     TooManyJobs,
+    rebuild_error,
 )
 from dgpunet_dask.model.job import JobState, JobStatus
 from tests.unit.client.head import Head, in_turn
@@ -152,6 +154,27 @@ def test_what_is_refused_is_told_at_once() -> None:
     with pytest.raises(NotAllowed):
         head.run(head.job().ask(calls.cancel("j")))
     assert head.looks == 0
+
+
+def test_who_waits_too_often_asks_later_without_waiting_and_misses_nothing() -> None:
+    full = ReportedError(exit_code=1, code="http_429", message="64 requests of this user are waiting", reasons=[])
+    refused = rebuild_error(full)
+    refused.fields["wait_s"] = 2.0
+    head = Head(**{"GET events": in_turn(refused, [RUNNING], refused, refused, [DONE]), "GET j": job("done")})
+    assert head.run(head.job().wait()).state == "done"
+    assert head.told == [RUNNING, DONE]
+    assert head.time() == 1006.0
+    waits = [path.partition("?")[2] for _, path in head.asked if "events" in path]
+    assert waits == [f"since={since}&wait={wait}" for since, wait in ((0, "20.000"), (0, "0.000"), (1, "20.000"), (1, "0.000"), (1, "0.000"))]
+
+
+def test_a_time_that_is_over_ends_the_wait_of_one_who_is_refused() -> None:
+    refused = rebuild_error(ReportedError(exit_code=1, code="http_429", message="too many", reasons=[]))
+    refused.fields["wait_s"] = 2.0
+    head = Head(**{"GET events": refused})
+    with pytest.raises(StillRunning):
+        head.run(head.job(timeout_s=5.0).wait())
+    assert head.time() == 1005.0
 
 
 # Submitting

@@ -198,3 +198,15 @@ def test_a_bucket_fills_up_to_its_brim_and_the_oldest_is_forgotten():
     for n in range(1000):
         assert rates.take(f"user-{n}", 1000.0) == 0
     assert len(rates._left) == 3
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("state=done&state=failed", "state 'state=done&state=failed' is not valid: it is there more than once; give it once."),
+        ("state=foo", "state 'foo' is not valid: it must be 'queued', 'running', 'done', 'failed', 'cancelled' or 'lost'."),
+    ],
+)
+async def test_a_question_that_can_mean_two_things_or_nothing_is_a_bad_value(served, query, told):
+    status, found = await served.ask("GET", f"/v1/jobs?{query}")
+    assert (status, found["error"]["code"], found["error"]["message"]) == (400, "bad_value", told)

@@ -9,7 +9,7 @@ import pytest
 
 from dgpunet_dask.daemons.api import listen
 from dgpunet_dask.daemons.api.callers import Caller, Peer, caller_of, refusal
-from dgpunet_dask.daemons.api.limits import FAILURES_MAX, WINDOW_S, Attempts
+from dgpunet_dask.daemons.api.limits import FAILURES_MAX, WINDOW_S, Attempts, Open
 from dgpunet_dask.daemons.api.routes import ROUTES
 from dgpunet_dask.daemons.api.sessions import Sessions
 from dgpunet_dask.errors import BadValue, LoopbackOnly, NoSuchJob, NotAllowed, OtherUser, TokenRefused
@@ -299,3 +299,15 @@ def test_a_certificate_without_a_host_or_out_of_date_is_nobodys(bad):
 ])  # fmt: skip
 def test_what_they_may(asker, need, allowed):
     assert (refusal(asker, need) is None) is allowed
+
+
+def test_open_requests_are_counted_by_what_they_have_in_common():
+    bound = Open(user=2, all=3)
+    with bound.held(user="ann", all=""), bound.held(user="ann", all=""):
+        assert bound.full(user="ann", all="") == "user"
+        assert bound.full(user="bob", all="") is None
+        with bound.held(user="bob", all=""):
+            assert bound.full(user="bob", all="") == "all"
+            assert bound.full(user="root") is None
+        assert bound.full(user="bob", all="") is None
+    assert not bound._open, "nothing is kept of what has ended"

@@ -147,5 +147,14 @@ def test_register_drops_broken_files(tmp_path, text):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_register_removes_what_processes_that_are_gone_were_writing(tmp_path, sleeper):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in (f".1.{gone.pid}", f".{gone.pid}.{gone.pid}", ".1.x", f".1.{sleeper.pid}"):
+        (tmp_path / name).touch()
+    assert Register(tmp_path).end_all() == []
+    assert [path.name for path in tmp_path.iterdir()] == [f".1.{sleeper.pid}"]
+
+
 def test_register_without_a_folder(tmp_path):
     assert Register(tmp_path / "none").end_all() == []

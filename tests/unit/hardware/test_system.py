@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.config.settings_file import DEFAULTS, SettingsWatch
+from dgpunet_dask.daemons.disk import Disk
 from dgpunet_dask.hardware import system
 from dgpunet_dask.hardware.system import ClockFacts, clock_facts, clock_of, disk_facts, file_limits
+from dgpunet_dask.observe import probes
 
 
 @pytest.mark.parametrize(
@@ -54,6 +59,18 @@ def test_a_folder_that_is_not_there_yet_is_on_its_parent_s_disk(tmp_path):
     found, own = disk_facts(tmp_path / "a" / "b"), disk_facts(tmp_path)
     assert found.total == own.total
     assert 0 < found.free <= found.total
+
+
+def test_blocks_that_are_kept_for_root_are_no_part_of_a_disk(tmp_path, monkeypatch):
+    """``doctor`` and the head reckon the floor from the same total."""
+    kept = os.statvfs_result((4096, 4096, 1000, 400, 350, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: kept)
+    assert disk_facts(tmp_path / "a") == (950 * 4096, 350 * 4096)
+    (row,) = probes.disk(tmp_path)
+    floor = DEFAULTS.disk.floor.of(950 * 4096)
+    assert (row["total"], row["free"], row["floor"]) == (950 * 4096, 350 * 4096, floor)
+    watch = SettingsWatch(tmp_path / "config.yaml")
+    assert Disk(Home(tmp_path), watch).room().floor_bytes == floor
 
 
 def test_the_limits_of_this_process():

@@ -52,6 +52,23 @@ def test_the_sidecar_holds_all_that_the_ledger_does(tmp_path: Path) -> None:
     assert raw["units"]["done"] == 2
 
 
+@pytest.mark.parametrize("state", ["done", "failed"])
+def test_units_that_the_ledger_has_lost_are_counted_as_the_sidecar_says(tmp_path: Path, state: str) -> None:
+    ended = JobRow(**{**vars(ROW), "state": state, "ended_s": 107.5, "total": 120, "tries": 1, "passes": 1})
+    past.save(record(tmp_path, ended, total=120, done=118, failed=2, attempts=125))
+    rebuilt = JobRow(**{**vars(ended), "passes": 0})
+    assert vars(record(tmp_path, rebuilt, total=120).now().units) == {"total": 120, "done": 118, "reused": 0, "failed": 2, "attempts": 125}
+    assert record(tmp_path, rebuilt, total=120, done=119, failed=1).now().units.done == 119  # what the ledger knows counts
+    running = JobRow(**{**vars(rebuilt), "state": "running", "ended_s": None})
+    assert record(tmp_path, running).now().units.done == 0
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"units": 7, "state": "done"}', '{"units": {"done": "x"}, "state": "done"}'])
+def test_a_sidecar_that_cannot_be_read_changes_no_count(tmp_path: Path, text: str) -> None:
+    (tmp_path / "job.json").write_text(text)
+    assert record(tmp_path, JobRow(**{**vars(ROW), "state": "done", "ended_s": 107.5, "total": 3})).now().units == UnitCounts()
+
+
 def test_a_sidecar_that_finds_no_room_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, text: str) -> None:
         raise DiskFull(path=path)

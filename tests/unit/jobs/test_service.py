@@ -71,6 +71,15 @@ async def test_a_job_that_waits_for_others_names_them(home: Home, digest: str) -
         assert await jobs.waits_for(job.job_id) == []
 
 
+async def test_the_stages_of_a_job_are_told_also_after_its_end_as_long_as_its_workload_is_there(home: Home, digest: str) -> None:
+    async with begun(service(home)) as jobs:
+        job = await one(jobs, digest)
+        await reached(jobs, job.job_id, "failed")
+        assert (await jobs.progress(job.job_id))["all_stages"] == ["read"]
+        (home.workloads / digest / "job.yaml").unlink()
+        assert (await jobs.progress(job.job_id))["all_stages"] is None
+
+
 async def test_a_plan_after_a_job_that_is_not_there_is_refused_as_the_job_would_be(home: Home, digest: str) -> None:
     async with begun(service(home, driven=False)) as jobs:
         request = {"workload": digest, "operates": True, "after": ["none"]}

@@ -30,7 +30,15 @@ def test_what_we_say_ourselves_stays_as_it_is(error: DgpunetError):
     assert full_disk(ExceptionGroup("several", [error])) is error
 
 
-def test_without_a_path_it_is_the_home_s_disk():
+def test_without_a_path_it_is_the_home_s_disk_by_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("DGPUNET_HOME", str(tmp_path))
+    found = full_disk(OSError(errno.ENOSPC, "no room"))
+    assert found is not None
+    assert f"the disk of {tmp_path}." in str(found)
+
+
+def test_without_a_home_it_is_told_as_it_is_set(monkeypatch):
+    monkeypatch.delenv("DGPUNET_HOME", raising=False)
     found = full_disk(OSError(errno.ENOSPC, "no room"))
     assert found is not None
     assert found.fields == {"path": "$DGPUNET_HOME", "free_disk_bytes": None}
