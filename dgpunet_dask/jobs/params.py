@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -129,6 +130,14 @@ def _number(kind: Callable[[str], Any], word: str) -> Callable[[str, str, Path |
     return cast
 
 
+def _finite(text: str) -> float:
+    """Return a number that JSON has too: what parameters are kept and sent as."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
 def _bool(name: str, text: str, _: Path | None) -> bool:
     if text.lower() not in _BOOLS:
         raise BadValue(what=name, value=text, why="write true or false")
@@ -141,6 +150,6 @@ _CAST: Final[Mapping[str, Callable[[str, str, Path | None], Any]]] = {
     "model": _model,
     "string": lambda _name, text, _cwd: text,
     "int": _number(int, "a whole number"),
-    "float": _number(float, "a number"),
+    "float": _number(_finite, "a number that is not infinite, such as 0.5"),
     "bool": _bool,
 }

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from dgpunet_dask.daemons.api.answers import Refused
+from dgpunet_dask.errors import BadValue
 
 #: A body has this long, and a long one besides as long as it takes at the slowest rate.
 BODY_S: Final = 60.0
@@ -73,7 +74,7 @@ async def json_object(headers: Headers, receive: Receive, most: int) -> bytes:
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(text)  # Python's NaN and Infinity
+    raise BadValue(what="the number", value=text, why="JSON has none of that name; write one that is not infinite")  # Python's NaN and Infinity
 
 
 def again(body: bytes, receive: Receive) -> Receive:

@@ -93,6 +93,12 @@ async def test_what_is_not_understood_is_refused(served, asked):
     assert served.ctx.service.requests == []
 
 
+@pytest.mark.parametrize("where", [{"params": {"x": float("nan")}}, {"array": [{"x": float("-inf")}]}])
+async def test_what_json_has_no_number_for_is_a_bad_value(served, where):
+    status, answer = await submit(served, {"workload": "w", **where})
+    assert (status, answer["error"]["code"], answer["error"]["exit_code"]) == (400, "bad_value", 2)
+
+
 async def test_values_of_parameters_pass_as_they_are(served):
     params = {"text": "😀 \u0000 \ud800", "deep": [[[{}]]], "number": 1e300, "int": 2**80, "none": None}
     status, job = await submit(served, {"workload": "w", "params": params})
