@@ -36,8 +36,10 @@ from dgpunet_dask.jobs.record import JobRecord, events_on_disk
 from dgpunet_dask.jobs.rows import JobRow
 from dgpunet_dask.jobs.store import add_workload, checked_digest
 from dgpunet_dask.jobs.threads import cancelled, in_thread
+from dgpunet_dask.jobs.turns import Turns
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.job import JobStatus, UnitCounts
+from dgpunet_dask.model.owner import User
 from dgpunet_dask.model.submitted import Submitted
 from dgpunet_dask.placement.explanation import explanation
 
@@ -76,7 +78,8 @@ class JobService:
         self._submissions = Submissions()
         self._ending: set[str] = set()
         self._moving = asyncio.Lock()
-        self._coming: dict[str, str | None] = {}  # whose the jobs are that are being accepted
+        self._coming: dict[str, str | None] = {}  # whose the jobs are that are being accepted or taken back
+        self._turns = Turns()
         self._copying = asyncio.Lock()
         self._placements_seen = 0
         self._closing = False
@@ -148,9 +151,14 @@ class JobService:
         UsageError
             For an unknown workload, a bad parameter, a key that stands for something else, or more than the user's quota.
         """
+        key = request.get("key")
+        async with self._turns.of(None if key is None else (user_of(request).name, str(key))):  # sent twice at once, it is one all the same
+            return await self._submit(request)
+
+    async def _submit(self, request: Mapping[str, Any]) -> Submitted:
         checked = await in_thread(asked, self.home, request, self.ports.settings().roots)
         await self._check_after(checked)
-        self._check_quota(checked)
+        self._check_quota(checked.user, len(checked.params), request.get("key"))
         failpoints.hit("submit.before")
         made, owner = ids(self._new_id, len(checked.params)), checked.user.name
         self._coming |= dict.fromkeys(made, owner)
@@ -188,15 +196,13 @@ class JobService:
             if not checked.user.sees(self._record(job_id).status):
                 raise NoSuchJob(job_id=job_id)
 
-    def _check_quota(self, checked: Asked) -> None:
-        user = checked.user
+    def _check_quota(self, user: User, jobs: int, key: object = None) -> None:
         quota = self.ports.settings().quotas.of(user.name, operates=user.operates)
-        key = checked.request.get("key")
         if key is not None and any(r.job.key == key and r.status.owner == user.name for r in self._records.values()):
             return  # sent again: it is no more work
-        coming = sum(owner == user.name for job_id, owner in self._coming.items() if job_id not in self._records)
+        coming = sum(owner == user.name for job_id, owner in self._coming.items() if job_id not in self._records or self._records[job_id].final)
         live = coming + sum(record.status.owner == user.name for record in self._unfinished())
-        check(quota, user.name, live, self._submissions, self.clock.monotonic(), jobs=len(checked.params))
+        check(quota, user.name, live, self._submissions, self.clock.monotonic(), jobs=jobs)
 
     async def plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return, for each stage, its demand and where it could go now, without running anything but the workload's import."""
@@ -300,7 +306,7 @@ class JobService:
         Raises
         ------
         UsageError
-            For a job that is done, and for one of a release that kept too little of it.
+            For a job that is done, for one of a release that kept too little of it, and beyond its owner's quota, as for a new one.
         """
         record = self._record(job_id)
         if not record.final:
@@ -310,9 +316,19 @@ class JobService:
             raise UsageError(detail=f"Job {job_id} {why}. Submit it again to have it run once more.")
         async with self._moving:
             if record.final:
-                await self._move(record, "queued")
+                await self._take_back(record)
         await self._admit()
         return record.now()
+
+    async def _take_back(self, record: JobRecord) -> None:
+        job_id, user = record.status.job_id, User(record.status.owner, operates=record.job.operates)
+        self._check_quota(user, 1)
+        self._coming[job_id] = user.name
+        try:
+            await self._move(record, "queued")
+        finally:
+            del self._coming[job_id]
+        self._submissions.add(user.name, self.clock.monotonic())
 
     async def _end(self, job_id: str) -> None:
         """Cancel a job that has not ended, and wait until nothing of it runs."""
