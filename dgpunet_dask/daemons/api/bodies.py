@@ -65,7 +65,7 @@ async def json_object(headers: Headers, receive: Receive, most: int) -> bytes:
     check_length(headers, most, "a body")
     body = b"".join([piece async for piece in pieces(receive, most, "a body")]) or b"{}"
     try:
-        found = json.loads(body, parse_constant=_no_number)
+        found = json.loads(body, parse_constant=_bad_number)
     except (ValueError, RecursionError):
         raise Refused(400, "the body is not JSON") from None
     if not isinstance(found, dict):
@@ -74,7 +74,11 @@ async def json_object(headers: Headers, receive: Receive, most: int) -> bytes:
 
 
 def _no_number(text: str) -> NoReturn:
-    raise BadValue(what="the number", value=text, why="JSON has none of that name; write one that is not infinite")  # Python's NaN and Infinity
+    raise ValueError(text)  # Python's NaN and Infinity
+
+
+def _bad_number(text: str) -> NoReturn:
+    raise BadValue(what="the number", value=text, why="JSON has none of that name; write one that is not infinite")
 
 
 def again(body: bytes, receive: Receive) -> Receive:
