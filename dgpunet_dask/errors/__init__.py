@@ -5,7 +5,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
 
     DgpunetError (1)
     ├── UsageError (2)
-    │   ├── BadValue, BadName, MissingPath, UnreadablePath, UnknownParameter, MissingParameter
+    │   ├── BadValue, BadName, MissingPath, UnreadablePath, SlowPaths, UnknownParameter, MissingParameter
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
     │   │   NoRecordedFleet, LoopbackOnly, KeyReused, ResultsElsewhere
@@ -123,6 +123,7 @@ from dgpunet_dask.errors.usage import (
     OtherPolicyRunning,
     Problem,
     ResultsElsewhere,
+    SlowPaths,
     UnknownParameter,
     UnreadablePath,
     UsageError,
@@ -189,6 +190,7 @@ __all__ = [
     "Quarantined",
     "ReportedError",
     "ResultsElsewhere",
+    "SlowPaths",
     "StageFailed",
     "StageHostLost",
     "StageHung",

@@ -13,6 +13,8 @@ from dgpunet_dask.errors import BadName, BadValue, MissingParameter, MissingPath
 from dgpunet_dask.model.pipeline import Param, Workload
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a file system takes 255 bytes, and more is put around a name
+#: Casts a text: the parameter's type and name, the text, and where relative paths are taken from.
+Cast = Callable[[str, str, str, Path | None], Any]
 _BOOLS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -33,8 +35,13 @@ def split_settings(settings: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def cast_params(workload: Workload, pairs: Iterable[tuple[str, str]], *, cwd: Path | None) -> dict[str, Any]:
+def cast_params(workload: Workload, pairs: Iterable[tuple[str, str]], *, cwd: Path | None, cast: Cast | None = None) -> dict[str, Any]:
     """Return every parameter's value: what `pairs` set, cast, else the default. Relative paths are taken from `cwd`; without one none is taken.
+
+    Parameters
+    ----------
+    cast
+        Instead of `cast_value`: one that remembers what it has looked at.
 
     Raises
     ------
@@ -46,14 +53,24 @@ def cast_params(workload: Workload, pairs: Iterable[tuple[str, str]], *, cwd: Pa
         if key not in workload.params:
             known = sorted(workload.params)
             raise UnknownParameter(workload=workload.name, name=key, hint=did_you_mean(key, known) or ".", known=", ".join(known) or "none")
-        given.setdefault(key, []).append(_CAST[workload.params[key].type](key, text, cwd))
+        given.setdefault(key, []).append((cast or cast_value)(workload.params[key].type, key, text, cwd))
     return {name: _value(workload.name, param, given.get(name, [])) for name, param in workload.params.items()}
 
 
-def complete_params(workload: Workload, values: Mapping[str, Any], *, cwd: Path | None) -> dict[str, Any]:
+def complete_params(workload: Workload, values: Mapping[str, Any], *, cwd: Path | None, cast: Cast | None = None) -> dict[str, Any]:
     """Return `values` (plain Python values, lists for list parameters) checked and completed as `cast_params` does."""
     pairs = [(key, _plain(key, item)) for key, value in values.items() for item in _items(value)]
-    return cast_params(workload, pairs, cwd=cwd)
+    return cast_params(workload, pairs, cwd=cwd, cast=cast)
+
+
+def cast_value(kind: str, name: str, text: str, cwd: Path | None) -> Any:
+    """Return one value of the parameter `name` of a type that job.yaml knows.
+
+    Raises
+    ------
+    BadValue, BadName, MissingPath, UnreadablePath
+    """
+    return _CAST[kind](name, text, cwd)
 
 
 def _plain(name: str, item: Any) -> str:

@@ -20,13 +20,14 @@ from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import DependencyFailed, DgpunetError, DiskFull, JobCancelled, JobLost, NoSuchJob, UsageError
 from dgpunet_dask.jobs import past
-from dgpunet_dask.jobs.accepting import Asked, asked, ids, shipped_digests, user_of
+from dgpunet_dask.jobs.accepting import Asked, asked, ids, jobs_in, shipped_digests, user_of
 from dgpunet_dask.jobs.admission import Candidate, hopeless, startable
 from dgpunet_dask.jobs.driving import Driver, ServicePorts
 from dgpunet_dask.jobs.evidence import told, told_state
 from dgpunet_dask.jobs.flights import job_of_key
 from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.ledger import Ledger
+from dgpunet_dask.jobs.looks import Looks
 from dgpunet_dask.jobs.model_owners import ModelOwners
 from dgpunet_dask.jobs.plan import of_user
 from dgpunet_dask.jobs.progress import Tally, eta_s
@@ -143,21 +144,28 @@ class JobService:
 
     # Accepting
 
-    async def submit(self, request: Mapping[str, Any]) -> Submitted:
+    async def submit(self, request: Mapping[str, Any], gone: Callable[[], bool] = lambda: False) -> Submitted:
         """Accept a job, or an array of them (`accepting.asked`); they are the user's. The answer means that they are on the disk.
+
+        Parameters
+        ----------
+        gone
+            Whether nobody waits for the answer any more; then what is not accepted yet is given up.
 
         Raises
         ------
+        Abandoned
+            Where it was given up.
         UsageError
             For an unknown workload, a bad parameter, a key that stands for something else, or more than the user's quota.
         """
         key = request.get("key")
-        async with self._turns.of(None if key is None else (user_of(request).name, str(key))):  # sent twice at once, it is one all the same
-            return await self._submit(request)
+        async with self._turns.of(None if key is None else ("key", user_of(request).name, str(key))):  # sent twice at once, it is one all the same
+            return await self._submit(request, gone)
 
-    async def _submit(self, request: Mapping[str, Any]) -> Submitted:
-        checked = await in_thread(asked, self.home, request, self.ports.settings().roots)
-        await self._check_after(checked)
+    async def _submit(self, request: Mapping[str, Any], gone: Callable[[], bool]) -> Submitted:
+        self._check_quota(user_of(request), jobs_in(request), request.get("key"))  # before anything that takes time
+        checked = await self._asked(request, gone)
         self._check_quota(checked.user, len(checked.params), request.get("key"))
         failpoints.hit("submit.before")
         made, owner = ids(self._new_id, len(checked.params)), checked.user.name
@@ -175,6 +183,15 @@ class JobService:
             self._submissions.add(owner, self.clock.monotonic(), len(rows))
             await self._admit()
         return Submitted(jobs=tuple(self._records[row.job_id].now() for row in rows), created=created, array_id=rows[0].array_id)
+
+    async def _asked(self, request: Mapping[str, Any], gone: Callable[[], bool]) -> Asked:
+        """Check a request; those of one submitter one after the other, so that many at once take no more of this process than one."""
+        user = user_of(request)
+        async with self._turns.of(None if user.operates else ("looks", user.name)):
+            looks = Looks(gone)
+            checked = await in_thread(asked, self.home, request, self.ports.settings().roots, looks, stop=looks.stop)
+        await self._check_after(checked)
+        return checked
 
     def _new_id(self) -> str:
         return f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(self.clock.wall()))}-{self._token()}"
@@ -204,10 +221,9 @@ class JobService:
         live = coming + sum(record.status.owner == user.name for record in self._unfinished())
         check(quota, user.name, live, self._submissions, self.clock.monotonic(), jobs=jobs)
 
-    async def plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    async def plan(self, request: Mapping[str, Any], gone: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Return, for each stage, its demand and where it could go now, without running anything but the workload's import."""
-        checked = await in_thread(asked, self.home, request, self.ports.settings().roots)
-        await self._check_after(checked)
+        checked = await self._asked(request, gone)
         workload, params = checked.workload, checked.params[0]
         plan = await self.driver.planned(workload, params, "dry-run", self.home.jobs, self.ports.agent())
         fleet = await self.ports.fleet(_only_all)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn
 
 from starlette.datastructures import Headers
@@ -13,6 +15,7 @@ from starlette.types import Message, Receive
 
 from dgpunet_dask.daemons.api.answers import Refused
 from dgpunet_dask.errors import BadValue
+from dgpunet_dask.jobs.looks import Abandoned
 
 #: A body has this long, and a long one besides as long as it takes at the slowest rate.
 BODY_S: Final = 60.0
@@ -89,6 +92,29 @@ def again(body: bytes, receive: Receive) -> Receive:
         return left.pop() if left else await receive()
 
     return given
+
+
+@asynccontextmanager
+async def leaving(receive: Receive) -> AsyncIterator[Callable[[], bool]]:
+    """Give what tells, from any thread, whether the client is gone. For a request whose body has been read.
+
+    Work that is given up (`Abandoned`) ends the request, as there is nobody to answer.
+    """
+    gone = threading.Event()
+
+    async def wait() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    waiting = asyncio.create_task(wait())
+    try:
+        yield gone.is_set
+    except Abandoned:
+        raise ClientDisconnect from None
+    finally:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
 
 
 def json_of(text: str) -> Any:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import OverQuota, TooManyJobs
+from dgpunet_dask.errors import BadValue, OverQuota, PathNotAllowed, TooManyJobs
+from dgpunet_dask.jobs.looks import Abandoned
 from tests.unit.jobs.services import begun, service, settings
 
 
@@ -74,3 +75,39 @@ async def test_submissions_within_a_minute_are_bounded(home: Home, tmp_path: Pat
         with pytest.raises(TooManyJobs) as refused:
             await jobs.submit(request)
         assert 0 < refused.value.fields["wait_s"] <= 60
+
+
+async def test_the_quota_is_looked_at_before_any_path(home: Home, tmp_path: Path) -> None:
+    request = {"workload": "embed-codebase", "user": "ann", "params": {"path": [str(tmp_path / "none")]}}
+    async with begun(service(home, driven=False, told=settings(jobs=2))) as jobs:
+        with pytest.raises(OverQuota):
+            await jobs.submit({**request, "array": [{}] * 1000})
+        with pytest.raises(BadValue, match="array"):
+            await jobs.submit({**request, "array": [{}] * 1001})
+        with pytest.raises(PathNotAllowed):
+            await jobs.submit(request)
+
+
+async def test_what_a_submitter_asks_for_is_looked_at_one_after_the_other(home: Home, tmp_path: Path) -> None:
+    request = {"workload": "embed-codebase", "params": {"path": [str(tmp_path)]}}
+    begins, goes_on = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stands() -> bool:
+        loop.call_soon_threadsafe(begins.set)
+        asyncio.run_coroutine_threadsafe(goes_on.wait(), loop).result(30)
+        return True
+
+    asked: list[str] = []
+    async with begun(service(home, driven=False, told=settings(roots=(tmp_path,)))) as jobs:
+        first = asyncio.create_task(jobs.submit({**request, "user": "ann"}, stands))
+        await begins.wait()
+        second = asyncio.create_task(jobs.submit({**request, "user": "ann"}, lambda: bool(asked.append("ann"))))
+        assert (await jobs.submit({**request, "user": "bob"})).created, "others do not wait"
+        assert asked == []
+        goes_on.set()
+        with pytest.raises(Abandoned):
+            await first
+        assert (await second).created
+        assert asked
+        assert len(await jobs.list()) == 2
