@@ -121,6 +121,7 @@ def status(context: CliContext, as_json: bool) -> None:
     click.echo(f"scheduler {found['address']}")
     click.echo(f"dashboard {found['dashboard'] or '-'}")
     _say_policy(found["policy"])
+    _say_settings((found.get("disk") or {}).get("settings") or {})
     _say_backup(found.get("backup") or {})
     rows = [[w["name"], w["host"], w["device"], _memory(w), w["state"]] for w in found["workers"]]
     widths = [max(map(len, column)) for column in zip(["worker"] * 5, *rows, strict=True)]
@@ -133,6 +134,12 @@ def _say_policy(policy: dict[str, Any]) -> None:
     if policy["error"] is not None:
         click.echo("the policy files have changed and are not in force:", err=True)
         click.echo(printable(policy["error"]["message"], keep="\n"), err=True)
+
+
+def _say_settings(settings: dict[str, Any]) -> None:
+    if settings.get("error"):
+        click.echo(printable(f"{settings['file']} is wrong; the settings before it stay in force:"), err=True)
+        click.echo(printable(settings["error"]["message"], keep="\n"), err=True)
 
 
 def _say_backup(backup: dict[str, Any]) -> None:

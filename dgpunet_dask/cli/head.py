@@ -34,8 +34,10 @@ def head(
     invites another machine, which then runs `join`. With --simulate the cluster stays on 127.0.0.1.
     """
     from dgpunet_dask.cli.cluster import check_files
+    from dgpunet_dask.config.settings_file import read_settings
 
     check_files(simulate, policy)
+    read_settings(context.home.config)  # a mistake is told here, and not only in the head's log
     if simulate is not None:
         return _simulated(context, simulate, policy)
     return _real(context, policy, name, listen, roles)

@@ -74,6 +74,11 @@ class Home:
         return self.run / "policies.json"
 
     @property
+    def settings_in_force(self) -> Path:
+        """What the running head took from `config`, for one that goes on for it: the text, or null where there is no file."""
+        return self.run / "settings.json"
+
+    @property
     def expected_devices(self) -> Path:
         """The devices of the running cluster, for a scheduler that starts again."""
         return self.run / "devices.json"

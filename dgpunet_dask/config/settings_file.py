@@ -267,10 +267,16 @@ def read_settings(path: Path) -> Settings:
     ------
     MalformedFile, NewerFormat, UnreadablePath
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[Settings, str | None]:
+    """Return the settings of a file and its text; the defaults and ``None`` where there is none."""
     try:
-        return parse_settings(read_text(path), str(path))
+        text = read_text(path)
     except MissingPath:
-        return DEFAULTS
+        return DEFAULTS, None
+    return parse_settings(text, str(path)), text
 
 
 def schema() -> dict[str, Any]:
@@ -294,6 +300,7 @@ class SettingsWatch:
     def __init__(self, path: Path, clock: Clock | None = None, changed: Callable[[Settings], None] = lambda _: None) -> None:
         self.path, self.clock, self.changed = path, clock or SystemClock(), changed
         self.settings: Settings = DEFAULTS
+        self.text: str | None = None  # of the file that the settings in force are from; None: there was none
         self.error: DgpunetError | None = None
         self._read = self._seen = _stamp(None)
         self._seen_s = 0.0
@@ -306,8 +313,19 @@ class SettingsWatch:
         MalformedFile, NewerFormat, UnreadablePath
         """
         self._read = self._seen = _stamp(self.path)
-        self.settings = read_settings(self.path)
+        self.settings, self.text = _read(self.path)
         return self.settings
+
+    def go_on(self, text: str | None, error: DgpunetError) -> None:
+        """Have the settings of an earlier process in force: what is wrong with the present file, which `load` refused, is `error`.
+
+        Raises
+        ------
+        MalformedFile, NewerFormat
+            If `text` is none of this release.
+        """
+        self.settings = DEFAULTS if text is None else parse_settings(text, str(self.path))
+        self.text, self.error = text, error
 
     def look(self) -> Settings:
         """Return the settings in force, after a look at the file: one that has changed and come to rest is read."""
@@ -321,14 +339,14 @@ class SettingsWatch:
 
     def _take(self) -> None:
         try:
-            settings = read_settings(self.path)
+            settings, text = _read(self.path)
         except DgpunetError as error:
             self.error = error
             log.error("%s is not taken, the settings before it stay in force: %s", self.path, error)
             return
         self.error = None
         if settings != self.settings:
-            self.settings = settings
+            self.settings, self.text = settings, text
             log.info("the settings of %s are in force", self.path)
             self.changed(settings)
 

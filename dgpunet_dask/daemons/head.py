@@ -31,7 +31,6 @@ from dgpunet_dask.cluster.headfile import HeadFile, write_head_file
 from dgpunet_dask.cluster.policy_watch import Places
 from dgpunet_dask.cluster.wire import error_to_wire
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.config.settings_file import SettingsWatch
 from dgpunet_dask.daemons import children, resuming
 from dgpunet_dask.daemons.api import ApiContext, listen
 from dgpunet_dask.daemons.api.server import ApiServer
@@ -40,6 +39,7 @@ from dgpunet_dask.daemons.deriving import Deriving
 from dgpunet_dask.daemons.disk import EMBEDDED_ROOM_S, ROOM_S, Disk, DiskPorts
 from dgpunet_dask.daemons.expected import Expected
 from dgpunet_dask.daemons.explaining import Explaining, at_time
+from dgpunet_dask.daemons.handing_on import followed_settings, hand_on_policies, load_settings
 from dgpunet_dask.daemons.indexes import Indexes
 from dgpunet_dask.daemons.lifeline import watch
 from dgpunet_dask.daemons.policies import Policies
@@ -124,7 +124,7 @@ class Head:
         )
         self.before: HeadFile | None = None
         self.settling = Settling(self.live, lambda: self.policies.told)
-        self.settings = SettingsWatch(self.home.config)
+        self.settings = followed_settings(self.home)
         self.disk = Disk(self.home, self.settings, DiskPorts(in_use=lambda: self.service.in_use() if self.service else (), ended=lambda: self.service.ended() if self.service else {}))
         self.backing = Backing(self.home, head_host(options.fleet).partition("/")[0], self.settings, ports_of(lambda: self.service), self.policies.clock)
 
@@ -143,14 +143,15 @@ class Head:
         StartFailed
             If the scheduler or every worker failed to start.
         UsageError
-            If a policy file cannot be read.
+            If the settings or a policy file cannot be read.
         """
         self._resume()
+        load_settings(self.settings, self.home.settings_in_force, resumes=self.before is not None)
         described = {**fleet_to_json(self.options.fleet), "probed": self.options.probed}
         write_private(self.home.run / "fleet.json", json.dumps(described))
         self.deriving.refresh()
         self._load_policies()
-        self._hand_on(self.policies.sources)
+        hand_on_policies(self.home.policies_in_force, self.policies.sources)
         self.expected.begin(self._belonging())
         async with self._children(), self._connected() as client, self._following():
             await self._or_stopped(self.policies.settled(), "the scheduler did not take the policies")
@@ -354,15 +355,8 @@ class Head:
             ),
         )
 
-    def _hand_on(self, sources: Sequence[Source]) -> None:
-        """Write the policies in force where a scheduler that starts again finds them before anybody can give it work."""
-        try:
-            write_private(self.home.policies_in_force, json.dumps(list(sources)))
-        except OSError as error:  # a full disk; what is running is told all the same
-            log.warning("a scheduler that starts again will have no policies until it is told: %s", error)
-
     async def _tell_policies(self, sources: Sequence[Source]) -> None:
-        self._hand_on(sources)
+        hand_on_policies(self.home.policies_in_force, sources)
         await self._ask("dgpunet_set_policy", sources=[list(source) for source in sources])
 
     async def _scheduler_lost(self, why: str) -> None:

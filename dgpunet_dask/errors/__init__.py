@@ -5,7 +5,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
 
     DgpunetError (1)
     ├── UsageError (2)
-    │   ├── BadValue, BadName, MissingPath, UnreadablePath, UnknownParameter, MissingParameter
+    │   ├── BadValue, BadName, MissingPath, UnreadablePath, SlowPaths, UnknownParameter, MissingParameter
     │   ├── MalformedFile           every mistake of a file at once, as file:line:col
     │   ├── NewerFormat, ModelUnavailable, RerankerUnavailable, BadWorkload, NeedsHead, OtherFleetRunning, OtherPolicyRunning, NoCases,
     │   │   NoRecordedFleet, LoopbackOnly, KeyReused, ResultsElsewhere
@@ -125,6 +125,7 @@ from dgpunet_dask.errors.usage import (
     Problem,
     RerankerUnavailable,
     ResultsElsewhere,
+    SlowPaths,
     UnknownParameter,
     UnreadablePath,
     UsageError,
@@ -193,6 +194,7 @@ __all__ = [
     "ReportedError",
     "RerankerUnavailable",
     "ResultsElsewhere",
+    "SlowPaths",
     "StageFailed",
     "StageHostLost",
     "StageHung",

@@ -29,6 +29,14 @@ class BadName(UsageError):
     code = "bad_name"
 
 
+class SlowPaths(UsageError):
+    """The paths of this submission were not looked at within {seconds} s. Name folders in place of many files, submit it in parts, or try again
+    once the disk that they are on answers sooner.
+    """
+
+    code = "slow_paths"
+
+
 class MissingPath(UsageError):
     """{path}: there is no such file or directory. Check the spelling; relative paths are taken from where you call."""
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.config.shipped import shipped
 from dgpunet_dask.errors import BadValue, BadWorkload, CodeNotAllowed
+from dgpunet_dask.jobs.looks import Looks
 from dgpunet_dask.jobs.params import complete_params
 from dgpunet_dask.jobs.roots import bounded
 from dgpunet_dask.jobs.rows import NewJob
@@ -23,6 +24,8 @@ from dgpunet_dask.model.pipeline import Workload
 from dgpunet_dask.stagehost.folders import workload_digest as digest_of
 
 ARRAY_MOST: Final = 1000
+#: Values of parameters in one request, counted in each set of an array; an item of a list is one. Each is kept with its job.
+VALUES_MOST: Final = 100_000
 KEY_LETTERS: Final = 200
 _DIGEST_LETTERS: Final = 64
 
@@ -54,13 +57,15 @@ class Asked:
         ]
 
 
-def asked(home: Home, request: Mapping[str, Any], roots: Sequence[Path]) -> Asked:
+def asked(home: Home, request: Mapping[str, Any], roots: Sequence[Path], looks: Looks | None = None) -> Asked:
     """Check a request ``{"workload", "params", "array", "after", "allow_failed", "retry", "key", "shared", "user", "operates"}``.
 
     Parameters
     ----------
     roots
         What jobs of submitters may read.
+    looks
+        How paths and other values are looked at; by itself, for as long as that takes within `looks.LOOK_S`.
 
     Raises
     ------
@@ -68,12 +73,26 @@ def asked(home: Home, request: Mapping[str, Any], roots: Sequence[Path]) -> Aske
         For an unknown workload, a bad parameter or option; `NotAllowed` for code or paths that are not the user's to run or read.
     """
     user = user_of(request)
-    _check_options(request)
+    jobs_in(request)
     workload = _workload(home, request.get("workload"), user)
     sets = [{**_mapping(request, "params"), **_entry(more)} for more in request.get("array") or [{}]]
+    _check_values(sets)
+    looks = looks or Looks()
     if not user.operates:
-        sets = [bounded(workload, values, roots, (home.root,)) for values in sets]
-    return Asked(workload, tuple(complete_params(workload, values, cwd=None) for values in sets), user, request)
+        sets = [bounded(workload, values, roots, (home.root,), looks.allowed) for values in sets]
+    return Asked(workload, tuple(complete_params(workload, values, cwd=None, cast=looks.cast) for values in sets), user, request)
+
+
+def jobs_in(request: Mapping[str, Any]) -> int:
+    """Return how many jobs a request asks for. Nothing is looked at but the request, so that this may be asked before anything else.
+
+    Raises
+    ------
+    BadValue
+        For a bad option.
+    """
+    _check_options(request)
+    return len(request.get("array") or [{}])
 
 
 def user_of(request: Mapping[str, Any]) -> User:
@@ -103,6 +122,12 @@ def _mapping(request: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadValue(what="request", value=sorted(request), why='send {"workload": digest, "params": {...}}')
     return found
+
+
+def _check_values(sets: Sequence[Mapping[str, Any]]) -> None:
+    count = sum(len(value) if isinstance(value, list | tuple) else 1 for values in sets for value in values.values())
+    if count > VALUES_MOST:
+        raise BadValue(what="params", value=f"{count} values", why=f"one submission may have {VALUES_MOST} in all its jobs; name folders, or submit it in parts")
 
 
 def _entry(more: object) -> dict[str, Any]:

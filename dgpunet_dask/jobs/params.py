@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,8 @@ from dgpunet_dask.errors import BadName, BadValue, MissingParameter, MissingPath
 from dgpunet_dask.model.pipeline import Param, Workload
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a file system takes 255 bytes, and more is put around a name
+#: Casts a text: the parameter's type and name, the text, and where relative paths are taken from.
+Cast = Callable[[str, str, str, Path | None], Any]
 _BOOLS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -32,8 +35,13 @@ def split_settings(settings: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def cast_params(workload: Workload, pairs: Iterable[tuple[str, str]], *, cwd: Path | None) -> dict[str, Any]:
+def cast_params(workload: Workload, pairs: Iterable[tuple[str, str]], *, cwd: Path | None, cast: Cast | None = None) -> dict[str, Any]:
     """Return every parameter's value: what `pairs` set, cast, else the default. Relative paths are taken from `cwd`; without one none is taken.
+
+    Parameters
+    ----------
+    cast
+        Instead of `cast_value`: one that remembers what it has looked at.
 
     Raises
     ------
@@ -45,14 +53,24 @@ def cast_params(workload: Workload, pairs: Iterable[tuple[str, str]], *, cwd: Pa
         if key not in workload.params:
             known = sorted(workload.params)
             raise UnknownParameter(workload=workload.name, name=key, hint=did_you_mean(key, known) or ".", known=", ".join(known) or "none")
-        given.setdefault(key, []).append(_CAST[workload.params[key].type](key, text, cwd))
+        given.setdefault(key, []).append((cast or cast_value)(workload.params[key].type, key, text, cwd))
     return {name: _value(workload.name, param, given.get(name, [])) for name, param in workload.params.items()}
 
 
-def complete_params(workload: Workload, values: Mapping[str, Any], *, cwd: Path | None) -> dict[str, Any]:
+def complete_params(workload: Workload, values: Mapping[str, Any], *, cwd: Path | None, cast: Cast | None = None) -> dict[str, Any]:
     """Return `values` (plain Python values, lists for list parameters) checked and completed as `cast_params` does."""
     pairs = [(key, _plain(key, item)) for key, value in values.items() for item in _items(value)]
-    return cast_params(workload, pairs, cwd=cwd)
+    return cast_params(workload, pairs, cwd=cwd, cast=cast)
+
+
+def cast_value(kind: str, name: str, text: str, cwd: Path | None) -> Any:
+    """Return one value of the parameter `name` of a type that job.yaml knows.
+
+    Raises
+    ------
+    BadValue, BadName, MissingPath, UnreadablePath
+    """
+    return _CAST[kind](name, text, cwd)
 
 
 def _plain(name: str, item: Any) -> str:
@@ -129,6 +147,14 @@ def _number(kind: Callable[[str], Any], word: str) -> Callable[[str, str, Path |
     return cast
 
 
+def _finite(text: str) -> float:
+    """Return a number that JSON has too: what parameters are kept and sent as."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
 def _bool(name: str, text: str, _: Path | None) -> bool:
     if text.lower() not in _BOOLS:
         raise BadValue(what=name, value=text, why="write true or false")
@@ -141,6 +167,6 @@ _CAST: Final[Mapping[str, Callable[[str, str, Path | None], Any]]] = {
     "model": _model,
     "string": lambda _name, text, _cwd: text,
     "int": _number(int, "a whole number"),
-    "float": _number(float, "a number"),
+    "float": _number(_finite, "a number that is not infinite, such as 0.5"),
     "bool": _bool,
 }

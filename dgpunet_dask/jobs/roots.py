@@ -22,6 +22,7 @@ _HUB_LETTERS: Final = 200
 _ROUNDS: Final = 8
 
 Real = Callable[[str], str]
+Look = Callable[[str, Sequence[Path], Sequence[Path]], Path]
 
 
 def allowed(path: str, roots: Sequence[Path], private: Sequence[Path] = (), *, real: Real = os.path.realpath) -> Path:
@@ -70,10 +71,13 @@ def _holds(folder: Path, path: Path) -> bool:
     return path == folder or folder in path.parents
 
 
-def bounded(workload: Workload, values: Mapping[str, Any], roots: Sequence[Path], private: Sequence[Path] = ()) -> dict[str, Any]:
+def bounded(
+    workload: Workload, values: Mapping[str, Any], roots: Sequence[Path], private: Sequence[Path] = (), look: Look = allowed
+) -> dict[str, Any]:
     """Return the values of a submitter's parameters with every path and local model folder as the real path that is allowed.
 
-    To be called with what the submitter sent, before anything else looks whether a path exists.
+    To be called with what the submitter sent, before anything else looks whether a path exists. `look` is `allowed`, or remembers what
+    that has said.
 
     Raises
     ------
@@ -81,15 +85,15 @@ def bounded(workload: Workload, values: Mapping[str, Any], roots: Sequence[Path]
     BadValue
         Where a path is not whole, or a model's name neither a whole path nor a name on a hub.
     """
-    return {name: _bounded(workload, name, value, roots, private) for name, value in values.items()}
+    return {name: _bounded(workload, name, value, lambda path: look(path, roots, private)) for name, value in values.items()}
 
 
-def _bounded(workload: Workload, name: str, value: Any, roots: Sequence[Path], private: Sequence[Path]) -> Any:
+def _bounded(workload: Workload, name: str, value: Any, look: Callable[[str], Path]) -> Any:
     param = workload.params.get(name)
     if param is None or param.type not in {"path", "model"} or value is None:
         return value
     if isinstance(value, list | tuple):
-        return [_bounded(workload, name, item, roots, private) for item in value]
+        return [_bounded(workload, name, item, look) for item in value]
     if not isinstance(value, str):
         raise BadValue(what=name, value=value, why="write it as text")
     if param.type == "model" and not value.startswith(os.sep):
@@ -97,6 +101,6 @@ def _bounded(workload: Workload, name: str, value: Any, roots: Sequence[Path], p
             raise BadValue(what=name, value=value, why="write a name on a hub, or the whole path of a folder on the head's host")
         return value
     try:
-        return str(allowed(value, roots, private))
+        return str(look(value))
     except BadValue as error:
         raise BadValue(**error.fields | {"what": name}) from None

@@ -20,13 +20,14 @@ from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import DependencyFailed, DgpunetError, DiskFull, JobCancelled, JobLost, NoSuchJob, UsageError
 from dgpunet_dask.jobs import past
-from dgpunet_dask.jobs.accepting import Asked, asked, ids, shipped_digests, user_of
+from dgpunet_dask.jobs.accepting import Asked, asked, ids, jobs_in, shipped_digests, user_of
 from dgpunet_dask.jobs.admission import Candidate, hopeless, startable
 from dgpunet_dask.jobs.driving import Driver, ServicePorts
 from dgpunet_dask.jobs.evidence import told, told_state
 from dgpunet_dask.jobs.flights import job_of_key
 from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.ledger import Ledger
+from dgpunet_dask.jobs.looks import Looks
 from dgpunet_dask.jobs.model_owners import ModelOwners
 from dgpunet_dask.jobs.plan import of_user
 from dgpunet_dask.jobs.progress import Tally, eta_s
@@ -36,8 +37,10 @@ from dgpunet_dask.jobs.record import JobRecord, events_on_disk
 from dgpunet_dask.jobs.rows import JobRow
 from dgpunet_dask.jobs.store import add_workload, checked_digest, stage_names
 from dgpunet_dask.jobs.threads import cancelled, in_thread
+from dgpunet_dask.jobs.turns import Turns
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.job import JobStatus, UnitCounts
+from dgpunet_dask.model.owner import User
 from dgpunet_dask.model.submitted import Submitted
 from dgpunet_dask.placement.explanation import explanation
 
@@ -76,7 +79,8 @@ class JobService:
         self._submissions = Submissions()
         self._ending: set[str] = set()
         self._moving = asyncio.Lock()
-        self._coming: dict[str, str | None] = {}  # whose the jobs are that are being accepted
+        self._coming: dict[str, str | None] = {}  # whose the jobs are that are being accepted or taken back
+        self._turns = Turns()
         self._copying = asyncio.Lock()
         self._placements_seen = 0
         self._closing = False
@@ -140,17 +144,29 @@ class JobService:
 
     # Accepting
 
-    async def submit(self, request: Mapping[str, Any]) -> Submitted:
+    async def submit(self, request: Mapping[str, Any], gone: Callable[[], bool] = lambda: False) -> Submitted:
         """Accept a job, or an array of them (`accepting.asked`); they are the user's. The answer means that they are on the disk.
+
+        Parameters
+        ----------
+        gone
+            Whether nobody waits for the answer any more; then what is not accepted yet is given up.
 
         Raises
         ------
+        Abandoned
+            Where it was given up.
         UsageError
             For an unknown workload, a bad parameter, a key that stands for something else, or more than the user's quota.
         """
-        checked = await in_thread(asked, self.home, request, self.ports.settings().roots)
-        await self._check_after(checked)
-        self._check_quota(checked)
+        key = request.get("key")
+        async with self._turns.of(None if key is None else ("key", user_of(request).name, str(key))):  # sent twice at once, it is one all the same
+            return await self._submit(request, gone)
+
+    async def _submit(self, request: Mapping[str, Any], gone: Callable[[], bool]) -> Submitted:
+        self._check_quota(user_of(request), jobs_in(request), request.get("key"))  # before anything that takes time
+        checked = await self._asked(request, gone)
+        self._check_quota(checked.user, len(checked.params), request.get("key"))
         failpoints.hit("submit.before")
         made, owner = ids(self._new_id, len(checked.params)), checked.user.name
         self._coming |= dict.fromkeys(made, owner)
@@ -167,6 +183,15 @@ class JobService:
             self._submissions.add(owner, self.clock.monotonic(), len(rows))
             await self._admit()
         return Submitted(jobs=tuple(self._records[row.job_id].now() for row in rows), created=created, array_id=rows[0].array_id)
+
+    async def _asked(self, request: Mapping[str, Any], gone: Callable[[], bool]) -> Asked:
+        """Check a request; those of one submitter one after the other, so that many at once take no more of this process than one."""
+        user = user_of(request)
+        async with self._turns.of(None if user.operates else ("looks", user.name)):
+            looks = Looks(gone)
+            checked = await in_thread(asked, self.home, request, self.ports.settings().roots, looks, stop=looks.stop)
+        await self._check_after(checked)
+        return checked
 
     def _new_id(self) -> str:
         return f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(self.clock.wall()))}-{self._token()}"
@@ -188,20 +213,17 @@ class JobService:
             if not checked.user.sees(self._record(job_id).status):
                 raise NoSuchJob(job_id=job_id)
 
-    def _check_quota(self, checked: Asked) -> None:
-        user = checked.user
+    def _check_quota(self, user: User, jobs: int, key: object = None) -> None:
         quota = self.ports.settings().quotas.of(user.name, operates=user.operates)
-        key = checked.request.get("key")
         if key is not None and any(r.job.key == key and r.status.owner == user.name for r in self._records.values()):
             return  # sent again: it is no more work
-        coming = sum(owner == user.name for job_id, owner in self._coming.items() if job_id not in self._records)
+        coming = sum(owner == user.name for job_id, owner in self._coming.items() if job_id not in self._records or self._records[job_id].final)
         live = coming + sum(record.status.owner == user.name for record in self._unfinished())
-        check(quota, user.name, live, self._submissions, self.clock.monotonic(), jobs=len(checked.params))
+        check(quota, user.name, live, self._submissions, self.clock.monotonic(), jobs=jobs)
 
-    async def plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    async def plan(self, request: Mapping[str, Any], gone: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Return, for each stage, its demand and where it could go now, without running anything but the workload's import."""
-        checked = await in_thread(asked, self.home, request, self.ports.settings().roots)
-        await self._check_after(checked)
+        checked = await self._asked(request, gone)
         workload, params = checked.workload, checked.params[0]
         plan = await self.driver.planned(workload, params, "dry-run", self.home.jobs, self.ports.agent())
         fleet = await self.ports.fleet(_only_all)
@@ -301,7 +323,7 @@ class JobService:
         Raises
         ------
         UsageError
-            For a job that is done, and for one of a release that kept too little of it.
+            For a job that is done, for one of a release that kept too little of it, and beyond its owner's quota, as for a new one.
         """
         record = self._record(job_id)
         if not record.final:
@@ -311,9 +333,19 @@ class JobService:
             raise UsageError(detail=f"Job {job_id} {why}. Submit it again to have it run once more.")
         async with self._moving:
             if record.final:
-                await self._move(record, "queued")
+                await self._take_back(record)
         await self._admit()
         return record.now()
+
+    async def _take_back(self, record: JobRecord) -> None:
+        job_id, user = record.status.job_id, User(record.status.owner, operates=record.job.operates)
+        self._check_quota(user, 1)
+        self._coming[job_id] = user.name
+        try:
+            await self._move(record, "queued")
+        finally:
+            del self._coming[job_id]
+        self._submissions.add(user.name, self.clock.monotonic())
 
     async def _end(self, job_id: str) -> None:
         """Cancel a job that has not ended, and wait until nothing of it runs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -26,7 +26,7 @@ class FakeJobs:
         self.changed = asyncio.Event()
         self._keys: dict[tuple[str | None, str], tuple[dict[str, Any], Submitted]] = {}
 
-    async def submit(self, request: dict[str, Any]) -> Submitted:
+    async def submit(self, request: dict[str, Any], gone: Callable[[], bool] = lambda: False) -> Submitted:
         """Accept a job for any workload, or as many as the request's array asks for."""
         self.requests.append(dict(request))
         user, key = request.get("user"), request.get("key")
@@ -62,7 +62,7 @@ class FakeJobs:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    async def plan(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def plan(self, request: dict[str, Any], gone: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Return an empty plan."""
         return {"workload": request.get("workload"), "stages": []}
 

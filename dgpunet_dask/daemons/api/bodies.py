@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn
 
 from starlette.datastructures import Headers
@@ -12,6 +14,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from dgpunet_dask.daemons.api.answers import Refused
+from dgpunet_dask.errors import BadValue
+from dgpunet_dask.jobs.looks import Abandoned
 
 #: A body has this long, and a long one besides as long as it takes at the slowest rate.
 BODY_S: Final = 60.0
@@ -64,7 +68,7 @@ async def json_object(headers: Headers, receive: Receive, most: int) -> bytes:
     check_length(headers, most, "a body")
     body = b"".join([piece async for piece in pieces(receive, most, "a body")]) or b"{}"
     try:
-        found = json.loads(body, parse_constant=_no_number)
+        found = json.loads(body, parse_constant=_bad_number)
     except (ValueError, RecursionError):
         raise Refused(400, "the body is not JSON") from None
     if not isinstance(found, dict):
@@ -76,6 +80,10 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(text)  # Python's NaN and Infinity
 
 
+def _bad_number(text: str) -> NoReturn:
+    raise BadValue(what="the number", value=text, why="JSON has none of that name; write one that is not infinite")
+
+
 def again(body: bytes, receive: Receive) -> Receive:
     """Return what gives a body that was read already, and after that what `receive` gives."""
     left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -84,6 +92,29 @@ def again(body: bytes, receive: Receive) -> Receive:
         return left.pop() if left else await receive()
 
     return given
+
+
+@asynccontextmanager
+async def leaving(receive: Receive) -> AsyncIterator[Callable[[], bool]]:
+    """Give what tells, from any thread, whether the client is gone. For a request whose body has been read.
+
+    Work that is given up (`Abandoned`) ends the request, as there is nobody to answer.
+    """
+    gone = threading.Event()
+
+    async def wait() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    waiting = asyncio.create_task(wait())
+    try:
+        yield gone.is_set
+    except Abandoned:
+        raise ClientDisconnect from None
+    finally:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
 
 
 def json_of(text: str) -> Any:

@@ -27,14 +27,15 @@ NodeAction = Literal["cordon", "uncordon", "drain", "remove"]
 class JobService(Protocol):
     """What the API asks of the jobs. Errors are DgpunetErrors."""
 
-    async def submit(self, request: dict[str, Any]) -> Submitted:
+    async def submit(self, request: dict[str, Any], gone: Callable[[], bool]) -> Submitted:
         """Accept a job, or with ``array`` one for each set of parameters in it; what is said again with the same ``key`` is the same.
 
         The keys are those of `daemons.api.forms.JobRequest` and ``operates``. The owner is ``user``, and ``shared`` lets everybody read it.
+        `gone` tells that nobody waits for the answer any more; where that was in time it ends with `jobs.looks.Abandoned`.
         TooManyJobs if the user has too many; KeyReused if the key was used for something else.
         """
 
-    async def plan(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def plan(self, request: dict[str, Any], gone: Callable[[], bool]) -> dict[str, Any]:
         """Return where each stage of a job could go now, without running it."""
 
     async def list(self) -> Sequence[JobStatus]:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from dgpunet_dask.cluster.wire import JobArray, array_to_wire, job_to_wire
 from dgpunet_dask.daemons.api.answers import Json, Refused
 from dgpunet_dask.daemons.api.asked import Ask, Asked
-from dgpunet_dask.daemons.api.bodies import check_length, pieces
+from dgpunet_dask.daemons.api.bodies import check_length, leaving, pieces
 from dgpunet_dask.daemons.api.context import WORKLOAD_BYTES_MAX
 from dgpunet_dask.daemons.api.forms import DemandRequest, JobId, JobRequest, Key, PlanRequest
 from dgpunet_dask.errors import NoSuchJob, NotAllowed, OtherUser
@@ -53,14 +53,17 @@ async def submitted(
         if body.key not in {None, idempotency_key}:
             raise Refused(409, "the body has another key than the header Idempotency-Key")
         request["key"] = idempotency_key
-    made = await asked.ctx.service.submit(request)
+    async with leaving(asked.receive) as gone:
+        made = await asked.ctx.service.submit(request, gone)
     told = job_to_wire(made.jobs[0]) if made.array_id is None else array_to_wire(JobArray(made.array_id, made.jobs))
     return Json(told, 201 if made.created else 200)
 
 
 async def planned(asked: Ask, body: PlanRequest) -> Response:
     """Tell where each stage of a job could go now, without running it."""
-    return Json(await asked.ctx.service.plan(_of_caller(asked, body.model_dump(exclude_unset=True))))
+    request = _of_caller(asked, body.model_dump(exclude_unset=True))
+    async with leaving(asked.receive) as gone:
+        return Json(await asked.ctx.service.plan(request, gone))
 
 
 async def shown(asked: Ask, job_id: str) -> Response:

@@ -40,7 +40,7 @@ def settings(facts: Facts) -> Iterator[Finding]:
         return
     check, mistakes = Check("settings", "system", facts.host), facts.texts("settings", "mistakes")
     if mistakes:
-        cure = f"mend {path}: until then the last good settings stay in force, and a head that starts refuses it"
+        cure = f"mend {path}: until then the last good settings stay in force, also under a head that comes back after a kill, and one that is started anew refuses it"
         yield check.fault(f"{path} is wrong: {'; '.join(mistakes[:3])}", cure, path=path, mistakes=list(mistakes))
     else:
         yield check.ok(f"{path} is right" if facts.flag("settings", "exists") else f"there is no {path}: the defaults hold", path=path)

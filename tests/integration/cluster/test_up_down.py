@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import signal
@@ -184,6 +185,29 @@ def test_policies_that_have_become_wrong_stay_in_force_over_a_restart(site, tmp_
     policy = site.status()["policy"]
     assert policy["digest"] == before["policy"]["digest"]
     assert f"{file}:3:" in policy["error"]["message"]
+
+
+def test_a_wrong_config_file_ends_the_start(site, two_cards):
+    site.home.root.mkdir()
+    site.home.config.write_text("version: 1\nquotas: {jobs: seven}\n")
+    for words in (["up"], ["head", "--simulate", two_cards]):
+        code, _, err = site.run(*words)
+        assert (code, f"{site.home.config}:2:16" in err) == (2, True), err
+        assert site.left() == []
+
+
+def test_a_config_file_that_has_become_wrong_leaves_its_quotas_in_force_over_a_restart(site):
+    site.home.root.mkdir()
+    site.home.config.write_text(f"version: 1\nquotas: {{users: {{{getpass.getuser()}: {{jobs: 1}}}}}}\n")
+    before = site.up()
+    site.home.config.write_text("version: 1\nquotas: {jobs: seven}\n")
+    os.kill(before["head_pid"], signal.SIGKILL)
+    path = f"path={site.home.root.parent}"
+    code, _, err = site.run("submit", "embed-documents", "--set", path, "--array", "index=a,b", "--detach")
+    assert (code, "1 jobs queued or running" in err) == (2, True), err
+    code, _, err = site.run("status")
+    assert (code, f"{site.home.config}:2:16" in err) == (0, True), err
+    assert site.status()["head_pid"] != before["head_pid"]
 
 
 @pytest.mark.parametrize("victim", ["daemons.head", "daemons.supervisor"])

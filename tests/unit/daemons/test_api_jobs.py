@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 
@@ -12,6 +13,8 @@ from dgpunet_dask.daemons.api import listen
 from dgpunet_dask.daemons.api.forms import ARRAY_MAX, KEY_CHARS_MAX
 from dgpunet_dask.daemons.api.limits import Rates
 from dgpunet_dask.errors import CodeNotAllowed, OverQuota, PathNotAllowed
+from dgpunet_dask.jobs.looks import Abandoned
+from tests.helpers import until
 from tests.unit.daemons.serving import DIGEST, FakeKeys, FakeMembership, Served, make_context
 
 ANN = {"Authorization": "Bearer ann:submitter"}
@@ -93,6 +96,12 @@ async def test_what_is_not_understood_is_refused(served, asked):
     assert served.ctx.service.requests == []
 
 
+@pytest.mark.parametrize("where", [{"params": {"x": float("nan")}}, {"array": [{"x": float("-inf")}]}])
+async def test_what_json_has_no_number_for_is_a_bad_value(served, where):
+    status, answer = await submit(served, {"workload": "w", **where})
+    assert (status, answer["error"]["code"], answer["error"]["exit_code"]) == (400, "bad_value", 2)
+
+
 async def test_values_of_parameters_pass_as_they_are(served):
     params = {"text": "😀 \u0000 \ud800", "deep": [[[{}]]], "number": 1e300, "int": 2**80, "none": None}
     status, job = await submit(served, {"workload": "w", "params": params})
@@ -152,7 +161,7 @@ async def test_a_user_with_too_much_work_is_told_when_to_ask_again(served):
 
 
 async def test_what_never_fits_is_no_matter_of_waiting(served):
-    async def refuses(request):
+    async def refuses(request, gone):
         raise OverQuota(user="ann", most="3 jobs queued or running", jobs=4)
 
     served.ctx.service.submit = refuses
@@ -162,7 +171,7 @@ async def test_what_never_fits_is_no_matter_of_waiting(served):
 
 @pytest.mark.parametrize("error", [PathNotAllowed(path="/etc", roots="/srv"), CodeNotAllowed(workload="w")])
 async def test_what_a_user_may_not_submit_is_forbidden(served, error):
-    async def refuses(request):
+    async def refuses(request, gone):
         raise error
 
     served.ctx.service.submit = refuses
@@ -210,3 +219,24 @@ def test_a_bucket_fills_up_to_its_brim_and_the_oldest_is_forgotten():
 async def test_a_question_that_can_mean_two_things_or_nothing_is_a_bad_value(served, query, told):
     status, found = await served.ask("GET", f"/v1/jobs?{query}")
     assert (status, found["error"]["code"], found["error"]["message"]) == (400, "bad_value", told)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plan"])
+async def test_what_a_client_that_left_had_asked_for_is_given_up(served, path):
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def stand(_, gone):
+        begun.set()
+        await asyncio.to_thread(until, gone)
+        ended.set()
+        raise Abandoned
+
+    served.ctx.service.submit = served.ctx.service.plan = stand
+    body = b'{"workload": "w"}'
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{served.ctx.port}\r\nAuthorization: Bearer ann:submitter\r\nContent-Type: application/json\r\n"
+    _, writer = await asyncio.open_connection("127.0.0.1", served.ctx.port)
+    writer.write(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    await asyncio.wait_for(begun.wait(), 20)
+    assert not ended.is_set()
+    writer.close()
+    await asyncio.wait_for(ended.wait(), 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ def test_the_parameters_of_an_array_are_set_over_those_of_all(home: Home, digest
 def test_a_bad_request_is_refused(home: Home, digest: str, bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         asked(home, operators(digest, **bad), ())
+
+
+@pytest.mark.parametrize("where", [{"params": {"rate": "nan"}}, {"array": [{}, {"rate": math.inf}]}])
+def test_a_number_that_json_has_none_for_is_refused(home: Home, tmp_path: Path, where: dict[str, Any]) -> None:
+    text = 'version: 1\nname: one\nparams: {rate: {type: float}}\nstages: {read: {run: "stages:Read"}}\n'
+    with pytest.raises(BadValue, match=r"rate .* is not valid"):
+        asked(home, operators(stored(home, tmp_path / "rated", text), **where), ())
 
 
 def test_a_workload_whose_files_have_not_come_is_named(home: Home) -> None:

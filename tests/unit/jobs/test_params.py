@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def test_a_model_is_a_hub_name_unless_it_is_a_folder_of_the_caller(tmp_path: Pat
         (["path=.", "pth=."], UnknownParameter, "did you mean 'path'"),
         (["path=.", "n=x"], BadValue, "whole number"),
         (["path=.", "rate=fast"], BadValue, "a number"),
+        *((["path=.", f"rate={text}"], BadValue, "not infinite") for text in ("nan", "NaN", "inf", "-Infinity", "1e999")),
         (["path=.", "deep=maybe"], BadValue, "true or false"),
         (["path=.", "n=1", "n=2"], BadValue, "set twice"),
         (["path=.", "index=../x"], BadName, "../x"),
@@ -76,6 +78,12 @@ def test_bad_settings_are_usage_errors(tmp_path: Path, settings: list[str], erro
 def test_where_nobody_calls_from_somewhere_a_path_is_whole(path: Any, told: str) -> None:
     with pytest.raises(BadValue, match=told):
         complete_params(WORKLOAD, {"path": path}, cwd=None)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "nan", "1e999"])
+def test_what_json_has_no_number_for_is_no_value(value: Any) -> None:
+    with pytest.raises(BadValue, match="not infinite"):
+        complete_params(WORKLOAD, {"path": "/", "rate": value}, cwd=None)
 
 
 def test_plain_values_are_checked_like_settings(tmp_path: Path) -> None:

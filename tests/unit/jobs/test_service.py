@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import DiskFull, KeyReused, NoSuchJob, OverQuota, TooManyJobs, UsageError
+from dgpunet_dask.errors import DiskFull, KeyReused, NoSuchJob, UsageError
 from dgpunet_dask.jobs.admission import RUNNING_MAX
 from dgpunet_dask.jobs.service import JobService
 from dgpunet_dask.model.job import JobStatus
@@ -304,35 +304,6 @@ async def test_a_submission_sent_again_counts_against_no_quota(home: Home, tmp_p
         request = {"workload": "embed-codebase", "user": "ann", "key": "k", "params": {"path": [str(tmp_path)]}}
         first = await jobs.submit(request)
         assert (await jobs.submit(request)).jobs[0].job_id == first.jobs[0].job_id
-
-
-# Quotas
-
-
-async def test_a_quota_holds_also_for_submissions_that_come_at_once(home: Home, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    request = {"workload": "embed-codebase", "user": "ann", "params": {"path": [str(tmp_path / "in")]}}
-    async with begun(service(home, driven=False, told=settings(roots=(tmp_path / "in",), jobs=3))) as jobs:
-        answers = await asyncio.gather(*(jobs.submit(request) for _ in range(8)), return_exceptions=True)
-        refused = [answer for answer in answers if isinstance(answer, TooManyJobs)]
-        assert (len(refused), len(await jobs.list())) == (5, 3)
-        assert "3 jobs queued or running" in str(refused[0])
-        await jobs.cancel((await jobs.list())[0].job_id)
-        await jobs.submit(request)
-        assert (await jobs.submit({**request, "user": "bob"})).created, "a quota is one user's"
-        with pytest.raises(OverQuota):
-            await jobs.submit({**request, "user": "carl", "array": [{}] * 4})
-
-
-async def test_submissions_within_a_minute_are_bounded(home: Home, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    request = {"workload": "embed-codebase", "user": "ann", "params": {"path": [str(tmp_path / "in")]}}
-    told = settings(roots=(tmp_path / "in",), submissions_per_minute=2)
-    async with begun(service(home, driven=False, told=told)) as jobs:
-        await jobs.submit({**request, "array": [{}, {}]})
-        with pytest.raises(TooManyJobs) as refused:
-            await jobs.submit(request)
-        assert 0 < refused.value.fields["wait_s"] <= 60
 
 
 # One after another
