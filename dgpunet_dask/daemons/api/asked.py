@@ -103,13 +103,14 @@ class Asked:
     def opened(self) -> Iterator[None]:
         """Answer the request meanwhile; 429 where too many are open: of its user, of its address, of all users but operators.
 
-        Not bound are hosts, this machine's own commands, and pages that anybody may read.
+        Not bound are hosts and this machine's own commands. Who needs no key, on routes that are public, counts by address.
         """
-        if not isinstance(self.asker, Caller) or self._is_local:
+        if isinstance(self.asker, Peer) or self._is_local:
             yield
             return
-        request = {"user": self.asker.user or "", **({"address": self.peer_address} if self.scheme == "https" else {})}
-        request |= {} if self.asker.operates else {"all": ALL}
+        request = {} if self.asker is None else {"user": self.asker.user or ""}
+        request |= {"address": self.peer_address} if self.scheme == "https" else {}
+        request |= {} if self.asker is not None and self.asker.operates else {"all": ALL}
         with self._one_of(self.ctx.open, **request):
             yield
 

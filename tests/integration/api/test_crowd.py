@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from dgpunet_dask.daemons.api import server as server_module
-from dgpunet_dask.daemons.api.limits import WAITING_MAX
+from dgpunet_dask.daemons.api.limits import WAITING_MAX, Open
 from tests.integration.api.talk import Talk
 
 CLIENTS = 200
@@ -120,6 +120,28 @@ async def test_who_waits_for_events_on_every_connection_locks_nobody_out(site, m
     assert (await host.ask("POST", "/v1/agents/heartbeat", b"{}")).status == 200
     for talk in [*waiting, user, operator, host]:
         await talk.close()
+
+
+async def test_bodies_that_do_not_come_are_bounded_for_each_address_also_where_no_key_is_asked_for(site):
+    site.ctx.open = Open(user=9, address=2, all=9)
+    port, tls = site.ctx.tls_port, site.client_context
+    slow = [await Talk.open(port, tls) for _ in range(2)]
+    for talk in slow:
+        talk.send("POST", "/v1/join", **{"Content-Length": "100"})
+    await until_open(site, 2)
+    other = await Talk.open(port, tls)
+    assert (await other.ask("GET", "/v1/status", **key(0))).status == 429
+    for talk in slow:
+        await talk.close()
+    await until_open(site, 0)
+    assert (await other.ask("GET", "/v1/status", **key(0))).status == 200
+    await other.close()
+
+
+async def until_open(site, count):
+    async with asyncio.timeout(20):
+        while site.ctx.open._open.total() != 2 * count:  # noqa: ASYNC110  # each counts for its address and for all
+            await asyncio.sleep(0.01)
 
 
 async def test_a_host_is_let_in_where_no_connection_is_idle(site, monkeypatch):
