@@ -239,8 +239,16 @@ def begin_pass(db: Db, job_id: str) -> int:
 
 
 def offer(db: Db, job_id: str, number: int, unit_id: str, pass_: int) -> UnitRow:
-    """Take a unit that the source gave, and return what is known of it."""
+    """Take a unit that the source gave, and return what is known of it.
+
+    Raises
+    ------
+    ValueError
+        If the source has ended in this pass: the job would be done with one unit in place of another.
+    """
     seq, tries = _running(db, job_id, pass_)
+    if db.execute("SELECT total FROM jobs WHERE seq = ?", (seq,)).fetchall()[0][0] is not None:
+        raise ValueError(f"job {job_id}: its source has ended in pass {pass_}")
     row = db.execute(
         "INSERT INTO units (job, unit_id, number, pass, try_no) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (job, unit_id) DO UPDATE SET number = excluded.number, pass = excluded.pass, state = CASE"

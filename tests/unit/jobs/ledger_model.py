@@ -101,7 +101,7 @@ class Model:
 
     def offer(self, job: str, number: int, unit: str, pass_: int) -> str:
         one = self._running(job)
-        if pass_ != one.passes or pass_ < 1:
+        if pass_ != one.passes or pass_ < 1 or one.total is not None:
             raise Refused
         key = job, unit
         if any(k[0] == job and k != key and u.pass_ == pass_ and u.number == number for k, u in self.units.items()):

@@ -190,6 +190,19 @@ def test_a_total_must_be_what_was_offered(one: Held) -> None:
         one.end_pass("j", pass_, 2)
 
 
+def test_a_source_that_has_ended_gives_no_more(one: Held) -> None:
+    """Or a unit of an earlier pass would count in place of one that is not done."""
+    running(one)
+    commits(one, "u", leased(one))
+    pass_ = one.begin_pass("j")
+    one.offer("j", 0, "v", pass_)
+    one.end_pass("j", pass_, 1)
+    with pytest.raises(ValueError, match="ended"):
+        one.offer("j", 1, "u", pass_)
+    with pytest.raises(ValueError, match="done"):
+        one.move("j", "done", exit_code=0)
+
+
 def test_two_units_of_a_pass_have_two_places(one: Held) -> None:
     pass_ = running(one)
     one.offer("j", 0, "u", pass_)
