@@ -17,7 +17,7 @@ RATE_PER_S: Final = 50.0
 WAITING_MAX: Final = 64
 #: Requests that are being answered at once: of one user, of one address, and of all users but operators. Well below the connections that a
 #: listener takes, so that hosts and operators always have room.
-OPEN_OF_USER: Final = 96
+OPEN_OF_USER: Final = 240
 OPEN_OF_ADDRESS: Final = 250
 OPEN_OF_ALL: Final = 350
 #: When to ask again where there are so many.
