@@ -57,7 +57,8 @@ def _scans(index: Index, manifest: Manifest) -> list[dict[str, Any]]:
             continue  # `index verify` tells
         scan = facts.scan
         kind = "exact" if scan is None or scan.kind is None else scan.kind
-        found.append({"segment": folder.name, "chunks": facts.rows, "kind": kind, "recall": None if scan is None else scan.recall})
+        recall, probes = (None, None) if scan is None else (scan.recall, scan.probes)
+        found.append({"segment": folder.name, "chunks": facts.rows, "kind": kind, "recall": recall, "probes": probes})
     return found
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dgpunet_dask.errors import BadValue
 from dgpunet_dask.retrieval.columns import Texts
+from dgpunet_dask.retrieval.exact import exact_scan, exact_scores
 from dgpunet_dask.retrieval.filetable import FILES, read_paths
 from dgpunet_dask.retrieval.index import Index, Manifest
 from dgpunet_dask.retrieval.lexical import LexicalIndex
 from dgpunet_dask.retrieval.lexicon import LEXICAL
-from dgpunet_dask.retrieval.scans import SCAN, Scan, exact_scan, exact_scores
+from dgpunet_dask.retrieval.scans import SCAN, Nearest, open_scan
 from dgpunet_dask.retrieval.segments import VECTORS, Segment
 from dgpunet_dask.retrieval.signals import Candidate
 
@@ -214,12 +215,12 @@ class _Dense(Segment):
         self.plain = self.vectors.view(np.ndarray)  # rows of a `memmap` cost much more than their bytes
         self._scan = self._opened_scan()
 
-    def _opened_scan(self) -> Scan | None:
+    def _opened_scan(self) -> Nearest | None:
         facts = self.facts.scan
         if facts is None or facts.kind is None:
             return None
         try:
-            return Scan(self.folder / SCAN, self.plain, self._exact)
+            return open_scan(self.folder / SCAN, self.plain, self._exact, facts)
         except (OSError, RuntimeError, ValueError) as error:  # what FAISS raises
             log.warning("segment %s is searched without its scan, which cannot be read: %s", self.folder.name, error)
             return None

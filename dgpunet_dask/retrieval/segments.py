@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 from dgpunet_dask.errors import DiskFull
 from dgpunet_dask.errors.fullness import NO_ROOM
 from dgpunet_dask.retrieval import scans
+from dgpunet_dask.retrieval.exact import exact_scan
 from dgpunet_dask.retrieval.scans import SCAN, ScanFacts
 from dgpunet_dask.security.files import sync_folder
 
@@ -215,19 +216,19 @@ class SegmentWriter:
         return facts
 
     def _write_scan(self, facts: SegmentFacts) -> ScanFacts | None:
-        """Write a large segment's scan, unless it turns out to be of no use."""
-        if scans.kind_for(facts.rows) is None:
-            return None
-        vectors = _mapped_vectors(self.folder / VECTORS, facts)
-        with self._opener(self.folder / SCAN) as file:
-            scans.write_scan(file, vectors)
-            file.flush()
-            os.fsync(file.fileno())
-        found = scans.measured(self.folder, vectors, scans.exact_scan(self.folder / VECTORS))
-        if not scans.kept(found):
+        """Write a large segment's scan, in the quickest form that turns out to be of use."""
+        found: ScanFacts | None = None
+        for kind in scans.kinds_for(facts.rows):
+            vectors = _mapped_vectors(self.folder / VECTORS, facts)
+            with self._opener(self.folder / SCAN) as file:
+                scans.write_scan(file, vectors, kind)
+                file.flush()
+                os.fsync(file.fileno())
+            found = scans.worth(self.folder, vectors, exact_scan(self.folder / VECTORS), kind)
+            if scans.kept(found):
+                return found
             (self.folder / SCAN).unlink()
-            return replace(found, kind=None)
-        return found
+        return None if found is None else replace(found, kind=None)
 
     def _write_keys(self) -> None:
         import pyarrow as pa

@@ -12,6 +12,7 @@ from dgpunet_dask.errors import NotAllowed
 from dgpunet_dask.model.owner import OPERATOR, User
 from dgpunet_dask.retrieval import scans
 from dgpunet_dask.retrieval.discover import Entry, Root, Text, read_text, roots_of
+from dgpunet_dask.retrieval.exact import exact_scan
 from dgpunet_dask.retrieval.filetable import FILES, FileRow, read_files
 from dgpunet_dask.retrieval.index import Index, Manifest, open_index
 from dgpunet_dask.retrieval.ingest import content_key
@@ -107,12 +108,12 @@ def _segments(index: Index, manifest: Manifest, verdict: Verdict) -> Iterator[Se
 
 
 def _scan_faults(segment: Segment) -> Iterator[str]:
-    """The scan of a large segment finds what the exact one finds, as it did when it was written."""
+    """The scan of a large segment finds as much of what the exact one finds as it did when it was written."""
     told = segment.facts.scan
     if told is None or told.kind is None:
         return
     try:
-        found = scans.measured(segment.folder, segment.vectors, scans.exact_scan(segment.folder / VECTORS))
+        found = scans.measured(segment.folder, segment.vectors, exact_scan(segment.folder / VECTORS), told)
     except (OSError, RuntimeError, ValueError) as error:
         yield f"segment {segment.folder.name}: its scan cannot be read: {error}"
         return

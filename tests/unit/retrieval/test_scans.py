@@ -9,8 +9,10 @@ import pyarrow as pa
 import pytest
 
 from dgpunet_dask.retrieval.described import described
+from dgpunet_dask.retrieval.exact import exact_scan, exact_scores, parts_of
+from dgpunet_dask.retrieval.inverted import Inverted, _trained, lists_for, write_inverted
 from dgpunet_dask.retrieval.opened import _Dense
-from dgpunet_dask.retrieval.scans import SCAN, Scan, ScanFacts, exact_scan, exact_scores, kept, kind_for, measured, write_scan
+from dgpunet_dask.retrieval.scans import IVF, SCAN, Scan, ScanFacts, kept, kinds_for, measured, worth, write_scan
 from dgpunet_dask.retrieval.segments import FACTS, VECTORS, Segment, SegmentWriter, chunk_schema, digests_of
 from dgpunet_dask.retrieval.verify import verify
 from tests.unit.retrieval.test_search import make
@@ -43,7 +45,8 @@ def large(tmp_path_factory):
 
 
 def test_what_a_segment_gets_depends_on_its_size():
-    assert [kind_for(n) for n in (1, 8191, 8192, 10**7)] == [None, None, "fp16", "fp16"]
+    assert [kinds_for(n) for n in (1, 8191, 8192, 262143, 262144)] == [(), (), ("fp16",), ("fp16",), ("ivf", "fp16")]
+    assert [lists_for(n) for n in (1, 262144, 10**6, 10**7)] == [4, 2048, 4096, 16384]
 
 
 def test_a_large_segment_says_what_its_scan_is_worth_and_a_small_one_has_none(large, tmp_path):
@@ -102,13 +105,75 @@ def test_measuring_tells_a_scan_that_belongs_to_other_vectors(large, tmp_path):
     other, mapped = unit((ROWS, DIMENSION), 5), Segment(large).vectors
     with (tmp_path / SCAN).open("wb") as file:
         write_scan(file, other)
-    found = measured(tmp_path, mapped, exact_scan(large / VECTORS))
+    found = measured(tmp_path, mapped, exact_scan(large / VECTORS), ScanFacts("fp16", 0.0, 0.0))
     assert not kept(found)
 
 
 def test_the_bound_of_recall_decides():
     good = ScanFacts("fp16", 1.0, 0.0)
     assert [kept(f) for f in (good, replace(good, recall=0.9989), replace(good, exact_share=0.2))] == [True, False, False]
+    assert [kept(replace(good, kind=kind, recall=0.991)) for kind in ("fp16", "ivf", None)] == [False, True, False]
+
+
+def clustered(rows, dimension=16, seed=3):
+    random = np.random.default_rng(seed)
+    centres = unit((50, dimension), seed)
+    vectors = centres[random.integers(0, 50, rows)] + 0.5 * unit((rows, dimension), seed + 1)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("copies", [False, True])  # of three vectors, so that most lists are empty
+def test_an_inverted_file_is_what_faiss_itself_would_write(tmp_path, copies):
+    import faiss
+
+    vectors, lists = np.repeat(unit((3, 16)), 70, axis=0) if copies else clustered(6000), 16 if copies else 128
+    vectors = vectors.astype(np.float16).astype(np.float32)  # what lies between two float16 it rounds upwards, not to the even one
+    with (tmp_path / SCAN).open("wb") as file:
+        write_inverted(file, vectors, lists)
+    own = _trained(vectors, lists)
+    for part in parts_of(vectors):  # near ties fall differently in products of other sizes
+        own.add(part)
+    assert faiss.serialize_index(own).tobytes() == (tmp_path / SCAN).read_bytes()
+
+
+def test_an_inverted_file_reads_as_many_lists_as_it_takes(tmp_path):
+    vectors = clustered(12000)
+    folder = segment(tmp_path / "s", vectors)
+    exact, mapped = exact_scan(folder / VECTORS), Segment(folder).vectors
+    with (folder / SCAN).open("wb") as file:
+        write_inverted(file, mapped, 256)
+    few, many = (measured(folder, mapped, exact, ScanFacts(IVF, 0.0, 0.0, probes=n)) for n in (1, 64))
+    assert few.recall < many.recall
+    assert many.recall > 0.95
+    assert measured(folder, mapped, exact, ScanFacts(IVF, 0.0, 0.0, probes=256)).recall == 1.0
+    found = worth(folder, mapped, exact, IVF)
+    assert found.probes in (8, 16, 32, 64, 128)
+    assert kept(found) or found.probes == lists_for(12000) // 4
+    scan = Inverted(folder / SCAN, mapped, exact, 1)
+    assert len(set(scan.nearest(vectors[0], 11000).tolist())) == 11000  # beyond what its lists hold
+    assert scan.fell_back == 1
+
+
+def test_a_very_large_segment_is_searched_by_lists(tmp_path, monkeypatch):
+    monkeypatch.setattr("dgpunet_dask.retrieval.scans._LISTS_FROM", 10000)
+    monkeypatch.setattr("dgpunet_dask.retrieval.scans.lists_for", lambda _: 128)
+    folder = segment(tmp_path / "s", clustered(12000))
+    told = json.loads((folder / FACTS).read_text())["scan"]
+    assert told["kind"] == "ivf"
+    assert told["recall"] >= 0.99
+    assert told["probes"] in (8, 16, 32)
+    opened = _Dense(folder)
+    query = unit(16, 9)
+    found, exact = ({row for _, row in opened.nearest(query, 100, rows)} for rows in (None, np.arange(12000)))
+    assert len(found & exact) >= 95
+
+
+def test_where_lists_find_too_little_all_is_scanned(tmp_path, monkeypatch):
+    monkeypatch.setattr("dgpunet_dask.retrieval.scans._LISTS_FROM", 10000)
+    monkeypatch.setattr("dgpunet_dask.retrieval.scans.lists_for", lambda _: 256)
+    monkeypatch.setattr("dgpunet_dask.retrieval.scans._MOST_LISTS", 256)  # one list of 256 is read
+    folder = segment(tmp_path / "s", unit((12000, 24)))
+    assert json.loads((folder / FACTS).read_text())["scan"]["kind"] == "fp16"
 
 
 def test_a_segment_of_an_older_release_is_searched_exactly(large, tmp_path):
