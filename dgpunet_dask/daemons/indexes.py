@@ -61,11 +61,14 @@ class Indexes:
 
     def _search(self, name: str, by: User, asked: dict[str, Any]) -> str:
         from dgpunet_dask.retrieval.index import open_index
+        from dgpunet_dask.retrieval.request import check_reranked
         from dgpunet_dask.retrieval.search import Query, answered, filter_of
 
         queries = [Query(query["query"], query.get("id")) for query in asked["queries"]]
         open_index(self._home, name, by)  # who may not read it has no model loaded
         second = self._rerankers.named(asked["rerank"])
+        if second is not None:
+            check_reranked(len(queries))
         with self._searchers.of(name, by) as searcher:
             found = list(searcher.found(queries, asked["k"], filter_of(asked), second))
         return json.dumps({"answers": [answered(one, asked["k"], second) for one in found]})  # others search it meanwhile

@@ -57,9 +57,9 @@ class Rerankers:
 
         known = read_settings(self._home.config).rerankers
         if self._loaded is None or self._loaded[0] != known.get(name):
-            self._loaded = None  # first let go of it: two are not to be in memory
             folder = find_reranker(name, known, self._home.root / "cache", folders=False)
             check_weights(str(folder), self._home.root / "cache")
+            self._loaded = None  # first let go of it: two are not to be in memory
             self._loaded = known[name], _OneAtATime((self._load or load_reranker)(folder))
         return self._loaded[1]
 

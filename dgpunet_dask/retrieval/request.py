@@ -42,10 +42,18 @@ def asked_for(body: dict[str, Any]) -> dict[str, Any]:
         raise BadValue(what="k", value=_shown(k), why=f"write a number from 1 to {K_MAX}")
     if k * len(queries) > HITS_MAX:
         raise BadValue(what="k", value=k, why=f"{len(queries)} queries at once may ask for {HITS_MAX} hits together")
-    rerank = _text(body, "rerank")
-    if rerank is not None and len(queries) > RERANKED_MAX:
-        raise BadValue(what="queries", value=len(queries), why=f"send {RERANKED_MAX} at most at once where they are reranked")
-    return {"queries": queries, "k": k, "path": _path(body), "lang": _text(body, "lang"), "kind": _kinds(body), "rerank": rerank}
+    return {"queries": queries, "k": k, "path": _path(body), "lang": _text(body, "lang"), "kind": _kinds(body), "rerank": _text(body, "rerank")}
+
+
+def check_reranked(queries: int) -> None:
+    """Refuse more queries than are reranked at once. Asked once the reranker is known to be there: without one there is no such bound.
+
+    Raises
+    ------
+    BadValue
+    """
+    if queries > RERANKED_MAX:
+        raise BadValue(what="queries", value=queries, why=f"send {RERANKED_MAX} at most at once where they are reranked")
 
 
 def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from dgpunet_dask.errors import (
     LoopbackOnly,
     NotAllowed,
     NotFound,
+    RerankerUnavailable,
     TokenRefused,
     TooManyAttempts,
     TooManyJobs,
@@ -30,6 +31,7 @@ from dgpunet_dask.stagehost.reports import full_disk
 #: What is not a matter of how it was asked.
 _STATUS: Final[Mapping[type[DgpunetError], int]] = {
     NotAllowed: 403, TokenRefused: 403, CertificateRefused: 403, LoopbackOnly: 409, KeyReused: 409, TooManyAttempts: 429, TooManyJobs: 429,
+    RerankerUnavailable: 404,
 }  # fmt: skip
 SHOWN_CHARS: Final = 80
 _WHY: Final[Mapping[str, str]] = {
