@@ -24,10 +24,9 @@ from dgpunet_dask.retrieval.chunk import Chunk, chunks_of
 from dgpunet_dask.retrieval.discover import Text, discover, read_text, roots_of
 from dgpunet_dask.retrieval.encoder import EngineEncoder
 from dgpunet_dask.retrieval.tokens import load_tokens
-from dgpunet_dask.stagehost.calls import token_batches
 
 ROOT = Path(__file__).parents[1]
-UNIT_TOKENS = 16384
+UNIT_FILES = 16
 #: Their own interpreter, with the texts as JSON in a file: Ray Data with our engine or `encode`, and plain Dask with `encode`.
 PEERS = {
     "ray_data_ours": ("ray", "ours"),
@@ -171,8 +170,7 @@ def breakdown(tree: Path, folder: Path, encoder: EngineEncoder) -> dict[str, flo
     made["Discover"].load(path=[str(tree)], index="breakdown")
     made["Chunk"].load()
     files = timed("discover", lambda: list(made["Discover"]()))
-    chunks = [c for n in range(0, len(files), 64) for c in timed("chunk", lambda n=n: made["Chunk"](files[n : n + 64]))]
-    units = [[chunks[n] for n in unit] for unit in token_batches([c.tokens for c in chunks], UNIT_TOKENS)]
+    units = [timed("chunk", lambda n=n: made["Chunk"](files[n : n + UNIT_FILES])) for n in range(0, len(files), UNIT_FILES)]
     items = []
     for unit in units:
         texts = [row.chunk.text for row in unit]
