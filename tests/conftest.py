@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from dgpunet_dask.config.home import Home
 from tests.helpers import processes_with_home, until
+from tests.parsing import compile_in_turn
 
 # Nothing in a test may ask a model hub, and the tokenizers' own threads would only fight for two cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,6 +25,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # How long an example takes is no property of the code: a machine may be busy.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+# Threads of ours log tracebacks, whose formatting parses code, while Hypothesis and pytest parse it.
+builtins.compile = compile_in_turn
 
 # A shell that starts the suite in the background ignores Ctrl-C for it and all below it; the commands under test must get theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -154,7 +154,8 @@ def trial(*, on_card: bool) -> Trial:
     package = sorted(Path(__file__).parents[1].rglob("*.py"))
     varied = ((file, _PROBE_LINES + number % _PROBE_LINES) for number, file in enumerate(package))  # batches of many shapes
     warmed = set(probes())
-    many = [piece for file, lines in varied for piece in _pieces(file, lines) if piece not in warmed]
+    distinct = dict.fromkeys(piece for file, lines in varied for piece in _pieces(file, lines))  # two commands end alike
+    many = [piece for piece in distinct if piece not in warmed]
     return Trial(probes(), many[:: max(1, len(many) // _CARD_PROBES)][:_CARD_PROBES])
 
 

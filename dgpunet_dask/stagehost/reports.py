@@ -31,13 +31,21 @@ def failure_of(error: BaseException, stage: str, card: StageCallSpec | None = No
         return error
     if says_full(error):  # what it has met and dealt with is its own affair
         return disk_full(_file_of(error) or "the job's folder")
-    text = "".join(traceback.format_exception(error))[-_TRACEBACK_LETTERS:]
+    text = _traceback_of(error)
     oom = None if card is None else oom_in(error)
     if card is not None and oom is not None:
         why = _text_of(oom)
         found = parse_shortage(why).filled(measured or Shortage())
         return out_of_memory(found, stage=stage, device=card.device, charge_mib=card.vram_mib, why=why, traceback=text)
     return StageFailed(stage=stage, kind=type(error).__name__, why=_text_of(error), traceback=text)
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        text = "".join(traceback.format_exception(error))
+    except SystemError as failure:  # Python 3.11 parses code to do it, which fails where another thread does so too (gh-106905)
+        text = f"{type(error).__name__}: {error}\n(its traceback could not be formatted: {failure})"
+    return text[-_TRACEBACK_LETTERS:]
 
 
 def error_to_json(error: DgpunetError) -> dict[str, Any]:
