@@ -103,7 +103,11 @@ class OpenVinoEngine:
 
 
 def _settings(precision: str, threads: int | None) -> dict[str, Any]:
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "THROUGHPUT"}
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "ENABLE_CPU_PINNING": False,  # a process with a share of the cores would bind its threads to the first of them, as would all the others
+    }
     if threads is not None:
         settings |= {"INFERENCE_NUM_THREADS": max(1, threads), "NUM_STREAMS": max(1, threads)}
     if precision == "int8":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from dgpunet_dask.errors import BadValue
+from dgpunet_dask.hardware.cpu import usable_cpus
 from dgpunet_dask.retrieval import engines, openvino_engine, selfcheck
 from dgpunet_dask.retrieval.bertfiles import bert_files, float_weights
 from dgpunet_dask.retrieval.engines import load_engine
@@ -78,6 +80,13 @@ def test_threads_that_share_an_engine_get_their_own_vectors(files):
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda size: vectors_of(engine, size), [1, 2, 3, 4] * 4):
             assert np.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or usable_cpus() < 2, reason="nothing is bound to cores, or there is no other core")
+def test_processes_with_a_share_of_the_cores_do_not_all_take_the_first(files):
+    engine = OpenVinoEngine(files, "fp32", 1)
+    vectors_of(engine)
+    assert {frozenset(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()} == {frozenset(os.sched_getaffinity(0))}
 
 
 @pytest.mark.parametrize(
