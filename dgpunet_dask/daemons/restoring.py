@@ -229,7 +229,7 @@ async def _merge(ledger: Ledger, home: Home) -> tuple[tuple[str, ...], tuple[tup
         if row.job_id in known:
             await _forget(ledger, known[row.job_id])
     if newer:
-        await ledger.restore(Restored(tuple(newer), {row.job_id: found.units.get(row.job_id, ()) for row in newer}))
+        await ledger.restore(Restored(tuple(newer), {row.job_id: found.units.get(row.job_id, ()) for row in newer}, found.last_epoch))
     taken_back = await rebuild.reconcile(ledger, lambda job, unit, leaf, epoch: home.jobs / job / "results" / result_name(unit, leaf, epoch))
     return tuple(row.job_id for row in newer), tuple(taken_back), await _counted(ledger, home)
 

@@ -113,6 +113,7 @@ class Ledger(LedgerCalls):
         self.set_aside: Path | None = None
         self.fresh = False
         self.boot = 0
+        self._note = path.with_name(f"{path.name}.boot")
         self._clock = clock
         self._failpoint = failpoint
         self._queue: deque[_Operation] = deque()
@@ -194,12 +195,16 @@ class Ledger(LedgerCalls):
 
     def _begin_boot(self, connection: sqlite3.Connection) -> None:
         db, now = cast("Db", connection), self._clock.wall()
-        note = self.path.with_name(f"{self.path.name}.boot")
-        self.boot = 1 + max(lease_steps.last_boot(db), _noted_boot(note))
-        write_private(note, f"{self.boot}\n")  # first: a ledger that is lost from here on must not give this boot's epochs again
+        self.boot = 1 + max(lease_steps.last_boot(db), _noted_boot(self._note))
+        write_private(self._note, f"{self.boot}\n")  # first: a ledger that is lost from here on must not give this boot's epochs again
         with _transaction(connection):
             lease_steps.boot(db, self.boot, now)
         self.fresh = not ledger_steps.was_restored(db)
+
+    def _boot_again(self, db: Db, number: int) -> None:
+        write_private(self._note, f"{number}\n")
+        lease_steps.boot(db, number, self._clock.wall())
+        self.boot, self._epoch = number, first_epoch(number)
 
     # Turns
 

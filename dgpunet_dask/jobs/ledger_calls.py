@@ -11,7 +11,7 @@ from dgpunet_dask.clock import Clock
 from dgpunet_dask.jobs import lease_steps, ledger_steps
 from dgpunet_dask.jobs.ledger_steps import Db
 from dgpunet_dask.jobs.rows import AttemptRow, JobRow, NewJob, Restored, UnitRow
-from dgpunet_dask.jobs.states import UnitState
+from dgpunet_dask.jobs.states import UnitState, boot_of
 from dgpunet_dask.model.job import JobState, UnitCounts
 
 T = TypeVar("T")
@@ -24,6 +24,7 @@ class LedgerCalls(ABC):
     """The operations of a ledger, by name."""
 
     fresh: bool
+    boot: int
     _clock: Clock
 
     @abstractmethod
@@ -33,6 +34,10 @@ class LedgerCalls(ABC):
     @abstractmethod
     def _next_epoch(self) -> int:
         """Return an epoch that was never given."""
+
+    @abstractmethod
+    def _boot_again(self, db: Db, number: int) -> None:
+        """Go on as the boot of that number."""
 
     # Jobs
 
@@ -184,8 +189,17 @@ class LedgerCalls(ABC):
     # Made again
 
     async def restore(self, plan: Restored) -> None:
-        """Put in what `jobs.rebuild` found, into a ledger that has no jobs; all of it, or nothing."""
-        await self._do(lambda db: restore_steps(db, plan, self._clock.wall()), "long")
+        """Put in what `jobs.rebuild` found, into a ledger that has no jobs; all of it, or nothing.
+
+        A boot begins that is later than all whose results were found: the number of the last one may have been lost with the ledger.
+        """
+
+        def step(db: Db) -> None:
+            restore_steps(db, plan, self._clock.wall())
+            if boot_of(plan.last_epoch) >= self.boot:
+                self._boot_again(db, boot_of(plan.last_epoch) + 1)
+
+        await self._do(step, "long")
         self.fresh = False
 
 

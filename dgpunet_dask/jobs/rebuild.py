@@ -53,11 +53,12 @@ def plan(found: Iterable[Found]) -> Restored:
     A job of an older release that had not ended is lost: nothing says how to go on with it. So is one whose sidecar lacks what is needed.
     """
     pairs = sorted(((_job(one.sidecar), one) for one in found), key=lambda pair: (pair[0].submitted_s, pair[0].job_id))
+    last_epoch = max((result.epoch for _, one in pairs for result in one.results), default=0)
     known = {row.job_id for row, _ in pairs}
     rows = tuple(replace(row, after=tuple(job for job in row.after if job in known)) for row, _ in pairs)
     units = {row.job_id: whole_units(one.results, one.sidecar.get("leaves")) for row, one in pairs}
     units = {row.job_id: units[row.job_id] for row in rows if row.state != "done" or _enough(row, units[row.job_id])}
-    return Restored(tuple(_started(row, units.get(row.job_id, ())) for row in rows), units)
+    return Restored(tuple(_started(row, units.get(row.job_id, ())) for row in rows), units, last_epoch)
 
 
 def _enough(row: JobRow, units: Sequence[FoundUnit]) -> bool:

@@ -174,7 +174,11 @@ class FoundUnit(NamedTuple):
 
 @dataclass(frozen=True)
 class Restored:
-    """What a lost ledger is made again from: jobs in the order in which they were accepted, and the committed units of each."""
+    """What a lost ledger is made again from: jobs in the order in which they were accepted, and the committed units of each.
+
+    `last_epoch` is the highest under which any result was found, whether it counts or not: the ledger gives no such epoch again.
+    """
 
     jobs: tuple[JobRow, ...]
     units: Mapping[str, tuple[FoundUnit, ...]]
+    last_epoch: int = 0

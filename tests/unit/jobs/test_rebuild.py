@@ -105,6 +105,23 @@ def test_the_work_goes_on_where_it_was(tmp_path: Path, lost: Mapping[str, JobRow
         assert one.offer("again", 0, UNITS[0], one.begin_pass("again")).state == "committed"
 
 
+def test_the_number_of_the_last_boot_may_be_lost_too(tmp_path: Path, lost: Mapping[str, JobRow]) -> None:
+    (tmp_path / "ledger.db.boot").unlink()
+    with held(tmp_path / "ledger.db") as one:
+        again(one, tmp_path)
+        taken = {unit.epoch for job_id in lost for unit in one.committed(job_id)}
+        one.submit([new_job("later", submitted_s=9.0)])
+        one.move("later", "running")
+        assert min(work(one, tmp_path, "later", UNITS).values()) > max(taken)
+        pass_ = one.begin_pass("running")
+        one.offer("running", 2, UNITS[2], pass_)
+        assert one.lease("running", UNITS[2]) > max(taken)
+        assert one.faults() == []
+        here = one.ledger.boot
+    with held(tmp_path / "ledger.db") as one:
+        assert one.ledger.boot == here + 1
+
+
 def test_a_key_still_stands_for_its_submission(tmp_path: Path, lost: Mapping[str, JobRow]) -> None:
     same = [new_job("x", key="k", owner="ann", params={"a": 1}), new_job("y", after=("done",), key="k", owner="ann")]
     with held(tmp_path / "ledger.db") as one:
