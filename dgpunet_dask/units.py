@@ -40,6 +40,14 @@ def parse_bytes(text: str) -> int:
     return round(float(found[1]) * _SIZE_BYTES[found[2].lower()])
 
 
+def shown_bytes(size: float) -> str:
+    """Return bytes as ``1.5 GiB``, ``10.0 MiB`` or ``3 KiB``."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size / 1024:.0f} KiB"
+
+
 class Mib(int):
     """A size in whole MiB, rounded up, so that a charge is never smaller than the need.
 

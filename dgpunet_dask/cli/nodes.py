@@ -34,11 +34,12 @@ def nodes(context: CliContext, as_json: bool) -> None:
 
 def _of_health(node: dict[str, Any]) -> Iterator[str]:
     """Yield what a host says of its disk, and of the copy of the head's ledger that it keeps."""
-    from dgpunet_dask.observe.facts import Facts, gib
+    from dgpunet_dask.observe.facts import Facts
+    from dgpunet_dask.units import shown_bytes
 
     told = Facts(node, str(node["host"]))
     if told.flag("health", "disk", "low"):
-        yield f"nothing new is placed here: only {gib(told.number('health', 'disk', 'free') or 0)} are free on its disk, below the floor"
+        yield f"nothing new is placed here: only {shown_bytes(told.number('health', 'disk', 'free') or 0)} are free on its disk, below the floor"
     error, at = told.text("health", "backup", "error"), told.number("health", "backup", "at")
     if error is not None:
         yield f"it cannot fetch the copy of the ledger: {error}"

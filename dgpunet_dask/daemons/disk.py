@@ -30,6 +30,7 @@ from dgpunet_dask.daemons.tidying import EVENTS_ENDED, Caches, EventsCut, Key
 from dgpunet_dask.errors import DiskFull, LowDisk
 from dgpunet_dask.hardware.system import total_and_free
 from dgpunet_dask.jobs.threads import in_thread
+from dgpunet_dask.units import shown_bytes
 
 log = logging.getLogger(__name__)
 
@@ -171,12 +172,12 @@ class Disk:
         else:
             self._since = None
             self._risen.set()
-            log.warning("there is room on the disk of %s again: %s", self.home.root, _size(room.free_bytes))
+            log.warning("there is room on the disk of %s again: %s", self.home.root, shown_bytes(room.free_bytes))
             self.ports.tell("disk_ok", told)
 
     def low_disk(self, room: Room) -> LowDisk:
         """Return the error that says so."""
-        return LowDisk(path=self.home.root, free=_size(room.free_bytes), floor=_size(room.floor_bytes))
+        return LowDisk(path=self.home.root, free=shown_bytes(room.free_bytes), floor=shown_bytes(room.floor_bytes))
 
     def status(self) -> dict[str, Any]:
         """Return the room, since when it is low, and what is wrong with config.yaml, as JSON."""
@@ -256,7 +257,7 @@ class Disk:
         await in_thread(tidying.remove_results, folder)
         if (folder / "events.jsonl").is_file():
             await self._cut(EventsCut.of(folder / "events.jsonl", EVENTS_ENDED))
-        log.info("the results of job %s have gone: %s", entry.name, _size(entry.size))
+        log.info("the results of job %s have gone: %s", entry.name, shown_bytes(entry.size))
         return entry.size
 
     async def _caches(self) -> int:
@@ -273,12 +274,5 @@ class Disk:
     async def _remove_cached(self, entry: Entry) -> int:
         if (entry.kind, entry.name) in self.ports.in_use() or not await in_thread(self.caches.remove, entry):
             return 0
-        log.info("the %s %s was not used for long and has gone: %s", entry.kind, entry.name[:16], _size(entry.size))
+        log.info("the %s %s was not used for long and has gone: %s", entry.kind, entry.name[:16], shown_bytes(entry.size))
         return entry.size
-
-
-def _size(size: int) -> str:
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size / 1024:.0f} KiB"

@@ -128,7 +128,7 @@ class JobCancelled(DgpunetError):
 
 
 class JobLost(DgpunetError):
-    """The head that ran job {job_id} is gone and none took over. Start one with `dgpunet-dask up` and submit again."""
+    """The head that ran job {job_id} is gone and none took over. Start one with `dgpunet-dask up`: what it had accepted goes on there by itself."""
 
     exit_code = 104
     code = "lost"

@@ -147,6 +147,14 @@ def _number(kind: Callable[[str], Any], word: str) -> Callable[[str, str, Path |
     return cast
 
 
+def _whole(text: str) -> int:
+    """Return a whole number that fits 64 bits: what databases and other languages hold, and more than any parameter means."""
+    number = int(text)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(text)
+    return number
+
+
 def _finite(text: str) -> float:
     """Return a number that JSON has too: what parameters are kept and sent as."""
     number = float(text)
@@ -166,7 +174,7 @@ _CAST: Final[Mapping[str, Callable[[str, str, Path | None], Any]]] = {
     "name": _name,
     "model": _model,
     "string": lambda _name, text, _cwd: text,
-    "int": _number(int, "a whole number"),
+    "int": _number(_whole, "a whole number"),
     "float": _number(_finite, "a number that is not infinite, such as 0.5"),
     "bool": _bool,
 }

@@ -215,7 +215,7 @@ class JobService:
 
     def _check_quota(self, user: User, jobs: int, key: object = None) -> None:
         quota = self.ports.settings().quotas.of(user.name, operates=user.operates)
-        if key is not None and any(r.job.key == key and r.status.owner == user.name for r in self._records.values()):
+        if key is not None and jobs == sum(r.job.key == key and r.status.owner == user.name for r in self._records.values()):
             return  # sent again: it is no more work
         coming = sum(owner == user.name for job_id, owner in self._coming.items() if job_id not in self._records or self._records[job_id].final)
         live = coming + sum(record.status.owner == user.name for record in self._unfinished())

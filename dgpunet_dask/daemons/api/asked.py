@@ -85,6 +85,13 @@ class Asked:
         self.asker = found
         return found
 
+    def check_still_known(self) -> None:
+        """Refuse, after a wait, whose key was revoked or has expired meanwhile."""
+        if isinstance(self.asker, Caller) and not self._is_local:
+            given, certificate = self.credentials()
+            if given is not None and caller_of(given, certificate, None, self.ctx.keys, self.ctx.clock.wall()) is None:
+                raise Refused(401, "the API key was revoked or has expired", headers={"WWW-Authenticate": "Bearer"})
+
     def check_need(self, needs: Mapping[str, Need]) -> None:
         """Refuse a method that the route does not list, and whoever may not use it."""
         need = needs.get(self.method)

@@ -80,7 +80,9 @@ async def events(
     """Tell what has happened to a job."""
     await _readable(asked, job_id)
     with asked.waits() if wait > 0 else nullcontext():
-        return Json(list(await asked.ctx.service.events(job_id, min(since, 10**15), min(wait, WAIT_S_MAX))))
+        found = list(await asked.ctx.service.events(job_id, min(since, 10**15), min(wait, WAIT_S_MAX)))
+    asked.check_still_known()
+    return Json(found)
 
 
 async def explained(asked: Ask, job_id: str) -> Response:

@@ -7,6 +7,7 @@ from typing import Final
 
 from dgpunet_dask.observe.facts import Facts, gib
 from dgpunet_dask.observe.finding import Check, Finding
+from dgpunet_dask.units import shown_bytes
 
 WARN_SHARE: Final = 0.10
 WARN_BYTES: Final = 5 << 30
@@ -20,10 +21,10 @@ def room(facts: Facts) -> Iterator[Finding]:
         if not total or free is None:
             continue
         check = Check("disk", "system", facts.host)
-        text, told = f"{gib(free)} of {gib(total)} are free on the disk of {path}", {"path": path, "free": free, "total": total, "floor": floor}
+        text, told = f"{shown_bytes(free)} of {gib(total)} are free on the disk of {path}", {"path": path, "free": free, "total": total, "floor": floor}
         cure = f"free some space, or move $DGPUNET_HOME: `du -sh {path}/*` shows what is large"
         if floor is not None and free < floor:
-            what = f"only {text}, below the floor of {gib(floor)}: no unit is started until there is more"
+            what = f"only {text}, below the floor of {shown_bytes(floor)}: no unit is started until there is more"
             yield check.fault(what, f"{cure}; a lower `disk: floor:` in config.yaml lets work go on", **told)
         elif free < total * FAULT_SHARE:
             yield check.fault(f"only {text}", cure, **told)

@@ -240,3 +240,14 @@ async def test_what_a_client_that_left_had_asked_for_is_given_up(served, path):
     assert not ended.is_set()
     writer.close()
     await asyncio.wait_for(ended.wait(), 20)
+
+
+async def test_a_key_that_is_revoked_while_its_request_waits_is_told_nothing(served):
+    _, job = await submit(served, {"workload": "w"})
+    waiting = asyncio.create_task(served.ask("GET", f"/v1/jobs/{job['job_id']}/events?since=1&wait=30", **ANN))
+    while not served.ctx.service.changed._waiters:  # noqa: ASYNC110  # until the question has arrived
+        await asyncio.sleep(0.01)
+    served.ctx.keys.revoked.add("ann:submitter")
+    served.ctx.service.tell(job["job_id"], kind="progress", done=1)
+    status, answer = await waiting
+    assert (status, answer["error"]["code"]) == (401, "http_401")

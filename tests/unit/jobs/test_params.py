@@ -59,6 +59,8 @@ def test_a_model_is_a_hub_name_unless_it_is_a_folder_of_the_caller(tmp_path: Pat
         ([], MissingParameter, "path"),
         (["path=.", "pth=."], UnknownParameter, "did you mean 'path'"),
         (["path=.", "n=x"], BadValue, "whole number"),
+        (["path=.", f"n={2**63}"], BadValue, "whole number"),
+        (["path=.", "n=" + "9" * 4000], BadValue, "whole number"),
         (["path=.", "rate=fast"], BadValue, "a number"),
         *((["path=.", f"rate={text}"], BadValue, "not infinite") for text in ("nan", "NaN", "inf", "-Infinity", "1e999")),
         (["path=.", "deep=maybe"], BadValue, "true or false"),

@@ -88,6 +88,15 @@ async def test_the_quota_is_looked_at_before_any_path(home: Home, tmp_path: Path
             await jobs.submit(request)
 
 
+async def test_a_known_key_opens_the_quota_for_no_more_than_what_it_stands_for(home: Home, tmp_path: Path) -> None:
+    request = {"workload": "embed-codebase", "user": "ann", "key": "k", "params": {"path": [str(tmp_path)]}}
+    async with begun(service(home, driven=False, told=settings(roots=(tmp_path,), jobs=1))) as jobs:
+        await jobs.submit(request)
+        with pytest.raises(OverQuota):
+            await jobs.submit({**request, "array": [{}] * 1000, "params": {"path": [str(tmp_path / "none")]}})
+        assert not (await jobs.submit(request)).created
+
+
 async def test_what_a_submitter_asks_for_is_looked_at_one_after_the_other(home: Home, tmp_path: Path) -> None:
     request = {"workload": "embed-codebase", "params": {"path": [str(tmp_path)]}}
     begins, goes_on = asyncio.Event(), asyncio.Event()

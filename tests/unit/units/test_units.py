@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dgpunet_dask.errors import BadValue
-from dgpunet_dask.units import Mib, VersionSpec, parse_bytes, parse_duration, parse_rate, parse_version
+from dgpunet_dask.units import Mib, VersionSpec, parse_bytes, parse_duration, parse_rate, parse_version, shown_bytes
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,10 @@ from dgpunet_dask.units import Mib, VersionSpec, parse_bytes, parse_duration, pa
 )
 def test_sizes(text: str, count: int) -> None:
     assert parse_bytes(text) == count
+
+
+def test_a_size_is_shown_in_the_unit_that_it_has() -> None:
+    assert [shown_bytes(size) for size in (3 << 29, 10 << 20, 3 << 10, 0)] == ["1.5 GiB", "10.0 MiB", "3 KiB", "0 KiB"]
 
 
 @pytest.mark.parametrize("text", ["", "2", "2G", "GiB", "-1GiB", "2 GiB/s", "1e3MiB", "١GiB?"])
