@@ -25,6 +25,8 @@ _VERSION_CODES: Final = frozenset({"environment_failed", "newer_format"})
 #: A process ended, or had to be ended, without a word of its own.
 _DEATHS: Final = frozenset({"stage_host_lost", "stage_hung", "worker_killed"})
 _IMPORT_ERRORS: Final = frozenset({"ImportError", "ModuleNotFoundError"})
+#: Raised without a number, they say by their class that it was a connection.
+_CONNECTION_ERRORS: Final = frozenset({"ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError"})
 _UNREACHED: Final = frozenset({
     errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN,
     errno.ETIMEDOUT, errno.EPIPE,
@@ -107,10 +109,10 @@ def attribute(evidence: Mapping[str, Any], *, elsewhere: Sequence[Other] = ()) -
     Parameters
     ----------
     evidence
-        What is known; whatever is missing or ``None`` was not reported. ``error_code`` (of our errors), ``error_kind`` (the class that a stage
-        raised), ``errno``, ``exit_signal`` (``SIGKILL``), ``exit_status``, ``cgroup_oom_kills`` (since the call began), ``xid`` (numbers),
-        ``thermal`` (whether the card was slowed by heat), ``free_disk_bytes`` and ``disk_floor`` (bytes), ``versions_differ``, ``host_lost``, ``usage`` (it is a `UsageError`),
-        ``device``, ``host``, ``log_tail``.
+        What is known; whatever is missing or ``None`` was not reported. ``error_code`` (of our errors), ``kind`` (the class that a stage
+        raised), ``error_kind`` (that of the interpreter which it is one of), ``errno``, ``exit_signal`` (``SIGKILL``), ``exit_status``,
+        ``cgroup_oom_kills`` (since the call began), ``xid`` (numbers), ``thermal`` (whether the card was slowed by heat), ``usage`` (it is a
+        `UsageError`), ``device``, ``host``, ``log_tail``.
     elsewhere
         Earlier attempts of the same unit, and what became of other units of the job and of that host.
     """
@@ -124,9 +126,6 @@ def attribute(evidence: Mapping[str, Any], *, elsewhere: Sequence[Other] = ()) -
 def _disk(case: _Case) -> Cause | None:
     if case.errno in NO_ROOM or case.error_code in _DISK_CODES:
         return Cause("disk", "certain", "no space was left on a disk")
-    free, floor = case.free_disk_bytes, case.disk_floor
-    if case.died and free is not None and floor is not None and free < floor:
-        return Cause("disk", "likely", f"it ended while {free} bytes of disk were free, less than the {floor} that are kept")
     return Cause("disk", "likely", "a file was damaged") if case.error_code == "damaged_file" else None
 
 
@@ -157,18 +156,16 @@ def _version(case: _Case) -> Cause | None:
     misfit = next((words for words in _MISFITS if words in case.text), None)
     if case.error_kind in _IMPORT_ERRORS or case.error_code in _VERSION_CODES or (misfit and case.died):
         why = f"{case.error_kind or case.error_code}: {misfit or 'what is installed there does not fit'}"
-        return Cause("version", "certain" if case.versions_differ else "likely", why)
-    if case.exit_signal == "SIGILL":
-        return Cause("version", "likely", "it used an instruction that the processor does not have")
-    return Cause("version", "guess", "its host has other versions than the rest") if case.versions_differ and case.died else None
+        return Cause("version", "likely", why)
+    return Cause("version", "likely", "it used an instruction that the processor does not have") if case.exit_signal == "SIGILL" else None
 
 
 def _network(case: _Case) -> Cause | None:
-    if case.host_lost or case.error_code in _NETWORK_CODES:
+    if case.error_code in _NETWORK_CODES:
         return Cause("network", "likely", "its host could not be reached")
     if case.errno in _UNREACHED:
         return Cause("network", "likely", f"a connection ended ({errno.errorcode[case.errno]})")
-    return None
+    return Cause("network", "likely", f"a connection ended ({case.error_kind})") if case.error_kind in _CONNECTION_ERRORS else None
 
 
 def _unit(case: _Case) -> Cause | None:
@@ -196,7 +193,7 @@ def _code(case: _Case) -> Cause | None:
     if workload:
         return Cause("user", "likely", "; ".join(f"Xid {x}: {meaning_of(x).meaning}" for x in workload))
     if case.error_code == "stage_failed":
-        told = f"its code raised {case.error_kind or 'an exception'}"
+        told = f"its code raised {case.kind or case.error_kind or 'an exception'}"
         return Cause("data", "likely", f"{told}, and not for other units") if case.others_passed else Cause("user", "likely", told)
     if case.usage:
         return Cause("user", "likely", "what it was asked for will not do")

@@ -6,14 +6,14 @@ import errno
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from dgpunet_dask.errors import DgpunetError, DiskFull, Unplaceable, UsageError
+from dgpunet_dask.errors import DgpunetError, DiskFull, StageFailed, Unplaceable, UsageError
 from dgpunet_dask.jobs.causes import Other
 from dgpunet_dask.jobs.rows import ENDED_BY, AttemptRow
 
 #: Fields of errors that are evidence as they stand.
 _KEPT: Final = (
     "exit_signal", "exit_status", "cgroup_oom_kills", "log_tail", "free_disk_bytes", "xid", "thermal", "pid", "seconds", "peak_mib", "kind",
-    "how", "why", "card_mib", "stage",
+    "error_kind", "errno", "how", "why", "card_mib", "stage",
 )  # fmt: skip
 _TEXT_LETTERS: Final = 4_096
 
@@ -32,6 +32,8 @@ def evidence_of(error: DgpunetError, *, device: str | None, host: str | None, un
     found: dict[str, Any] = {"error_code": error.code, "message": _short(str(error)), **fields, "device": device, "host": host}
     if isinstance(error, UsageError):
         found["usage"] = True
+    if isinstance(error, StageFailed):  # an agent of an earlier release tells the class alone
+        found.setdefault("error_kind", error.fields.get("kind"))
     if isinstance(error, DiskFull):
         found["errno"] = errno.ENOSPC
     return {name: value for name, value in {**found, "units_done": units_done}.items() if value is not None}

@@ -25,7 +25,7 @@ def failure_of(error: BaseException, stage: str, card: StageCallSpec | None = No
 
     An error of our own tree stays what it is, a full disk becomes `DiskFull` (``fields["free_disk_bytes"]``), out of memory on a `card`
     that the stage was called on `StageOutOfMemory` or `ForeignMemory`, anything else `StageFailed`; ``fields["traceback"]`` says where it
-    was raised.
+    was raised, ``fields["error_kind"]`` and ``fields["errno"]`` what the interpreter and the system call it.
     """
     if isinstance(error, DgpunetError) and _known(type(error).__name__) is type(error):
         return error
@@ -37,7 +37,25 @@ def failure_of(error: BaseException, stage: str, card: StageCallSpec | None = No
         why = _text_of(oom)
         found = parse_shortage(why).filled(measured or Shortage())
         return out_of_memory(found, stage=stage, device=card.device, charge_mib=card.vram_mib, why=why, traceback=text)
-    return StageFailed(stage=stage, kind=type(error).__name__, why=_text_of(error), traceback=text)
+    known = {"error_kind": builtin_kind(error), "errno": errno_of(error)}
+    return StageFailed(stage=stage, kind=type(error).__name__, why=_text_of(error), traceback=text, **known)
+
+
+def builtin_kind(error: BaseException) -> str:
+    """Return the nearest class of `error` that is the interpreter's own: NumPy's error for want of memory is a ``MemoryError``."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
+
+
+def errno_of(error: BaseException) -> int | None:
+    """Return the system's number of an `OSError`; where a library wrapped it in one without a number, that of what lies behind it."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while isinstance(error, OSError) and one is not None and id(one) not in seen:
+        if isinstance(one, OSError) and isinstance(one.errno, int):
+            return one.errno
+        seen.add(id(one))
+        one = one.__cause__ or one.__context__
+    return None
 
 
 def _traceback_of(error: BaseException) -> str:
