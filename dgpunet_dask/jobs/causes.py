@@ -18,7 +18,7 @@ CauseCode = Literal["user", "data", "gpu-oom", "host-oom", "gpu-hardware", "ther
 CAUSES: Final[tuple[str, ...]] = get_args(CauseCode)
 Confidence = Literal["certain", "likely", "guess"]
 
-_DISK_CODES: Final = frozenset({"disk_full", "low_disk"})
+_DISK_CODES: Final = frozenset({"disk_full", "stage_disk_full", "low_disk"})
 _OOM_CODES: Final = frozenset({"out_of_memory", "foreign_memory"})
 _NETWORK_CODES: Final = frozenset({"peer_failed", "peer_busy", "folder_missing"})
 _VERSION_CODES: Final = frozenset({"environment_failed", "newer_format"})

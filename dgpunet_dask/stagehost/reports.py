@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask import errors
-from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed, MalformedFile, Problem, StageFailed
+from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed, MalformedFile, Problem, StageDiskFull, StageFailed
 from dgpunet_dask.errors.fullness import full_in, says_full
 from dgpunet_dask.stagehost.oom import Shortage, oom_in, out_of_memory, parse_shortage
 from dgpunet_dask.stagehost.spec import StageCallSpec
@@ -23,14 +23,16 @@ _MESSAGE_LETTERS: Final = 2_000
 def failure_of(error: BaseException, stage: str, card: StageCallSpec | None = None, measured: Shortage | None = None) -> DgpunetError:
     """Return the product's error for what a stage's code raised.
 
-    An error of our own tree stays what it is, a full disk becomes `DiskFull` (``fields["free_disk_bytes"]``), out of memory on a `card`
+    An error of our own tree stays what it is, a full disk becomes `DiskFull` (``fields["free_disk_bytes"]``) or, where the system names no
+    file, `StageDiskFull`, out of memory on a `card`
     that the stage was called on `StageOutOfMemory` or `ForeignMemory`, anything else `StageFailed`; ``fields["traceback"]`` says where it
     was raised, ``fields["error_kind"]`` and ``fields["errno"]`` what the interpreter and the system call it.
     """
     if isinstance(error, DgpunetError) and _known(type(error).__name__) is type(error):
         return error
     if says_full(error):  # what it has met and dealt with is its own affair
-        return disk_full(_file_of(error) or "the job's folder")
+        path = _file_of(error)
+        return StageDiskFull(stage=stage, path=None, why=_text_of(error)) if path is None else disk_full(path)
     text = _traceback_of(error)
     oom = None if card is None else oom_in(error)
     if card is not None and oom is not None:
@@ -115,7 +117,8 @@ def full_disk(error: BaseException) -> DgpunetError | None:
 
 
 def _file_of(error: BaseException) -> str | None:
-    return error.filename if isinstance(error, OSError) else None
+    name = error.filename if isinstance(error, OSError) else None
+    return os.fsdecode(name) if isinstance(name, str | bytes) else None  # a number where it was a file that is open
 
 
 def disk_full(path: Path | str) -> DiskFull:

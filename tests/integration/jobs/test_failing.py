@@ -53,6 +53,7 @@ def test_a_disk_that_a_stage_fills_is_told_as_that(trouble: Trouble, kind: str) 
     trouble.cluster.asked(lambda api: api.cancel(job_id))
     attempt = trouble.attempts(job_id, unit=1)[0]
     assert attempt.cause == "disk"
+    assert "a disk that stage work wrote to" in (attempt.evidence or {})["message"]
     trouble.ended(job_id)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import dgpunet_dask
-from dgpunet_dask.errors import DgpunetError, DiskFull, StageFailed, StageHostLost, StageOutOfMemory, Unplaceable, UsageError
+from dgpunet_dask.errors import DgpunetError, DiskFull, StageDiskFull, StageFailed, StageHostLost, StageOutOfMemory, Unplaceable, UsageError
 from dgpunet_dask.jobs import causes
 from dgpunet_dask.jobs.causes import Other, attribute
 from dgpunet_dask.jobs.evidence import evidence_of, others_of, ran, told
@@ -40,6 +40,7 @@ def row(unit_id: str, state: Any, evidence: Any = None, host: str | None = "a") 
         (lost(exit_signal="SIGSEGV"), "user"),
         (lost(xid=[79]), "gpu-hardware"),
         (DiskFull(path="/x"), "disk"),
+        (StageDiskFull(stage="s", path=None, why="-"), "disk"),
         (StageFailed(stage="s", kind="ValueError", why="-"), "user"),
         (failure_of(MemoryError(), "s"), "host-oom"),
         (failure_of(LikeNumpy("8 TiB"), "s"), "host-oom"),
