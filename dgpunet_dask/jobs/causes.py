@@ -60,12 +60,15 @@ class Other:
         Where it ran, as far as that is known.
     error_code
         What it failed with; ``None``: it went well.
+    exit_signal
+        The signal that ended its process, where one did.
     """
 
     same_unit: bool
     host: str | None = None
     device: str | None = None
     error_code: str | None = None
+    exit_signal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,19 @@ class _Case:
     def host_deaths(self) -> int:
         """How many attempts of other units died on this host."""
         return sum(not o.same_unit and o.error_code in _DEATHS and o.host == self.host for o in self.others) if self.host else 0
+
+    @property
+    def failed_here(self) -> list[Other]:
+        """Earlier attempts of this unit that failed on this host."""
+        return [o for o in self.others if o.same_unit and o.error_code is not None and self._was_here(o)]
+
+    @property
+    def passed_here(self) -> bool:
+        return any(not o.same_unit and o.error_code is None and self._was_here(o) for o in self.others)
+
+    def _was_here(self, other: Other) -> bool:
+        """Whether it ran on the same host: of one that ended at once only its device may be known."""
+        return (other.host is not None and other.host == self.host) or (other.device is not None and other.device == self.device)
 
     @property
     def others_passed(self) -> bool:
@@ -188,6 +204,15 @@ def _host(case: _Case) -> Cause | None:
     return Cause("gpu-hardware" if on_card else "system", "likely", f"{case.host_deaths} other unit(s) died on {case.host}")
 
 
+def _again(case: _Case) -> Cause | None:
+    """The unit's own process died each time on a host where others passed: whoever killed it, it is the unit."""
+    if not case.died or not case.failed_here or not case.passed_here or any(o.error_code not in _DEATHS for o in case.failed_here):
+        return None
+    signals = {case.exit_signal, *(o.exit_signal for o in case.failed_here)}
+    how = f"was killed by {case.exit_signal}" if signals == {case.exit_signal} != {None} else "ended"
+    return Cause("data", "likely", f"its own process {how} each of {len(case.failed_here) + 1} times on {case.host or case.device}, where other units passed")
+
+
 def _code(case: _Case) -> Cause | None:
     workload = [x for x in case.xid or () if meaning_of(x).severity == "job" and x != _KILLED_XID]
     if workload:
@@ -197,6 +222,8 @@ def _code(case: _Case) -> Cause | None:
         return Cause("data", "likely", f"{told}, and not for other units") if case.others_passed else Cause("user", "likely", told)
     if case.usage:
         return Cause("user", "likely", "what it was asked for will not do")
+    if (found := _again(case)) is not None:
+        return found
     if case.exit_signal == "SIGKILL":
         return Cause("system", "guess", "somebody killed its process; the kernel did not, for want of memory")
     if case.died:

@@ -48,11 +48,17 @@ def others_of(rows: Iterable[AttemptRow], unit_id: str) -> list[Other]:
     """Return the attempts of a job that have ended, as others to the next that fails of unit `unit_id`."""
     return [
         Other(
-            same_unit=row.unit_id == unit_id, host=row.host, device=row.device,
+            same_unit=row.unit_id == unit_id, host=row.host, device=row.device or _last_device(row.evidence or {}),
             error_code=None if row.state == "committed" else str((row.evidence or {}).get("error_code") or "unknown"),
+            exit_signal=(row.evidence or {}).get("exit_signal"),
         )
         for row in rows if row.state in ("committed", "failed")
     ]  # fmt: skip
+
+
+def _last_device(evidence: Mapping[str, Any]) -> str | None:
+    """Return the device of the last stage of a unit that was committed before it was told where it had been placed."""
+    return next((device for device, _ in reversed((evidence.get("stages") or {}).values()) if device is not None), None)
 
 
 def _short(value: Any) -> Any:

@@ -16,6 +16,7 @@ from dgpunet_dask.jobs.causes import CAUSES, Confidence, Other, attribute
 DEAD = {"error_code": "stage_host_lost", "host": "a", "device": "a/gpu0"}
 RAISED = {"error_code": "stage_failed", "error_kind": "ValueError", "host": "a", "device": "a/gpu0"}
 PASSED = Other(same_unit=False, host="b", device="b/gpu0")
+PASSED_THERE = Other(same_unit=False, host="a", device="a/gpu0")
 
 
 def same(host: str, code: str = "stage_host_lost") -> Other:
@@ -38,6 +39,13 @@ CASES: dict[str, tuple[dict[str, Any], list[Other], str, str]] = {
     "asked for what is not to be had": ({"error_code": "bad_value", "usage": True, "host": "a"}, [], "user", "likely"),
     "killed by somebody": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": 0}, [], "system", "guess"),
     "killed, and nobody counts": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": None}, [], "system", "guess"),
+    "killed each time where others pass": ({**DEAD, "exit_signal": "SIGKILL"}, [same("a"), same("a"), PASSED_THERE], "data", "likely"),
+    "it exited each time where others pass": ({**DEAD, "exit_status": 7}, [same("a"), PASSED_THERE], "data", "likely"),
+    "killed once where others pass": ({**DEAD, "exit_signal": "SIGKILL"}, [PASSED_THERE], "system", "guess"),
+    "killed each time where none has passed": ({**DEAD, "exit_signal": "SIGKILL"}, [same("a"), same("a"), PASSED], "system", "guess"),
+    "killed once, and raised once": ({**DEAD, "exit_signal": "SIGKILL"}, [same("a", "stage_failed"), PASSED_THERE], "system", "guess"),
+    "killed each time, as others there": ({**DEAD, "exit_signal": "SIGKILL"}, [same("a"), died("a"), PASSED_THERE], "gpu-hardware", "likely"),
+    "killed each time by the kernel": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": 1}, [same("a"), PASSED_THERE], "host-oom", "certain"),
     "off the bus": ({**DEAD, "xid": [79]}, [], "gpu-hardware", "certain"),
     "contained memory error": ({**DEAD, "xid": [94]}, [], "gpu-hardware", "likely"),
     "an error that we do not know": ({**DEAD, "xid": [999]}, [], "gpu-hardware", "likely"),
@@ -79,6 +87,13 @@ def test_cause(what: str) -> None:
     found = attribute(evidence, elsewhere=elsewhere)
     assert (found.code, found.confidence) == (code, confidence)
     assert found.why
+
+
+def test_a_unit_that_is_killed_each_time_is_told_by_the_signal_and_how_often() -> None:
+    killed = Other(same_unit=True, host="a", device="a/gpu0", error_code="stage_host_lost", exit_signal="SIGKILL")
+    found = attribute({**DEAD, "exit_signal": "SIGKILL"}, elsewhere=[killed, killed, PASSED_THERE])
+    assert found.why == "its own process was killed by SIGKILL each of 3 times on a, where other units passed"
+    assert "ended each of 3 times" in attribute(DEAD, elsewhere=[killed, killed, PASSED_THERE]).why
 
 
 def test_each_cause_is_found_in_some_case() -> None:

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 import dgpunet_dask
-from dgpunet_dask.errors import DgpunetError, DiskFull, StageDiskFull, StageFailed, StageHostLost, StageOutOfMemory, Unplaceable, UsageError
+from dgpunet_dask.errors import (
+    DgpunetError,
+    DiskFull,
+    StageDiskFull,
+    StageFailed,
+    StageHostLost,
+    StageOutOfMemory,
+    Unplaceable,
+    UsageError,
+)
 from dgpunet_dask.jobs import causes
 from dgpunet_dask.jobs.causes import Other, attribute
 from dgpunet_dask.jobs.evidence import evidence_of, others_of, ran, told
@@ -112,6 +121,13 @@ def test_only_attempts_that_ended_well_or_failed_are_others() -> None:
         Other(same_unit=False, host="a", device="a0"),
         Other(same_unit=False, host="a", device="a0", error_code="unknown"),
     ]
+
+
+def test_where_a_unit_ran_is_known_though_it_ended_before_it_was_told_where_it_was_placed() -> None:
+    ended = row("v", "committed", {"stages": {"read": ["a0", 0.1], "work": ["a1", 0.1], "pack": [None, 0.1]}}, host=None)._replace(device=None)
+    assert [other.device for other in others_of([ended], "u")] == ["a1"]
+    killed = row("u", "failed", {"error_code": "stage_host_lost", "exit_signal": "SIGKILL"})
+    assert [other.exit_signal for other in others_of([killed], "u")] == ["SIGKILL"]
 
 
 def test_where_no_device_could_take_it_nothing_ran() -> None:
