@@ -193,7 +193,9 @@ def _unit(case: _Case) -> Cause | None:
 
 
 def _thermal(case: _Case) -> Cause | None:
-    return Cause("thermal", "likely", "its card was slowed down by heat") if case.thermal and case.died else None
+    if not case.thermal or not case.died or _again(case) is not None:  # others have done well on the same hot card
+        return None
+    return Cause("thermal", "likely", "its card was slowed down by heat")
 
 
 def _host(case: _Case) -> Cause | None:

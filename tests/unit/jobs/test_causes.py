@@ -65,6 +65,8 @@ CASES: dict[str, tuple[dict[str, Any], list[Other], str, str]] = {
     "a connection was reset": ({**RAISED, "errno": errno.ECONNRESET}, [], "network", "likely"),
     "nobody had the folder": ({"error_code": "folder_missing"}, [], "network", "likely"),
     "too hot, and hung": ({"error_code": "stage_hung", "host": "a", "thermal": True}, [], "thermal", "likely"),
+    "too hot, and dead": ({**DEAD, "thermal": True}, [PASSED_THERE], "thermal", "likely"),
+    "killed each time on a hot card where others pass": ({**DEAD, "thermal": True, "exit_signal": "SIGKILL"}, [same("a"), PASSED_THERE], "data", "likely"),
     "too hot, and wrong": ({**RAISED, "thermal": True}, [], "user", "likely"),
     "it raised": (RAISED, [], "user", "likely"),
     "it raised for this one alone": (RAISED, [PASSED], "data", "likely"),
