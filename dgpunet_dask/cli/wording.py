@@ -16,7 +16,7 @@ CAUSES: Final[Mapping[str, str]] = {
     "thermal": "the card was too hot",
     "network": "the connection to the host was lost",
     "disk": "the disk was full",
-    "version": "versions differ",
+    "version": "what is installed there does not fit",
     "system": "a process of the cluster ended",
 }
 #: Failed attempts that `jobs show` tells of.

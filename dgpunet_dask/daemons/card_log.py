@@ -16,6 +16,8 @@ WINDOW_S: Final = 600.0
 HOT_SHARE: Final = 0.05
 #: The same error of the same card is told once in this time; how often it was counts on.
 XID_AGAIN_S: Final = 60.0
+#: How far the stamps of errors may be off.
+STAMP_S: Final = 1.0
 #: What each heartbeat says of a card, in the layout of `observe.facts`.
 _TOLD: Final = (
     "present", "problem", "index", "model", "temperature_c", "power_w", "power_limit_w", "power_limit_default_w", "sm_mhz", "memory_mhz", "throttle",
@@ -123,6 +125,16 @@ class CardLog:
             event.uuid, device, f"Xid {event.xid}, {kind.meaning}{more}", at=event.at, cordon=kind.severity == "critical", cause=kind.cause,
             xid=event.xid, severity=kind.severity, meaning=kind.meaning,
         )  # fmt: skip
+
+
+def evidence(row: Mapping[str, Any], since_s: float) -> dict[str, Any]:
+    """Return what a row of `CardLog.row` tells of a call that began at `since_s` (seconds since 1970) and failed: ``xid``, ``thermal``, where it does.
+
+    The kernel's log stamps an error by another clock: one that is a second too old is taken as well.
+    """
+    xids = [one["xid"] for one in row.get("xids", ()) if one["at"] >= since_s - STAMP_S]
+    hot = any("thermal" in reason for reason in row.get("throttle") or ())
+    return ({"xid": xids} if xids else {}) | ({"thermal": True} if hot else {})
 
 
 def fault(uuid: str | None, device: str | None, what: str, *, at: float, cordon: bool, cause: str = "hardware", **more: Any) -> Report:

@@ -92,9 +92,11 @@ class NodeAgent:
             config.host, identity.server_context("required"), self.blobs, clock=self.clock, measuring=measuring, revoked=lambda: identity.revoked,
             private={backups.KIND: functools.partial(backups.OfferedShelf, home)} if config.membership == "head" else {},
         )  # fmt: skip
-        self.hosts = StageHosts(home, self.clock, {}, fetch=lambda kind, digest: self.blobs.ensure(kind, digest, self.peers))
-        self.workers = WorkerKeeper(home, self.clock, lambda device: self.hosts.drop_calls(device, CALL_ORPHAN_S))
         self.health = NodeHealth(self.spool, self.clock)
+        self.hosts = StageHosts(
+            home, self.clock, {}, fetch=lambda kind, digest: self.blobs.ensure(kind, digest, self.peers), befell=self.health.befell
+        )
+        self.workers = WorkerKeeper(home, self.clock, lambda device: self.hosts.drop_calls(device, CALL_ORPHAN_S))
         self.disk = agent_disk(home, self.hosts.specs, self.clock, beside_head=config.membership == "head")
         self.beside = Followers(self.clock)
         self.fleet: Fleet | None = None

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.daemons.card_canary import CardCanary
-from dgpunet_dask.daemons.card_log import CardLog, Report
+from dgpunet_dask.daemons.card_log import CardLog, Report, evidence
 from dgpunet_dask.daemons.spool import Spool
 from dgpunet_dask.hardware.card_facts import CardFacts
 from dgpunet_dask.hardware.card_monitor import CardMonitor
@@ -32,6 +32,8 @@ PERIOD_S: Final = 10.0
 XIDS_S: Final = 1.0
 #: How often a host without a card looks whether it has one now.
 NONE_S: Final = 60.0
+#: A failed call waits for so many quarters of `XIDS_S` at most to learn what befell its card.
+LISTENS: Final = 8
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -80,12 +82,30 @@ class NodeHealth:
         self.log = CardLog()
         self.cards: dict[str, dict[str, Any]] = {}
         self.looked_s: float | None = None
+        self._listened_s: float | None = None
         self._names: dict[str, str] = {}
 
     def row(self) -> dict[str, Any]:
         """Return what the next heartbeat says of the cards, by UUID."""
         age_s = None if self.looked_s is None else round(self.clock.monotonic() - self.looked_s, 1)
         return {"cards": self.cards, "canary": self.canary.rows(), "looked_s_ago": age_s}
+
+    async def befell(self, uuid: str, since_s: float) -> dict[str, Any]:
+        """Return what has befallen a card, as evidence of a call that failed there: see `card_log.evidence`.
+
+        The driver tells of an error a moment after the process that met it ends: it is waited for the next look, if there is one soon.
+
+        Parameters
+        ----------
+        since_s
+            When the call began, seconds since 1970.
+        """
+        asked_s = self.clock.monotonic()
+        for _ in range(LISTENS):
+            if self._listened_s is not None and self._listened_s >= asked_s:
+                break
+            await asyncio.sleep(self.xids_s / 4)
+        return evidence(self.cards.get(uuid, {}), since_s)
 
     async def run(
         self, fleet: Callable[[], Fleet | None], stagehosts: Callable[[], Rows], names: Callable[[], Mapping[str, str]] | None = None
@@ -128,8 +148,11 @@ class NodeHealth:
     def _ask(self, cards: Monitor, stop: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
         due_s = last_s = self.clock.monotonic()
         while not stop.is_set():
-            reports = self.log.heard(cards.xids())
-            now_s = self.clock.monotonic()
+            now_s, events = self.clock.monotonic(), cards.xids()
+            reports = self.log.heard(events)
+            if events:  # also where none is worth a report
+                self.cards = self.log.row()
+            self._listened_s = now_s
             if now_s >= due_s:
                 reports += self._look(cards, now_s - last_s)
                 last_s, due_s = now_s, now_s + (self.period_s if self.cards else max(self.period_s, NONE_S))

@@ -20,7 +20,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
     ├── JobFailed (100)
-    │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull, DamagedFile (DamagedLedger)
+    │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull (StageDiskFull), DamagedFile (DamagedLedger)
     │   ├── StageOutOfMemory, ForeignMemory, FolderMissing
     │   ├── UnitsFailed, Quarantined, DependencyFailed, WorkerKilled
     ├── PeerFailed (1)
@@ -97,6 +97,7 @@ from dgpunet_dask.errors.jobs import (
     JobFailed,
     JobLost,
     Quarantined,
+    StageDiskFull,
     StageFailed,
     StageHostLost,
     StageHung,
@@ -195,6 +196,7 @@ __all__ = [
     "RerankerUnavailable",
     "ResultsElsewhere",
     "SlowPaths",
+    "StageDiskFull",
     "StageFailed",
     "StageHostLost",
     "StageHung",

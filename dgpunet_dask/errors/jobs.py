@@ -66,6 +66,14 @@ class DiskFull(JobFailed):
     code = "disk_full"
 
 
+class StageDiskFull(DiskFull):
+    """No space left on a disk that stage {stage} wrote to; the system does not say which ({why}). Nothing was published and the old state
+    stays; free some space where the stage writes and submit again.
+    """
+
+    code = "stage_disk_full"
+
+
 class DamagedFile(JobFailed):
     """{path} is damaged: {why}. Remove it and submit again; what it held is computed anew."""
 

@@ -388,9 +388,9 @@ class Attempting:
         error = failures[-1].error
         hosts = ", ".join(sorted({str(f.device or f.host) for f in failures if f.device or f.host})) or "this cluster"
         poison = verdict.next == "quarantined"
-        told = Quarantined(number=unit.number, attempts=len(failures), hosts=hosts) if poison else error
-        self.failures[unit.number] = f"{told} {error}" if poison else str(error)
-        self.errors[unit.number] = type(error)(**{**error.fields, "attempts": len(failures)}) if poison else error
+        last = type(error)(**{**error.fields, "attempts": len(failures)}) if poison else error
+        self.errors[unit.number] = last
+        self.failures[unit.number] = f"{Quarantined(number=unit.number, attempts=len(failures), hosts=hosts)} {last}" if poison else str(error)
         self.record.units(failed=len(self.failures))
         if not poison and len(self.failures) > self.record.allow_failed:
             raise error

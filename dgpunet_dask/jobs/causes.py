@@ -18,13 +18,15 @@ CauseCode = Literal["user", "data", "gpu-oom", "host-oom", "gpu-hardware", "ther
 CAUSES: Final[tuple[str, ...]] = get_args(CauseCode)
 Confidence = Literal["certain", "likely", "guess"]
 
-_DISK_CODES: Final = frozenset({"disk_full", "low_disk"})
+_DISK_CODES: Final = frozenset({"disk_full", "stage_disk_full", "low_disk"})
 _OOM_CODES: Final = frozenset({"out_of_memory", "foreign_memory"})
 _NETWORK_CODES: Final = frozenset({"peer_failed", "peer_busy", "folder_missing"})
 _VERSION_CODES: Final = frozenset({"environment_failed", "newer_format"})
 #: A process ended, or had to be ended, without a word of its own.
 _DEATHS: Final = frozenset({"stage_host_lost", "stage_hung", "worker_killed"})
 _IMPORT_ERRORS: Final = frozenset({"ImportError", "ModuleNotFoundError"})
+#: Raised without a number, they say by their class that it was a connection.
+_CONNECTION_ERRORS: Final = frozenset({"ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError"})
 _UNREACHED: Final = frozenset({
     errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN,
     errno.ETIMEDOUT, errno.EPIPE,
@@ -58,12 +60,15 @@ class Other:
         Where it ran, as far as that is known.
     error_code
         What it failed with; ``None``: it went well.
+    exit_signal
+        The signal that ended its process, where one did.
     """
 
     same_unit: bool
     host: str | None = None
     device: str | None = None
     error_code: str | None = None
+    exit_signal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,19 @@ class _Case:
         return sum(not o.same_unit and o.error_code in _DEATHS and o.host == self.host for o in self.others) if self.host else 0
 
     @property
+    def failed_here(self) -> list[Other]:
+        """Earlier attempts of this unit that failed on this host."""
+        return [o for o in self.others if o.same_unit and o.error_code is not None and self._was_here(o)]
+
+    @property
+    def passed_here(self) -> bool:
+        return any(not o.same_unit and o.error_code is None and self._was_here(o) for o in self.others)
+
+    def _was_here(self, other: Other) -> bool:
+        """Whether it ran on the same host: of one that ended at once only its device may be known."""
+        return (other.host is not None and other.host == self.host) or (other.device is not None and other.device == self.device)
+
+    @property
     def others_passed(self) -> bool:
         return any(not o.same_unit and o.error_code is None for o in self.others)
 
@@ -107,10 +125,10 @@ def attribute(evidence: Mapping[str, Any], *, elsewhere: Sequence[Other] = ()) -
     Parameters
     ----------
     evidence
-        What is known; whatever is missing or ``None`` was not reported. ``error_code`` (of our errors), ``error_kind`` (the class that a stage
-        raised), ``errno``, ``exit_signal`` (``SIGKILL``), ``exit_status``, ``cgroup_oom_kills`` (since the call began), ``xid`` (numbers),
-        ``thermal`` (whether the card was slowed by heat), ``free_disk_bytes`` and ``disk_floor`` (bytes), ``versions_differ``, ``host_lost``, ``usage`` (it is a `UsageError`),
-        ``device``, ``host``, ``log_tail``.
+        What is known; whatever is missing or ``None`` was not reported. ``error_code`` (of our errors), ``kind`` (the class that a stage
+        raised), ``error_kind`` (that of the interpreter which it is one of), ``errno``, ``exit_signal`` (``SIGKILL``), ``exit_status``,
+        ``cgroup_oom_kills`` (since the call began), ``xid`` (numbers), ``thermal`` (whether the card was slowed by heat), ``usage`` (it is a
+        `UsageError`), ``device``, ``host``, ``log_tail``.
     elsewhere
         Earlier attempts of the same unit, and what became of other units of the job and of that host.
     """
@@ -124,9 +142,6 @@ def attribute(evidence: Mapping[str, Any], *, elsewhere: Sequence[Other] = ()) -
 def _disk(case: _Case) -> Cause | None:
     if case.errno in NO_ROOM or case.error_code in _DISK_CODES:
         return Cause("disk", "certain", "no space was left on a disk")
-    free, floor = case.free_disk_bytes, case.disk_floor
-    if case.died and free is not None and floor is not None and free < floor:
-        return Cause("disk", "likely", f"it ended while {free} bytes of disk were free, less than the {floor} that are kept")
     return Cause("disk", "likely", "a file was damaged") if case.error_code == "damaged_file" else None
 
 
@@ -157,18 +172,16 @@ def _version(case: _Case) -> Cause | None:
     misfit = next((words for words in _MISFITS if words in case.text), None)
     if case.error_kind in _IMPORT_ERRORS or case.error_code in _VERSION_CODES or (misfit and case.died):
         why = f"{case.error_kind or case.error_code}: {misfit or 'what is installed there does not fit'}"
-        return Cause("version", "certain" if case.versions_differ else "likely", why)
-    if case.exit_signal == "SIGILL":
-        return Cause("version", "likely", "it used an instruction that the processor does not have")
-    return Cause("version", "guess", "its host has other versions than the rest") if case.versions_differ and case.died else None
+        return Cause("version", "likely", why)
+    return Cause("version", "likely", "it used an instruction that the processor does not have") if case.exit_signal == "SIGILL" else None
 
 
 def _network(case: _Case) -> Cause | None:
-    if case.host_lost or case.error_code in _NETWORK_CODES:
+    if case.error_code in _NETWORK_CODES:
         return Cause("network", "likely", "its host could not be reached")
     if case.errno in _UNREACHED:
         return Cause("network", "likely", f"a connection ended ({errno.errorcode[case.errno]})")
-    return None
+    return Cause("network", "likely", f"a connection ended ({case.error_kind})") if case.error_kind in _CONNECTION_ERRORS else None
 
 
 def _unit(case: _Case) -> Cause | None:
@@ -180,7 +193,9 @@ def _unit(case: _Case) -> Cause | None:
 
 
 def _thermal(case: _Case) -> Cause | None:
-    return Cause("thermal", "likely", "its card was slowed down by heat") if case.thermal and case.died else None
+    if not case.thermal or not case.died or _again(case) is not None:  # others have done well on the same hot card
+        return None
+    return Cause("thermal", "likely", "its card was slowed down by heat")
 
 
 def _host(case: _Case) -> Cause | None:
@@ -191,15 +206,26 @@ def _host(case: _Case) -> Cause | None:
     return Cause("gpu-hardware" if on_card else "system", "likely", f"{case.host_deaths} other unit(s) died on {case.host}")
 
 
+def _again(case: _Case) -> Cause | None:
+    """The unit's own process died each time on a host where others passed: whoever killed it, it is the unit."""
+    if not case.died or not case.failed_here or not case.passed_here or any(o.error_code not in _DEATHS for o in case.failed_here):
+        return None
+    signals = {case.exit_signal, *(o.exit_signal for o in case.failed_here)}
+    how = f"was killed by {case.exit_signal}" if signals == {case.exit_signal} != {None} else "ended"
+    return Cause("data", "likely", f"its own process {how} each of {len(case.failed_here) + 1} times on {case.host or case.device}, where other units passed")
+
+
 def _code(case: _Case) -> Cause | None:
     workload = [x for x in case.xid or () if meaning_of(x).severity == "job" and x != _KILLED_XID]
     if workload:
         return Cause("user", "likely", "; ".join(f"Xid {x}: {meaning_of(x).meaning}" for x in workload))
     if case.error_code == "stage_failed":
-        told = f"its code raised {case.error_kind or 'an exception'}"
+        told = f"its code raised {case.kind or case.error_kind or 'an exception'}"
         return Cause("data", "likely", f"{told}, and not for other units") if case.others_passed else Cause("user", "likely", told)
     if case.usage:
         return Cause("user", "likely", "what it was asked for will not do")
+    if (found := _again(case)) is not None:
+        return found
     if case.exit_signal == "SIGKILL":
         return Cause("system", "guess", "somebody killed its process; the kernel did not, for want of memory")
     if case.died:

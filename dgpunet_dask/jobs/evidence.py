@@ -6,14 +6,14 @@ import errno
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from dgpunet_dask.errors import DgpunetError, DiskFull, Unplaceable, UsageError
+from dgpunet_dask.errors import DgpunetError, DiskFull, StageFailed, Unplaceable, UsageError
 from dgpunet_dask.jobs.causes import Other
 from dgpunet_dask.jobs.rows import ENDED_BY, AttemptRow
 
 #: Fields of errors that are evidence as they stand.
 _KEPT: Final = (
     "exit_signal", "exit_status", "cgroup_oom_kills", "log_tail", "free_disk_bytes", "xid", "thermal", "pid", "seconds", "peak_mib", "kind",
-    "how", "why", "card_mib", "stage",
+    "error_kind", "errno", "how", "why", "card_mib", "stage",
 )  # fmt: skip
 _TEXT_LETTERS: Final = 4_096
 
@@ -32,6 +32,8 @@ def evidence_of(error: DgpunetError, *, device: str | None, host: str | None, un
     found: dict[str, Any] = {"error_code": error.code, "message": _short(str(error)), **fields, "device": device, "host": host}
     if isinstance(error, UsageError):
         found["usage"] = True
+    if isinstance(error, StageFailed):  # an agent of an earlier release tells the class alone
+        found.setdefault("error_kind", error.fields.get("kind"))
     if isinstance(error, DiskFull):
         found["errno"] = errno.ENOSPC
     return {name: value for name, value in {**found, "units_done": units_done}.items() if value is not None}
@@ -46,11 +48,17 @@ def others_of(rows: Iterable[AttemptRow], unit_id: str) -> list[Other]:
     """Return the attempts of a job that have ended, as others to the next that fails of unit `unit_id`."""
     return [
         Other(
-            same_unit=row.unit_id == unit_id, host=row.host, device=row.device,
+            same_unit=row.unit_id == unit_id, host=row.host, device=row.device or _last_device(row.evidence or {}),
             error_code=None if row.state == "committed" else str((row.evidence or {}).get("error_code") or "unknown"),
+            exit_signal=(row.evidence or {}).get("exit_signal"),
         )
         for row in rows if row.state in ("committed", "failed")
     ]  # fmt: skip
+
+
+def _last_device(evidence: Mapping[str, Any]) -> str | None:
+    """Return the device of the last stage of a unit that was committed before it was told where it had been placed."""
+    return next((device for device, _ in reversed((evidence.get("stages") or {}).values()) if device is not None), None)
 
 
 def _short(value: Any) -> Any:

@@ -473,7 +473,7 @@ def stage_rows(plan: Any, explained: Callable[[Demand], Mapping[str, Any]], head
             found = explained(stage.demand)
             row |= {name: found[name] for name in ("demand", "outcome", "on", "waits_for", "verdicts", "wakes", "fix", "effective")}
             row["ranking"] = [scored["device"] for scored in found["ranking"]]
-            row["seconds"] = found["ranking"][0]["finish_s"] if found["ranking"] else None
+            row["seconds"] = found["run_s"]
         table.append(row)
     return table
 

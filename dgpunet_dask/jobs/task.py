@@ -30,7 +30,7 @@ SOCKET_VARIABLE: Final = "DGPUNET_AGENT_SOCKET"
 #: The fields of an error that tell of its cause, where it has them (`stagehost.evidence`, `stagehost.oom`).
 EVIDENCE: Final = (
     "kind", "why", "how", "pid", "seconds", "exit_signal", "exit_status", "cgroup_oom_kills", "log_tail", "free_disk_bytes",
-    "deadline_s", "charge_mib", "peak_mib",
+    "deadline_s", "charge_mib", "peak_mib", "error_kind", "errno", "xid", "thermal",
 )  # fmt: skip
 
 

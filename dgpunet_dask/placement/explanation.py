@@ -32,7 +32,8 @@ def explanation(fleet: Fleet, demand: Demand, policy: Policy = NO_POLICY, estima
     -------
     dict
         ``demand`` as stated, ``effective`` (see `effective`), ``outcome``, ``final`` (no waiting can help), ``on``, ``waits_for``,
-        ``summary``, ``policy`` (its digest), ``ranking`` (device, total, finish_s, parts), ``verdicts`` (device, kind, code, need, have, rule), ``wakes`` (event, text and
+        ``summary``, ``policy`` (its digest), ``run_s`` (of a unit alone on the first of the ranking; ``None`` where it was neither stated nor
+        learned), ``ranking`` (device, total, finish_s, parts), ``verdicts`` (device, kind, code, need, have, rule), ``wakes`` (event, text and
         for a release device and in_s), ``fix`` (see `fixes.Fix.to_json`; ``None`` where work is placed or nothing helps).
     """
     request = resolve(demand, policy, estimates)
@@ -49,11 +50,17 @@ def explanation(fleet: Fleet, demand: Demand, policy: Policy = NO_POLICY, estima
         "waits_for": decision.waits_for,
         "summary": "" if placed else decision.summary(),
         "policy": decision.policy,
+        "run_s": _run_s(fleet, request, decision),
         "ranking": [{"device": s.device, "total": s.total, "finish_s": s.finish_s, "parts": dict(s.parts)} for s in decision.ranking],
         "verdicts": [{"kind": kind_of(v), **v.to_json()} for name in sorted(decision.refusals) for v in decision.refusals[name]],
         "wakes": [] if placed else list(wakes(fleet, request, decision)),
         "fix": None if fix is None else fix.to_json(),
     }
+
+
+def _run_s(fleet: Fleet, request: Request, decision: Decision) -> float | None:
+    first = next((d for d in fleet.devices if decision.ranking and d.name == decision.ranking[0].device), None)
+    return request.run_s(first) if first is not None and request.known else None
 
 
 def effective(request: Request, policy: Policy) -> dict[str, Any]:

@@ -50,9 +50,14 @@ class Evidence:
 
 def with_evidence(raw: Mapping[str, Any], evidence: Evidence) -> dict[str, Any]:
     """Return the error `raw`, which a stage host has told as `reports.error_to_json` gives it, with what the agent knows of the call."""
+    return with_facts(raw, evidence.fields())
+
+
+def with_facts(raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the error `raw`, with those facts that are `known` beside its own."""
     if raw["class"] == MalformedFile.__name__:  # all that it has is its list of mistakes
         return dict(raw)
-    return {**raw, "fields": {**evidence.fields(), **raw["fields"]}}
+    return {**raw, "fields": {**known, **raw["fields"]}}
 
 
 def exit_of(returncode: int | None) -> tuple[str | None, int | None]:

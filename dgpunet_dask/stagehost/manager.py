@@ -42,6 +42,7 @@ from dgpunet_dask.config.home import Home
 from dgpunet_dask.errors import DgpunetError, JobFailed, StageOutOfMemory
 from dgpunet_dask.failpoints import hit
 from dgpunet_dask.stagehost.asyncwire import AsyncWire
+from dgpunet_dask.stagehost.evidence import with_facts
 from dgpunet_dask.stagehost.fetching import Fetch
 from dgpunet_dask.stagehost.hosts import Host, HostBook, Limits, Listed, keep, listed_by_driver, nowhere
 from dgpunet_dask.stagehost.kept import Keep, KeptCall, KeptCalls
@@ -59,6 +60,8 @@ INSPECT_S: Final = 300.0
 TIDY_S: Final = 2.0
 
 _OVERRUN: Final = StageOutOfMemory.__name__
+#: From the UUID of a card and seconds since 1970 to fields of an error.
+Befell = Callable[[str, float], Coroutine[Any, Any, dict[str, Any]]]
 Answer = Callable[[AsyncWire, Packet], Coroutine[Any, Any, Packet | None]]
 
 
@@ -79,6 +82,8 @@ class StageHosts:
         Brings workload folders and models that are not on this host; ``None``: this host knows no other.
     listed
         Tells which processes the driver lists on a card.
+    befell
+        Tells what has befallen a card since a moment, as evidence of a call that failed there; ``None``: nobody watches the cards.
     """
 
     def __init__(
@@ -91,9 +96,11 @@ class StageHosts:
         *,
         kept: Keep | None = None,
         listed: Listed = listed_by_driver,
+        befell: Befell | None = None,
     ) -> None:
         self.home = home
-        clock = clock or SystemClock()
+        self.clock = clock = clock or SystemClock()
+        self.befell = befell
         self.limits = limits or Limits()
         self.book = HostBook(home, clock, cards or {}, self.limits, fetch, listed)
         self.kept = KeptCalls(clock, self._end_call, self.book.note, kept or Keep())
@@ -267,7 +274,24 @@ class StageHosts:
     async def _exchange(
         self, spec: StageCallSpec, packet: Packet, wanted: Callable[[], bool], call: KeptCall | None = None
     ) -> Packet | None:
-        """Make a call on a host that is lent for it."""
+        """Make a call on a host that is lent for it; where it fails, its error says what befell its card meanwhile."""
+        began_s = self.clock.wall()
+        try:
+            answer = await self._lent_exchange(spec, packet, wanted, call)
+        except DgpunetError as error:
+            error.fields |= await self._of_card(spec, began_s)
+            raise
+        if answer is not None and answer.kind == "error":
+            answer.fields["error"] = with_facts(answer.fields["error"], await self._of_card(spec, began_s))
+        return answer
+
+    async def _of_card(self, spec: StageCallSpec, since_s: float) -> dict[str, Any]:
+        uuid = self.book.cards.get(spec.device) if spec.on_card else None
+        return {} if uuid is None or self.befell is None else await self.befell(uuid, since_s)
+
+    async def _lent_exchange(
+        self, spec: StageCallSpec, packet: Packet, wanted: Callable[[], bool], call: KeptCall | None
+    ) -> Packet | None:
         async with self.book.lent(spec, wanted, call) as host:
             if host is None:
                 return None

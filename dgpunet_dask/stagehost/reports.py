@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dgpunet_dask import errors
-from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed, MalformedFile, Problem, StageFailed
+from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed, MalformedFile, Problem, StageDiskFull, StageFailed
 from dgpunet_dask.errors.fullness import full_in, says_full
 from dgpunet_dask.stagehost.oom import Shortage, oom_in, out_of_memory, parse_shortage
 from dgpunet_dask.stagehost.spec import StageCallSpec
@@ -23,21 +23,41 @@ _MESSAGE_LETTERS: Final = 2_000
 def failure_of(error: BaseException, stage: str, card: StageCallSpec | None = None, measured: Shortage | None = None) -> DgpunetError:
     """Return the product's error for what a stage's code raised.
 
-    An error of our own tree stays what it is, a full disk becomes `DiskFull` (``fields["free_disk_bytes"]``), out of memory on a `card`
+    An error of our own tree stays what it is, a full disk becomes `DiskFull` (``fields["free_disk_bytes"]``) or, where the system names no
+    file, `StageDiskFull`, out of memory on a `card`
     that the stage was called on `StageOutOfMemory` or `ForeignMemory`, anything else `StageFailed`; ``fields["traceback"]`` says where it
-    was raised.
+    was raised, ``fields["error_kind"]`` and ``fields["errno"]`` what the interpreter and the system call it.
     """
     if isinstance(error, DgpunetError) and _known(type(error).__name__) is type(error):
         return error
     if says_full(error):  # what it has met and dealt with is its own affair
-        return disk_full(_file_of(error) or "the job's folder")
+        path = _file_of(error)
+        return StageDiskFull(stage=stage, path=None, why=_text_of(error)) if path is None else disk_full(path)
     text = _traceback_of(error)
     oom = None if card is None else oom_in(error)
     if card is not None and oom is not None:
         why = _text_of(oom)
         found = parse_shortage(why).filled(measured or Shortage())
         return out_of_memory(found, stage=stage, device=card.device, charge_mib=card.vram_mib, why=why, traceback=text)
-    return StageFailed(stage=stage, kind=type(error).__name__, why=_text_of(error), traceback=text)
+    known = {"error_kind": builtin_kind(error), "errno": errno_of(error)}
+    return StageFailed(stage=stage, kind=type(error).__name__, why=_text_of(error), traceback=text, **known)
+
+
+def builtin_kind(error: BaseException) -> str:
+    """Return the nearest class of `error` that is the interpreter's own: NumPy's error for want of memory is a ``MemoryError``."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
+
+
+def errno_of(error: BaseException) -> int | None:
+    """Return the system's number of an `OSError`; where a library wrapped it in one without a number, that of what lies behind it."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while isinstance(error, OSError) and one is not None and id(one) not in seen:
+        if isinstance(one, OSError) and isinstance(one.errno, int):
+            return one.errno
+        seen.add(id(one))
+        one = one.__cause__ or one.__context__
+    return None
 
 
 def _traceback_of(error: BaseException) -> str:
@@ -97,7 +117,8 @@ def full_disk(error: BaseException) -> DgpunetError | None:
 
 
 def _file_of(error: BaseException) -> str | None:
-    return error.filename if isinstance(error, OSError) else None
+    name = error.filename if isinstance(error, OSError) else None
+    return os.fsdecode(name) if isinstance(name, str | bytes) else None  # a number where it was a file that is open
 
 
 def disk_full(path: Path | str) -> DiskFull:

@@ -18,6 +18,7 @@ from tests.integration.jobs.trouble import Trouble, two_hosts
 #: Every stage that a graph may name.
 STAGES = '''
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -110,6 +111,24 @@ class Dying(Stage):
 
     def __call__(self, batch):
         os._exit(3)
+
+
+class Picky(Stage):
+    """Is killed under the last item, once some others have passed."""
+
+    demand = Demand(gpus=0)
+
+    def load(self, *, file: str) -> None:
+        self.file = Path(file)
+
+    def __call__(self, batch):
+        while 3 in batch:
+            if self.file.exists() and len(self.file.read_text().split()) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.02)
+        with self.file.open("a") as out:
+            out.write(f"{batch[0]}\\n")
+        return batch
 
 
 class Total(Stage):

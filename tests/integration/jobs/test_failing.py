@@ -37,6 +37,26 @@ def test_one_more_than_may_be_lost_is_too_many(trouble: Trouble) -> None:
     assert status.state == "failed"
 
 
+@pytest.mark.parametrize("kind", ["Heavy", "Light"])
+@pytest.mark.parametrize(("how", "cause"), [("memory", "host-oom"), ("import", "version"), ("reset", "network"), ("raise", "data")])
+def test_what_a_stage_raises_has_the_cause_that_its_class_tells(trouble: Trouble, kind: str, how: str, cause: str) -> None:
+    job_id = trouble.submit(kind, range(3), bad=[2], how=how, allow_failed=1)
+    trouble.ended(job_id)
+    (attempt,) = trouble.attempts(job_id, unit=2)
+    assert attempt.cause in ({"data", "user"} if cause == "data" else {cause}), attempt.evidence  # whether others have passed by then is chance
+
+
+@pytest.mark.parametrize("kind", ["Heavy", "Light"])
+def test_a_disk_that_a_stage_fills_is_told_as_that(trouble: Trouble, kind: str) -> None:
+    job_id = trouble.submit(kind, range(2), bad=[1], how="full")
+    until(lambda: [a for a in trouble.attempts(job_id, unit=1) if a.state == "failed"], 60, "a failed attempt")
+    trouble.cluster.asked(lambda api: api.cancel(job_id))
+    attempt = trouble.attempts(job_id, unit=1)[0]
+    assert attempt.cause == "disk"
+    assert "a disk that stage work wrote to" in (attempt.evidence or {})["message"]
+    trouble.ended(job_id)
+
+
 @pytest.mark.parametrize("how", ["exit", "SIGKILL", "SIGSEGV"])
 def test_a_unit_that_ends_its_process_is_tried_on_another_host_and_set_aside(trouble: Trouble, how: str) -> None:
     job_id = trouble.submit("Heavy", range(8), bad=[2], how=how)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from dgpunet_dask.client import Client
+from dgpunet_dask.jobs import lease_steps
+from dgpunet_dask.jobs.ledger import read_copy
 from tests.integration.jobs.conftest import Graph, Run
 
 SOURCE = {"run": "stages:Numbers", "unit": {"items": 2}}
@@ -91,3 +96,16 @@ def test_a_stage_that_always_dies_fails_the_job_and_its_attempts_are_told(run: R
     assert status.error["code"] == "stage_host_lost"
     assert "(exit status 3) during 3 attempt(s)" in status.error["message"]
     assert status.units.to_json() == {"total": 1, "done": 0, "reused": 0, "failed": 1, "attempts": 3}
+
+
+def test_a_unit_that_kills_its_process_each_time_while_others_pass_is_to_blame_itself(client: Client, run: Run, tmp_path: Path) -> None:
+    graph = {"read": {**SOURCE, "unit": {"items": 1}}, "picky": {"run": "stages:Picky", "after": "read"}}
+    status, _ = run(graph, count=4, file=str(tmp_path / "passed"))
+    assert (status.state, status.units.done, status.units.failed) == ("failed", 3, 1)
+    assert status.error is not None
+    assert "during 3 attempt(s)" in status.error["message"]
+    with read_copy(client.home.ledger) as db:
+        rows = [row for row in lease_steps.attempts(db, status.job_id, None, 100) if row.state == "failed"]
+    assert len(rows) == 3
+    assert rows[-1].cause == "data"
+    assert "was killed by SIGKILL each of 3 times" in (rows[-1].evidence or {})["why"]

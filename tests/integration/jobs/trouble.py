@@ -61,6 +61,15 @@ def befall(item, where):
     how = item["how"]
     if how == "raise" and not (folder / "mended").exists():
         raise ValueError(f"number {item['number']} is bad on purpose")
+    if how == "memory":
+        raise MemoryError
+    if how == "import":
+        import no_such_module
+    if how == "reset":
+        raise ConnectionResetError("the peer is gone")
+    if how == "full":
+        with open("/dev/full", "wb", buffering=0) as out:
+            out.write(b"x")
     if how == "exit":
         os._exit(7)
     if how in ("SIGKILL", "SIGSEGV"):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 from dgpunet_dask.daemons.lifeline import child_env
 from dgpunet_dask.errors import StageFailed, StageHostLost, StageHung
 from dgpunet_dask.jobs import task
+from dgpunet_dask.jobs.causes import attribute
+from dgpunet_dask.jobs.evidence import evidence_of
 from dgpunet_dask.jobs.task import Parcel, StageCall, run_stage
 from dgpunet_dask.model.fleet import Device
 from dgpunet_dask.stagehost import evidence, hosts, logs
@@ -260,6 +263,31 @@ def test_a_hung_stage_is_charged_until_the_driver_lists_it_no_more(with_card: Ag
     waiting.join(30)
     assert later[0].items == 1
     assert set(driver.asked) == {"GPU-77"}
+
+
+@pytest.mark.parametrize("stage", ["Dies", "Breaks"])
+def test_a_call_that_failed_on_a_card_tells_what_befell_the_card_since_it_began(tmp_path: Path, stage: str) -> None:
+    asked: list[tuple[str, float]] = []
+
+    async def befell(uuid: str, since_s: float) -> dict[str, Any]:
+        asked.append((uuid, since_s))
+        return {"xid": [79]}
+
+    agent, before_s = Agent(tmp_path / "cards", cards={"3090": "GPU-77"}, listed=Driver(), befell=befell), time.time()
+    agent.start()
+    agent.write(STAGES)
+    try:
+        for device, vram_mib in (("3090", 100), ("h/cpu", None)):
+            with pytest.raises((StageHostLost, StageFailed)) as caught:
+                call(agent, spec(stage, device=device, vram_mib=vram_mib), "me", "exit")
+            assert caught.value.fields.get("xid") == ([79] if vram_mib else None)
+            kept = evidence_of(caught.value, device=device, host="h", units_done=0)
+            assert (attribute(kept).code == "gpu-hardware") == (device == "3090")
+    finally:
+        agent.stop()
+    ((uuid, since_s),) = asked
+    assert uuid == "GPU-77"
+    assert before_s <= since_s <= time.time()
 
 
 def test_where_the_driver_tells_nothing_the_end_of_the_process_counts(with_card: Agent, driver: Driver) -> None:

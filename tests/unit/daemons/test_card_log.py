@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dgpunet_dask.daemons.card_log import HOT_SHARE, WINDOW_S, XID_AGAIN_S, CardLog
+from dgpunet_dask.daemons.card_log import HOT_SHARE, STAMP_S, WINDOW_S, XID_AGAIN_S, CardLog, evidence
 from dgpunet_dask.hardware.card_facts import CardFacts
 from dgpunet_dask.hardware.nvml import CardState
 from dgpunet_dask.hardware.xids import XidEvent
@@ -74,6 +74,17 @@ def test_errors_have_their_consequence(xid, cordon, cause):
     assert (told["xid"], told["cordon"], told["cause"], told["device"], told["at"]) == (xid, cordon, cause, "rtx3090-0", 5.0)
     assert told["what"].startswith(f"rtx3090-0: Xid {xid}, ")
     assert log.row()["GPU-a"]["xids"] == [{"xid": xid, "count": 1, "at": 5.0, "severity": told["severity"]}]
+
+
+def test_a_failed_call_is_told_the_errors_since_it_began_and_whether_its_card_is_hot():
+    log = CardLog()
+    look(log, card(throttle=("sw_thermal",)), card("GPU-b", 1, throttle=("sw_power_cap",)))
+    log.heard([XidEvent("GPU-a", 31, 5.0), XidEvent("GPU-a", 79, 50.0), XidEvent("GPU-a", 79, 51.0)])
+    row = log.row()
+    assert evidence(row["GPU-a"], 50.5) == {"xid": [79], "thermal": True}
+    assert evidence(row["GPU-a"], 5.0) == {"xid": [31, 79], "thermal": True}
+    assert evidence(row["GPU-a"], 51.0 + STAMP_S + 0.1) == {"thermal": True}
+    assert evidence(row["GPU-b"], 0.0) == evidence({}, 0.0) == {}
 
 
 def test_errors_that_the_card_mends_are_counted_alone():

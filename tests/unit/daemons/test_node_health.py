@@ -93,6 +93,21 @@ async def test_errors_and_loss_become_reports(running):
     assert cards.opened >= opened > 1
 
 
+async def test_a_failed_call_learns_what_befell_its_card_though_it_was_reported_a_moment_before(running):
+    health, cards, _, _ = running
+    cards.events = [XidEvent("GPU-a", 31, 5.0)]
+    assert await health.befell("GPU-a", 4.0) == {"xid": [31]}
+    cards.events = [XidEvent("GPU-a", 31, 30.0)]  # of the same number: no further report so soon
+    assert await health.befell("GPU-a", 29.0) == {"xid": [31]}
+    assert await health.befell("GPU-a", 40.0) == {}
+    assert await health.befell("GPU-none", 0.0) == {}
+
+
+async def test_a_host_whose_cards_nobody_can_ask_says_nothing_and_keeps_no_one_waiting(tmp_path):
+    health = NodeHealth(Spool(tmp_path / "reports.json"), SystemClock(), xids_s=0.01)
+    assert await health.befell("GPU-a", 0.0) == {}
+
+
 async def test_a_look_that_fails_is_not_the_last(running, caplog):
     health, cards, _, _ = running
     cards.broken = True

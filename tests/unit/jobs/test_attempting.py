@@ -140,6 +140,27 @@ async def test_poison_is_tried_on_another_host_and_the_job_goes_on_without_it(tm
         assert not await run.faults()
 
 
+async def test_what_kills_its_process_each_time_on_one_host_is_to_blame_and_its_attempts_are_counted(tmp_path: Path) -> None:
+    def killed() -> StageHostLost:
+        return StageHostLost(stage="work", device="a0", how="SIGKILL", attempts=1, log="-", exit_signal="SIGKILL")
+
+    waits = asyncio.Event()
+    async with running(tmp_path, range(5), lambda start: waits if start.number == 4 else None, could=lambda *_: False, allow_failed=1) as run:
+        run.dask.device = "a0"
+        job = asyncio.create_task(run.runner.run())
+        await meanwhile(lambda: run.record.counted.done == 4)
+        for nth in range(3):
+            await meanwhile(lambda nth=nth: len(run.dask.starts) == 5 + nth)
+            next(future for future in reversed(run.dask.futures) if future.start.number == 4).end(killed())
+        await job
+        rows = [row for row in await run.ledger.attempts(JOB) if row.number == 4]
+        assert [row.cause for row in rows] == ["system", "data", "data"]
+        assert "killed by SIGKILL each of 3 times on one" in (rows[-1].evidence or {})["why"]
+        (told,) = run.runner.attempting.failures.values()
+        assert "given up after 3 attempt(s)" in told
+        assert "ended (SIGKILL) during 3 attempt(s)" in told
+
+
 async def test_where_there_is_no_other_host_another_card_will_do_and_else_the_same(tmp_path: Path) -> None:
     def could(stage: Any, avoid: Any) -> bool:
         return not set(avoid) & {"a1"}

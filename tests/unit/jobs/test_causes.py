@@ -16,6 +16,7 @@ from dgpunet_dask.jobs.causes import CAUSES, Confidence, Other, attribute
 DEAD = {"error_code": "stage_host_lost", "host": "a", "device": "a/gpu0"}
 RAISED = {"error_code": "stage_failed", "error_kind": "ValueError", "host": "a", "device": "a/gpu0"}
 PASSED = Other(same_unit=False, host="b", device="b/gpu0")
+PASSED_THERE = Other(same_unit=False, host="a", device="a/gpu0")
 
 
 def same(host: str, code: str = "stage_host_lost") -> Other:
@@ -32,13 +33,19 @@ CASES: dict[str, tuple[dict[str, Any], list[Other], str, str]] = {
     "a quota": ({"errno": errno.EDQUOT}, [], "disk", "certain"),
     "our own word for it": ({"error_code": "disk_full"}, [], "disk", "certain"),
     "a full disk on two hosts is not the unit's fault": ({"errno": errno.ENOSPC, **RAISED}, [same("b", "disk_full")], "disk", "certain"),
-    "it died where the disk was nearly full": ({**DEAD, "free_disk_bytes": 10, "disk_floor": 1000}, [], "disk", "likely"),
     "a damaged file": ({"error_code": "damaged_file"}, [], "disk", "likely"),
     "killed by the kernel": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": 1}, [], "host-oom", "certain"),
     "no memory": ({**RAISED, "error_kind": "MemoryError"}, [], "host-oom", "likely"),
     "asked for what is not to be had": ({"error_code": "bad_value", "usage": True, "host": "a"}, [], "user", "likely"),
     "killed by somebody": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": 0}, [], "system", "guess"),
     "killed, and nobody counts": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": None}, [], "system", "guess"),
+    "killed each time where others pass": ({**DEAD, "exit_signal": "SIGKILL"}, [same("a"), same("a"), PASSED_THERE], "data", "likely"),
+    "it exited each time where others pass": ({**DEAD, "exit_status": 7}, [same("a"), PASSED_THERE], "data", "likely"),
+    "killed once where others pass": ({**DEAD, "exit_signal": "SIGKILL"}, [PASSED_THERE], "system", "guess"),
+    "killed each time where none has passed": ({**DEAD, "exit_signal": "SIGKILL"}, [same("a"), same("a"), PASSED], "system", "guess"),
+    "killed once, and raised once": ({**DEAD, "exit_signal": "SIGKILL"}, [same("a", "stage_failed"), PASSED_THERE], "system", "guess"),
+    "killed each time, as others there": ({**DEAD, "exit_signal": "SIGKILL"}, [same("a"), died("a"), PASSED_THERE], "gpu-hardware", "likely"),
+    "killed each time by the kernel": ({**DEAD, "exit_signal": "SIGKILL", "cgroup_oom_kills": 1}, [same("a"), PASSED_THERE], "host-oom", "certain"),
     "off the bus": ({**DEAD, "xid": [79]}, [], "gpu-hardware", "certain"),
     "contained memory error": ({**DEAD, "xid": [94]}, [], "gpu-hardware", "likely"),
     "an error that we do not know": ({**DEAD, "xid": [999]}, [], "gpu-hardware", "likely"),
@@ -49,15 +56,17 @@ CASES: dict[str, tuple[dict[str, Any], list[Other], str, str]] = {
     "others fill the card": ({"error_code": "foreign_memory"}, [], "gpu-oom", "certain"),
     "it printed so before it died": ({**DEAD, "log_tail": "torch.OutOfMemoryError: CUDA out of memory. Tried"}, [], "gpu-oom", "likely"),
     "not installed": ({**RAISED, "error_kind": "ModuleNotFoundError"}, [], "version", "likely"),
-    "not installed here alone": ({**RAISED, "error_kind": "ImportError", "versions_differ": True}, [], "version", "certain"),
+    "a name that is not in what is installed": ({**RAISED, "error_kind": "ImportError"}, [PASSED], "version", "likely"),
     "built for other cards": ({**DEAD, "log_tail": "CUDA error: no kernel image is available for execution"}, [], "version", "likely"),
     "an older processor": ({**DEAD, "exit_signal": "SIGILL"}, [], "version", "likely"),
-    "another version, and dead": ({**DEAD, "versions_differ": True}, [], "version", "guess"),
     "no environment": ({"error_code": "environment_failed"}, [], "version", "likely"),
-    "the host is gone": ({**DEAD, "host_lost": True}, [], "network", "likely"),
+    "a peer was lost": ({"error_code": "peer_failed", "host": "a"}, [], "network", "likely"),
+    "a connection was reset, with no number": ({**RAISED, "error_kind": "ConnectionResetError"}, [PASSED], "network", "likely"),
     "a connection was reset": ({**RAISED, "errno": errno.ECONNRESET}, [], "network", "likely"),
     "nobody had the folder": ({"error_code": "folder_missing"}, [], "network", "likely"),
     "too hot, and hung": ({"error_code": "stage_hung", "host": "a", "thermal": True}, [], "thermal", "likely"),
+    "too hot, and dead": ({**DEAD, "thermal": True}, [PASSED_THERE], "thermal", "likely"),
+    "killed each time on a hot card where others pass": ({**DEAD, "thermal": True, "exit_signal": "SIGKILL"}, [same("a"), PASSED_THERE], "data", "likely"),
     "too hot, and wrong": ({**RAISED, "thermal": True}, [], "user", "likely"),
     "it raised": (RAISED, [], "user", "likely"),
     "it raised for this one alone": (RAISED, [PASSED], "data", "likely"),
@@ -82,6 +91,13 @@ def test_cause(what: str) -> None:
     assert found.why
 
 
+def test_a_unit_that_is_killed_each_time_is_told_by_the_signal_and_how_often() -> None:
+    killed = Other(same_unit=True, host="a", device="a/gpu0", error_code="stage_host_lost", exit_signal="SIGKILL")
+    found = attribute({**DEAD, "exit_signal": "SIGKILL"}, elsewhere=[killed, killed, PASSED_THERE])
+    assert found.why == "its own process was killed by SIGKILL each of 3 times on a, where other units passed"
+    assert "ended each of 3 times" in attribute(DEAD, elsewhere=[killed, killed, PASSED_THERE]).why
+
+
 def test_each_cause_is_found_in_some_case() -> None:
     assert {code for _, _, code, _ in CASES.values()} == set(CAUSES)
 
@@ -102,8 +118,7 @@ evidences = st.fixed_dictionaries(
         "errno": st.sampled_from([None, errno.ENOSPC, errno.ECONNRESET, errno.EIO]), "exit_signal": st.sampled_from([None, "SIGKILL", "SIGSEGV", "SIGILL"]),
         "exit_status": st.sampled_from([None, 0, 1]), "cgroup_oom_kills": st.sampled_from([None, 0, 2]),
         "xid": st.none() | st.lists(st.sampled_from([13, 31, 45, 63, 79, 94, 999]), max_size=3), "thermal": st.none() | st.booleans(),
-        "free_disk_bytes": st.none() | st.integers(0, 100), "disk_floor": st.none() | st.integers(0, 100), "versions_differ": st.none() | st.booleans(),
-        "host_lost": st.none() | st.booleans(), "host": hosts, "device": st.none() | st.just("a/gpu0"), "log_tail": st.none() | st.text(max_size=20),
+        "host": hosts, "device": st.none() | st.just("a/gpu0"), "log_tail": st.none() | st.text(max_size=20),
     },
 )  # fmt: skip
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dgpunet_dask.cli.submit import total_of
 from dgpunet_dask.errors import BadWorkload
 from dgpunet_dask.jobs.plan import HeadHost, of_user, plan_job
+from dgpunet_dask.jobs.service import stage_rows
 from dgpunet_dask.model.demand import Demand
+from dgpunet_dask.model.fleet import Fleet, Host
 from dgpunet_dask.model.owner import User
 from dgpunet_dask.model.pipeline import StageFacts, StageSpec, Workload
+from dgpunet_dask.placement.estimate import NO_ESTIMATES, device_class
+from dgpunet_dask.placement.explanation import explanation
+from tests.unit.jobs.runs import DEVICES, plan_of
 
 WORKLOAD = Workload(
     name="w", digest="0" * 64, folder="/w", stages=(StageSpec(name="read", run="s:R"), StageSpec(name="embed", run="s:E", after="read"))
@@ -63,3 +70,11 @@ def test_only_a_stage_that_says_that_people_wait_for_it_keeps_its_os_priority(pr
     host = HeadHost(device="h/cpu", threads=1, home=Path("/h"))
     plan = plan_job(WORKLOAD, {}, facts, job_id="j", host=host, scratch=Path("/h/s"))
     assert [stage.call.spec.interactive for stage in (plan.source, *plan.units)] == [interactive, interactive]
+
+
+def test_a_dry_run_tells_the_seconds_of_a_unit_only_where_they_were_learned(tmp_path: Path) -> None:
+    plan, fleet = plan_of(tmp_path, ("work", False)), Fleet((Host(name="one"),), (DEVICES["a0"],))
+    known = NO_ESTIMATES.with_run("work", None, device_class(DEVICES["a0"]), 0.02)
+    for estimates, told in ((NO_ESTIMATES, None), (known, 0.02)):
+        stages = stage_rows(plan, functools.partial(explanation, fleet, estimates=estimates), "one/cpu")
+        assert total_of({"stages": stages}, 1)["seconds_per_unit"] == told

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 
 from dgpunet_dask.model.demand import Demand
 from dgpunet_dask.model.fleet import Charge, Device, Fleet, Host, features_of
 from dgpunet_dask.model.policy import Policy
+from dgpunet_dask.placement.estimate import NO_ESTIMATES, device_class
 from dgpunet_dask.placement.explanation import explanation, lines
 from dgpunet_dask.placement.place import place
 from dgpunet_dask.placement.policy_file import parse_policy
@@ -55,6 +58,17 @@ def test_placed_work_shows_the_ranking_and_its_parts() -> None:
     found = explanation(FLEET, Demand(stage="embed"), POLICY)
     assert (found["outcome"], found["on"], found["fix"], found["wakes"]) == ("placed", ["big"], None, [])
     assert "       1. big  100.0 = finish 100.0" in lines(found)
+
+
+def test_the_seconds_of_a_unit_are_told_where_they_are_known_and_not_those_of_its_load() -> None:
+    demand = Demand(stage="parse", gpus=0)
+    fleet = Fleet(FLEET.hosts, tuple(device for device in FLEET.devices if device.name == "h/cpu"))
+    assert explanation(fleet, demand)["run_s"] is None, "a prior is no knowledge"
+    kind = device_class(fleet.devices[0])
+    learned = NO_ESTIMATES.with_run("parse", None, kind, 0.02, speed=0.02).with_load("parse", None, kind, 7.0)
+    assert explanation(fleet, demand, estimates=learned)["run_s"] == pytest.approx(0.02)
+    assert explanation(fleet, replace(demand, work=1.0), estimates=learned)["run_s"] == 50.0, "what is stated counts"
+    assert explanation(fleet, Demand(stage="parse", vram="1GiB"), estimates=learned)["run_s"] is None, "it goes nowhere"
 
 
 def test_what_ends_by_itself_is_no_change_of_policy() -> None:

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from dgpunet_dask.errors import DgpunetError, DiskFull, JobFailed, LowDisk, StageFailed
-from dgpunet_dask.stagehost.reports import failure_of, full_disk
+from dgpunet_dask.stagehost.reports import error_from_json, error_to_json, failure_of, full_disk
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -42,6 +42,22 @@ def test_without_a_home_it_is_told_as_it_is_set(monkeypatch):
     found = full_disk(OSError(errno.ENOSPC, "no room"))
     assert found is not None
     assert found.fields == {"path": "$DGPUNET_HOME", "free_disk_bytes": None}
+
+
+@pytest.mark.parametrize("name", ["/mnt/small/out.bin", b"/mnt/small/out.bin"])
+def test_a_disk_that_a_stage_filled_is_told_by_the_file_that_the_system_names(name):
+    found = failure_of(OSError(errno.ENOSPC, "No space left on device", name), "s")
+    assert type(found) is DiskFull
+    assert "the disk of /mnt/small/out.bin." in str(found)
+
+
+@pytest.mark.parametrize("name", [None, 7])
+def test_where_the_system_names_no_file_no_folder_of_ours_is_blamed(name):
+    found = error_from_json(error_to_json(failure_of(OSError(errno.ENOSPC, "No space left on device", name), "embed")))
+    assert isinstance(found, DiskFull), "it is waited for like any full disk"
+    assert found.code == "stage_disk_full"
+    assert "a disk that stage embed wrote to" in str(found)
+    assert "folder" not in str(found)
 
 
 def test_a_stage_that_has_dealt_with_a_full_disk_fails_by_its_own_error():
