@@ -30,6 +30,7 @@ from dgpunet_dask.cluster.fleets import charged_by_device, fleet_digest, fleet_t
 from dgpunet_dask.cluster.headfile import HeadFile, write_head_file
 from dgpunet_dask.cluster.policy_watch import Places
 from dgpunet_dask.cluster.wire import error_to_wire
+from dgpunet_dask.config.descriptors import raise_limit
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons import children, resuming
 from dgpunet_dask.daemons.api import ApiContext, listen
@@ -470,6 +471,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--policy", type=Path, action="append", default=[])
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    raise_limit()  # an embedded head has no supervisor
     home = Home(args.home).ensure()
     starter = Starter(home.run / "logs" / "head.log")
     try:

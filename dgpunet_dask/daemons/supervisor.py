@@ -23,6 +23,7 @@ from typing import Final
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.config import Membership
 from dgpunet_dask.cluster.workers import Backoff
+from dgpunet_dask.config.descriptors import raise_limit
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.keeping import how_ended, look_for_stopped, suspended
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn, watch
@@ -201,6 +202,7 @@ def registered(home: Home) -> Iterator[None]:
 
 async def supervise(home: Home, daemons: Sequence[Daemon], say: Callable[[str], None] = log.warning, outlet: Outlet | None = None) -> int:
     """Run `daemons` until SIGTERM or SIGINT, or until the first of them ends in good order or cannot run; return the exit status."""
+    raise_limit()  # all daemons and workers inherit it
     supervisor = Supervisor(home, daemons, say, outlet=outlet)
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, supervisor.stop.set)
