@@ -47,7 +47,7 @@ from dgpunet_dask.daemons.policies import Policies
 from dgpunet_dask.daemons.recording import Recording
 from dgpunet_dask.daemons.register import Register, kill_descendants
 from dgpunet_dask.daemons.settling import Settling
-from dgpunet_dask.daemons.starter import Starter
+from dgpunet_dask.daemons.starter import Starter, leaving
 from dgpunet_dask.daemons.tasklearning import TaskLearning
 from dgpunet_dask.errors import DgpunetError, StartFailed
 from dgpunet_dask.hardware.cpu import usable_cpus
@@ -485,11 +485,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DgpunetError as error:
         log.error("%s", error)
         starter.tell({"error": error_to_wire(error)})
-        return error.exit_code
+        return leaving(error, error.exit_code)
     except Exception as error:  # the starter must learn of it, whatever it is
         log.exception("the head broke")
         starter.tell({"error": error_to_wire(full_disk(error) or DgpunetError(detail=f"{type(error).__name__}: {error}"))})
-        return 1
+        return leaving(error, 1)
     return 0
 
 
