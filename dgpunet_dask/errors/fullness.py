@@ -13,6 +13,8 @@ from dgpunet_dask.errors.jobs import DiskFull, OutOfFiles
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 #: The same of open files: of the process, of the machine.
 NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
+#: What the product raises where the system is short of something: it is waited for, and nobody is to blame.
+SHORTAGES: Final = (DiskFull, OutOfFiles)
 #: SQLITE_FULL, which SQLite's errors carry as `sqlite_errorcode`; its extended codes have it in their last byte.
 _SQLITE_FULL: Final = 13
 
@@ -45,6 +47,13 @@ def out_of_files(error: BaseException | None) -> BaseException | None:
 def is_short(error: BaseException | None) -> bool:
     """Whether `error` tells that the system lacks something that it will have again: room on a disk, or files that may be opened."""
     return is_full(error) or out_of_files(error) is not None
+
+
+def shortage_of(error: BaseException, path: object) -> DiskFull | OutOfFiles | None:
+    """Return the product's error where `error` itself, met at `path`, tells that the system is short of something; ``None`` for others."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return DiskFull(path=path)
+    return OutOfFiles(why=str(error)) if isinstance(error, OSError) and error.errno in NO_FILES else None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from dgpunet_dask.errors import DgpunetError, DiskFull, Unplaceable, UsageError
+from dgpunet_dask.errors import DgpunetError, DiskFull, OutOfFiles, Unplaceable, UsageError
 from dgpunet_dask.jobs.causes import Other
 from dgpunet_dask.jobs.rows import ENDED_BY, AttemptRow
 
@@ -34,6 +34,8 @@ def evidence_of(error: DgpunetError, *, device: str | None, host: str | None, un
         found["usage"] = True
     if isinstance(error, DiskFull):
         found["errno"] = errno.ENOSPC
+    if isinstance(error, OutOfFiles):
+        found["errno"] = errno.EMFILE
     return {name: value for name, value in {**found, "units_done": units_done}.items() if value is not None}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dgpunet_dask.errors import DgpunetError, DiskFull, StageFailed, StageHostLost, StageOutOfMemory, Unplaceable
+from dgpunet_dask.errors import DgpunetError, DiskFull, OutOfFiles, StageFailed, StageHostLost, StageOutOfMemory, Unplaceable
 from dgpunet_dask.jobs.causes import Other, attribute
 from dgpunet_dask.jobs.evidence import evidence_of, others_of, ran, told
 from dgpunet_dask.jobs.rows import AttemptRow
@@ -28,6 +28,7 @@ def row(unit_id: str, state: Any, evidence: Any = None, host: str | None = "a") 
         (lost(exit_signal="SIGSEGV"), "user"),
         (lost(xid=[79]), "gpu-hardware"),
         (DiskFull(path="/x"), "disk"),
+        (OutOfFiles(why="-"), "system"),
         (StageFailed(stage="s", kind="ValueError", why="-"), "user"),
         (StageOutOfMemory(stage="s", peak="-", charge="-", cards="-", attempts=1), "gpu-oom"),
     ],
