@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import resource
 import socket
 
 import psutil
@@ -15,6 +13,7 @@ from dgpunet_dask.daemons.api import server as server_module
 from dgpunet_dask.daemons.api.limits import sockets_of
 from dgpunet_dask.hardware.system import FileLimits
 from dgpunet_dask.security.pinning import trusting
+from tests.helpers import no_file_more
 from tests.integration.api.talk import Talk
 from tests.integration.cluster.test_api_tls import Site, serving
 from tests.unit.daemons.serving import FakeKeys
@@ -27,19 +26,6 @@ def silent(port, count):
     """Connections that send nothing."""
     with contextlib.ExitStack() as held:
         yield [held.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(count)]
-
-
-@contextlib.contextmanager
-def no_file_more():
-    """This process may open no further file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.open(os.devnull, os.O_RDONLY)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_who_says_nothing_before_the_handshake_holds_few_descriptors_and_no_place(tmp_path, monkeypatch):
