@@ -84,8 +84,10 @@ class CliContext:
 
     def head_client(self) -> Client:
         """Return a client of the running head; without one it is NoHead, never an embedded cluster of its own."""
+        from dgpunet_dask.daemons.embedded import no_head
+
         if not self.head_runs():
-            raise NoHead(where=self.home.root)
+            raise no_head(self.home)
         return self.client(start=False)
 
     def client(self, *, start: bool = True) -> Client:

@@ -16,8 +16,8 @@ from dgpunet_dask.cluster.api_client import ApiClient
 from dgpunet_dask.cluster.config import joined_cluster
 from dgpunet_dask.config.home import Home, home_from
 from dgpunet_dask.config.shipped import shipped
-from dgpunet_dask.daemons.embedded import client_of, current_head, named_cluster
-from dgpunet_dask.errors import BadValue, NoHead
+from dgpunet_dask.daemons.embedded import client_of, current_head, named_cluster, no_head
+from dgpunet_dask.errors import BadValue
 from dgpunet_dask.jobs.params import complete_params
 from dgpunet_dask.jobs.store import find_workload, pack_workload, read_workload
 from dgpunet_dask.model.pipeline import Workload
@@ -46,7 +46,7 @@ class Reach:
         self.cluster = cluster
         self._say = say
         self._start = start
-        self._away = False
+        self._said = set[str]()
         self._clock = clock or SystemClock()
         self._api: ApiClient | None = None
 
@@ -63,10 +63,10 @@ class Reach:
         named = self._named()
         head = None if named else current_head(self.home)
         if not named and head is None:
-            raise NoHead(where=self.home.root)
+            raise no_head(self.home)
         found = named_cluster(self.home, named, os.environ) if head is None else client_of(head)  # type: ignore[arg-type]  # named, then
         found.do(calls.alive())
-        self._away = False
+        self._said.clear()
         return found
 
     def line(self, timeout_s: float | None = None) -> Line:
@@ -85,8 +85,8 @@ class Reach:
         return self._api is not None and self._api.embedded
 
     def _say_away(self, text: str) -> None:
-        if not self._away:  # of all that wait at once, one says so
-            self._away = True
+        if text not in self._said:  # of all that wait at once, one says so
+            self._said.add(text)
             self._say(text)
 
 

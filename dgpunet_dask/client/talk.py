@@ -12,7 +12,17 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from dgpunet_dask.cluster import calls
 from dgpunet_dask.cluster.calls import Call, unknown_key
 from dgpunet_dask.cluster.wire import JobArray
-from dgpunet_dask.errors import CodeNotAllowed, DgpunetError, JobLost, NoHead, NoSuchJob, NotAllowed, OtherUser, StillRunning
+from dgpunet_dask.errors import (
+    CodeNotAllowed,
+    DgpunetError,
+    HeadAway,
+    JobLost,
+    NoHead,
+    NoSuchJob,
+    NotAllowed,
+    OtherUser,
+    StillRunning,
+)
 from dgpunet_dask.model.job import FINAL_STATES, JobStatus
 
 T = TypeVar("T")
@@ -163,12 +173,16 @@ class Line:
         end = self.now() + (self.new_key_s if unknown_key(error) else RETURN_S)
         if isinstance(error, NoHead):
             self.say(AWAY)
+        told = ""
         while True:
             try:
                 yield Find()
             except (NoHead, NotAllowed) as still:
+                if isinstance(still, HeadAway) and still.fields.get("full") and str(still) != told:
+                    told = str(still)
+                    self.say(told)
                 if self.now() >= end or self.over or not (isinstance(still, NoHead) or unknown_key(still)):
-                    raise error from still
+                    raise still if isinstance(still, HeadAway) else error from still
                 yield Pause(self.left_s(LOOK_EVERY_S))
             else:
                 self.moved = True
@@ -221,6 +235,8 @@ class JobTalk:
         except NoHead as gone:
             if self.line.over:
                 raise StillRunning(job_id=self.job_id, timeout_s=self.line.timeout_s) from gone
+            if isinstance(gone, HeadAway):
+                raise
             raise JobLost(job_id=self.job_id) from gone
 
     def events(self, since: int = 0) -> Talk[JobStatus | None]:

@@ -26,7 +26,8 @@ from dgpunet_dask.cluster.wire import error_from_wire
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn, wait_until
 from dgpunet_dask.daemons.register import SUPERVISOR, Register, Registered, supervisor_of
-from dgpunet_dask.errors import BadValue, DgpunetError, NoHead, StartFailed, UsageError
+from dgpunet_dask.daemons.starter import no_room
+from dgpunet_dask.errors import BadValue, DgpunetError, HeadAway, NoHead, StartFailed, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -141,17 +142,24 @@ def _address_of(named: str) -> urllib.parse.SplitResult:
 def awaited_head(home: Home) -> HeadFile | None:
     """Return the head under `home`; one that its supervisor is starting again is waited for, `RETURN_S` seconds at most.
 
+    One that waits for room on a full disk is not waited for: that may take a user's hand.
+
     Without this a command in that moment would start a cluster of its own beside the supervisor's.
     """
-    wait_until(lambda: current_head(home) is not None or supervisor_of(home) is None, RETURN_S)
+    wait_until(lambda: current_head(home) is not None or supervisor_of(home) is None or no_room(home.root), RETURN_S)
     head = current_head(home)
     if head is None and supervisor_of(home) is not None:
-        raise _being_started(home)
+        raise no_head(home)
     return head
 
 
-def _being_started(home: Home) -> NoHead:
-    return NoHead(where=f"{home.root} (it is being started again; see {home.run / 'logs'})")
+def no_head(home: Home) -> NoHead:
+    """Return the error that no head runs under `home`: whether its supervisor starts it again, and what that waits for."""
+    if supervisor_of(home) is None:
+        return NoHead(where=home.root)
+    full = no_room(home.root)
+    when = "as soon as its disk, which is full, has room (free some space)" if full else "soon"
+    return HeadAway(where=home.root, when=when, full=full, logs=home.run / "logs")
 
 
 def answering_head(home: Home) -> HeadFile | None:
@@ -217,7 +225,7 @@ def _held(home: Home, simulate: Path | None, say: Say) -> tuple[HeadFile, Lease]
         with contextlib.suppress(NoHead):
             return _found(home)
         if supervisor_of(home) is not None:
-            raise _being_started(home)
+            raise no_head(home)
         clear_remains(home)
         with starting(home, simulate=simulate, embedded=True, say=say) as (process, head):
             lease = client_of(head).lease()

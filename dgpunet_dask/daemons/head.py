@@ -30,6 +30,7 @@ from dgpunet_dask.cluster.fleets import charged_by_device, fleet_digest, fleet_t
 from dgpunet_dask.cluster.headfile import HeadFile, write_head_file
 from dgpunet_dask.cluster.policy_watch import Places
 from dgpunet_dask.cluster.wire import error_to_wire
+from dgpunet_dask.config.descriptors import raise_limit
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons import children, resuming
 from dgpunet_dask.daemons.api import ApiContext, listen
@@ -46,7 +47,7 @@ from dgpunet_dask.daemons.policies import Policies
 from dgpunet_dask.daemons.recording import Recording
 from dgpunet_dask.daemons.register import Register, kill_descendants
 from dgpunet_dask.daemons.settling import Settling
-from dgpunet_dask.daemons.starter import Starter
+from dgpunet_dask.daemons.starter import Starter, leaving
 from dgpunet_dask.daemons.tasklearning import TaskLearning
 from dgpunet_dask.errors import DgpunetError, StartFailed
 from dgpunet_dask.hardware.cpu import usable_cpus
@@ -470,6 +471,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--policy", type=Path, action="append", default=[])
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    raise_limit()  # an embedded head has no supervisor
     home = Home(args.home).ensure()
     starter = Starter(home.run / "logs" / "head.log")
     try:
@@ -483,11 +485,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DgpunetError as error:
         log.error("%s", error)
         starter.tell({"error": error_to_wire(error)})
-        return error.exit_code
+        return leaving(error, error.exit_code)
     except Exception as error:  # the starter must learn of it, whatever it is
         log.exception("the head broke")
         starter.tell({"error": error_to_wire(full_disk(error) or DgpunetError(detail=f"{type(error).__name__}: {error}"))})
-        return 1
+        return leaving(error, 1)
     return 0
 
 

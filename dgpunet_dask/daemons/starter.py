@@ -9,9 +9,36 @@ import os
 import select
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from dgpunet_dask.errors.fullness import is_short
+from dgpunet_dask.hardware.system import total_and_free
 
 log = logging.getLogger(__name__)
+
+#: A daemon that ends with this status (sysexits' "try again later") lacked room on a disk, or files that it may open.
+SHORT: Final = 75
+#: With less than this, a disk is full for whoever starts on it.
+START_BYTES: Final = 1 << 20
+
+
+def no_room(root: Path) -> bool:
+    """Whether the disk of a home is full, so that nothing can start on it; not where the system does not say."""
+    try:
+        return total_and_free(root)[1] < START_BYTES
+    except OSError:
+        return False
+
+
+def leaving(error: BaseException, status: int) -> int:
+    """Return the status to leave with because of `error`: `SHORT` where the system lacked something, else `status`."""
+    if not is_short(error):
+        return status
+    with contextlib.suppress(OSError):  # what a full disk did not take would be tried again at the end, and its failure change the status
+        sink = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(sink, stream)
+    return SHORT
 
 
 class Starter:
@@ -25,7 +52,7 @@ class Starter:
         """Send one message; after ``ready`` or an error the pipe is replaced by the log."""
         if not self.open:
             return
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):  # nobody reads, or the log's disk is full
             sys.stdout.write(json.dumps(message) + "\n")
             sys.stdout.flush()
         if "ready" in message or "error" in message:

@@ -23,11 +23,13 @@ from typing import Final
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.config import Membership
 from dgpunet_dask.cluster.workers import Backoff
+from dgpunet_dask.config.descriptors import raise_limit
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.keeping import how_ended, look_for_stopped, suspended
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn, watch
 from dgpunet_dask.daemons.register import SUPERVISOR, Register, kill_descendants
-from dgpunet_dask.daemons.starter import Outlet
+from dgpunet_dask.daemons.starter import SHORT, Outlet, no_room
+from dgpunet_dask.errors.fullness import is_short
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ STOPPED_S: Final = 10.0
 FAILURES_MAX: Final = 6
 #: A daemon that ends with this status cannot run as it is configured: starting it again would not help.
 USAGE: Final = 2
+#: How long after a start that the system had no room or no files for it is looked whether it has, or started again.
+SHORT_WAIT_S: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,9 @@ class Supervisor:
         while not self.stop.is_set():
             began = self.clock.monotonic()
             status, served = await self._run_once(daemon)
+            if daemon is self.daemons[0] and not served and (status == SHORT or (status not in (0, USAGE) and no_room(self.home.root))):
+                await self._wait_for_room(daemon)  # not its fault: it counts as no failure
+                continue
             failures, wait_s = self.backoff.next(0 if served else failures, self.clock.monotonic() - began)
             logs = self.home.run / "logs" / f"{daemon.name}.log"
             first = daemon is self.daemons[0]  # what this host is for: an agent that cannot run does not take its head along
@@ -145,6 +152,16 @@ class Supervisor:
                 return
             self.say(f"the {daemon.name} ended ({how_ended(status)}); started again in {wait_s:.1f} s; see {logs}")
             await asyncio.sleep(wait_s)
+
+    async def _wait_for_room(self, daemon: Daemon) -> None:
+        """Return when a daemon may be started again that ended because the system lacks room on the disk, or files that may be opened."""
+        began = self.clock.monotonic()
+        what = f"room on the disk of {self.home.root}" if no_room(self.home.root) else "what the system is short of (a disk's room, open files)"
+        self.say(f"the {daemon.name} ended and waits for {what}; see {self.home.run / 'logs' / f'{daemon.name}.log'}")
+        await asyncio.sleep(SHORT_WAIT_S)
+        while no_room(self.home.root):  # noqa: ASYNC110  # a disk announces nothing
+            await asyncio.sleep(SHORT_WAIT_S)
+        self.say(f"the {daemon.name} is started again: it waited {self.clock.monotonic() - began:.0f} s for {what}")
 
     async def _watch(self) -> None:
         """Kill daemons that stand still: whoever waits for one would do so for ever."""
@@ -158,7 +175,8 @@ class Supervisor:
         try:
             child = self._spawn(daemon)
         except OSError as error:
-            return str(error), False
+            log.warning("the %s cannot be started: %s", daemon.name, error)
+            return SHORT if is_short(error) else str(error), False
         self._running[child.pid] = child
         with self.register.noted(child.pid, daemon.name):
             try:
@@ -201,6 +219,7 @@ def registered(home: Home) -> Iterator[None]:
 
 async def supervise(home: Home, daemons: Sequence[Daemon], say: Callable[[str], None] = log.warning, outlet: Outlet | None = None) -> int:
     """Run `daemons` until SIGTERM or SIGINT, or until the first of them ends in good order or cannot run; return the exit status."""
+    raise_limit()  # all daemons and workers inherit it
     supervisor = Supervisor(home, daemons, say, outlet=outlet)
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, supervisor.stop.set)

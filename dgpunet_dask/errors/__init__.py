@@ -20,14 +20,14 @@ A class's docstring is its message; the braces are filled from the keyword argum
     ├── CheckFailed (3)
     │   ├── PolicyCasesFailed
     ├── JobFailed (100)
-    │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull (StageDiskFull), DamagedFile (DamagedLedger)
+    │   ├── StageFailed, StageHostLost, StageHung, EnvironmentFailed, DiskFull (StageDiskFull), OutOfFiles, DamagedFile (DamagedLedger)
     │   ├── StageOutOfMemory, ForeignMemory, FolderMissing
     │   ├── UnitsFailed, Quarantined, DependencyFailed, WorkerKilled
     ├── PeerFailed (1)
     │   ├── PeerBusy
     ├── StillRunning (101), StillDraining (101)
     ├── NotFound (102)
-    │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoSuchFile, NoSuchLines, NoHead, NoSuchNode
+    │   ├── NoSuchWorkload, NoSuchJob, NoSuchIndex, NoSuchFile, NoSuchLines, NoHead (HeadAway), NoSuchNode
     ├── JobCancelled (103)
     ├── JobLost (104)
     ├── Unplaceable (105)
@@ -68,6 +68,7 @@ from dgpunet_dask.errors.base import (
 )
 from dgpunet_dask.errors.cluster import (
     CheckFailed,
+    HeadAway,
     Interrupted,
     LowDisk,
     NoHead,
@@ -96,6 +97,7 @@ from dgpunet_dask.errors.jobs import (
     JobCancelled,
     JobFailed,
     JobLost,
+    OutOfFiles,
     Quarantined,
     StageDiskFull,
     StageFailed,
@@ -154,6 +156,7 @@ __all__ = [
     "EnvironmentFailed",
     "FolderMissing",
     "ForeignMemory",
+    "HeadAway",
     "Interrupted",
     "JobCancelled",
     "JobFailed",
@@ -185,6 +188,7 @@ __all__ = [
     "OtherFleetRunning",
     "OtherPolicyRunning",
     "OtherUser",
+    "OutOfFiles",
     "OverQuota",
     "PathNotAllowed",
     "PeerBusy",

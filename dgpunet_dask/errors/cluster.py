@@ -79,6 +79,12 @@ class NoHead(NotFound):
     code = "no_head"
 
 
+class HeadAway(NoHead):
+    """No head answers at {where} for now: its supervisor starts it again {when}, and its jobs go on then. See what it says in {logs}."""
+
+    code = "head_away"
+
+
 class NoSuchNode(NotFound):
     """There is no host {name!r} in this cluster; it has {known}. `dgpunet-dask nodes` shows them."""
 

@@ -74,6 +74,14 @@ class StageDiskFull(DiskFull):
     code = "stage_disk_full"
 
 
+class OutOfFiles(JobFailed):
+    """No more files can be opened ({why}). Work goes on by itself once some are closed; if this comes again, raise `nofile` in
+    /etc/security/limits.conf, or `LimitNOFILE` of the service.
+    """
+
+    code = "out_of_files"
+
+
 class DamagedFile(JobFailed):
     """{path} is damaged: {why}. Remove it and submit again; what it held is computed anew."""
 

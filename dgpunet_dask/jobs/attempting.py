@@ -11,6 +11,7 @@ from distributed import Future
 
 from dgpunet_dask import failpoints
 from dgpunet_dask.errors import DgpunetError, Quarantined, WorkerKilled
+from dgpunet_dask.errors.fullness import shortage_of
 from dgpunet_dask.jobs.causes import attribute
 from dgpunet_dask.jobs.evidence import evidence_of, others_of, ran
 from dgpunet_dask.jobs.flights import Attempt, Flights, SchedulerGone, Unit, hosts_of, records_of
@@ -243,6 +244,10 @@ class Attempting:
             return None
         except DgpunetError as error:
             return attempt, error
+        except OSError as error:
+            if (short := shortage_of(error, self.record.folder)) is None:
+                raise
+            return attempt, short
         finally:
             await self.flights.let_go(attempt)
 
@@ -296,7 +301,7 @@ class Attempting:
         unit, folder, leaves = attempt.unit, self.record.folder / "results", self.plan.leaves
         records = records_of(ends)
         try:
-            digests = await publish(folder, unit.unit_id, attempt.epoch, ends, leaves, self.ports.room)
+            digests = await publish(folder, unit.unit_id, attempt.epoch, ends, leaves, self.ports.room, self.ports.sleep)
         except BaseException:  # another attempt was first, perhaps: nobody counts on these files
             await in_thread(take_back, folder, unit.unit_id, attempt.epoch, leaves)
             raise

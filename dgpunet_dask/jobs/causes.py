@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from dgpunet_dask.errors.fullness import NO_ROOM
+from dgpunet_dask.errors.fullness import NO_FILES, NO_ROOM
 from dgpunet_dask.hardware.xids import meaning_of
 
 CauseCode = Literal["user", "data", "gpu-oom", "host-oom", "gpu-hardware", "thermal", "network", "disk", "version", "system"]
@@ -139,6 +139,10 @@ def attribute(evidence: Mapping[str, Any], *, elsewhere: Sequence[Other] = ()) -
     return Cause("system", "guess", f"nothing tells more than {case.error_code or 'that it ended'}")
 
 
+def _files(case: _Case) -> Cause | None:
+    return Cause("system", "certain", "no more files could be opened") if case.errno in NO_FILES else None
+
+
 def _disk(case: _Case) -> Cause | None:
     if case.errno in NO_ROOM or case.error_code in _DISK_CODES:
         return Cause("disk", "certain", "no space was left on a disk")
@@ -237,5 +241,5 @@ def _code(case: _Case) -> Cause | None:
 #: What a program had on a card was cleared away: seen whenever one is killed, so it says nothing of why.
 _KILLED_XID: Final = 45
 _RULES: Final[tuple[Callable[[_Case], Cause | None], ...]] = (
-    _disk, _host_oom, _gpu_hardware, _gpu_oom, _version, _network, _unit, _thermal, _host, _code,
+    _disk, _files, _host_oom, _gpu_hardware, _gpu_oom, _version, _network, _unit, _thermal, _host, _code,
 )  # fmt: skip

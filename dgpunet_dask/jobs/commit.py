@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from dgpunet_dask.errors import DiskFull
-from dgpunet_dask.errors.fullness import NO_ROOM
+from dgpunet_dask.errors.fullness import shortage_of
 from dgpunet_dask.security.files import sync_folder
 from dgpunet_dask.stagehost.frames import Buffer, write_frames
 
@@ -28,8 +27,8 @@ def commit_frames(path: Path, frames: Sequence[Buffer], hit: Step = _on) -> str:
 
     Raises
     ------
-    DiskFull
-        If there is no room; nothing is left behind.
+    DiskFull, OutOfFiles
+        If there is no room, or no more files can be opened; nothing is left behind.
     """
     with _replacing(path, hit) as file:
         return write_frames(file, frames)
@@ -63,4 +62,4 @@ def _replacing(path: Path, hit: Step) -> Iterator[BinaryIO]:
 
 
 def _named(error: OSError, path: Path) -> Exception:
-    return DiskFull(path=path) if error.errno in NO_ROOM else error
+    return shortage_of(error, path) or error

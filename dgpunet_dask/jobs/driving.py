@@ -19,7 +19,8 @@ from dgpunet_dask.clock import Clock
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.config.settings import Settings
 from dgpunet_dask.config.settings_file import DEFAULTS
-from dgpunet_dask.errors import DgpunetError, DiskFull, JobCancelled, JobFailed, Unplaceable
+from dgpunet_dask.errors import DgpunetError, JobCancelled, JobFailed, Unplaceable
+from dgpunet_dask.errors.fullness import SHORTAGES
 from dgpunet_dask.jobs import past
 from dgpunet_dask.jobs.learning import Learning
 from dgpunet_dask.jobs.ledger import Ledger
@@ -260,12 +261,12 @@ class Driver:
             log.exception("job %s was not cleared up well", record.status.job_id)
         state: JobState = "done" if error is None else "cancelled" if isinstance(error, JobCancelled) else "failed"
         try:
-            if isinstance(error, DiskFull):  # it has been waited for
+            if isinstance(error, SHORTAGES):  # it has been waited for
                 async with asyncio.timeout(FULL_END_S):  # what the ledger owes the disk stands before this
                     await self.move(record, state, error)
             else:
                 await written(lambda: self.move(record, state, error), self.ports.room)
-        except (DiskFull, TimeoutError) as full:  # whoever waits must hear of it; the next head finds the job as it was, and goes on with it
+        except (*SHORTAGES, TimeoutError) as full:  # whoever waits must hear of it; the next head finds the job as it was, and goes on with it
             log.error("the end of job %s is not in the ledger: %s", record.status.job_id, full or "it waits for room")
             if not record.final:
                 record.move(state, error)

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from dgpunet_dask.errors import DgpunetError, DiskFull, StageFailed, Unplaceable, UsageError
+from dgpunet_dask.errors import DgpunetError, DiskFull, OutOfFiles, StageFailed, Unplaceable, UsageError
 from dgpunet_dask.jobs.causes import Other
 from dgpunet_dask.jobs.rows import ENDED_BY, AttemptRow
 
@@ -36,6 +36,8 @@ def evidence_of(error: DgpunetError, *, device: str | None, host: str | None, un
         found.setdefault("error_kind", error.fields.get("kind"))
     if isinstance(error, DiskFull):
         found["errno"] = errno.ENOSPC
+    if isinstance(error, OutOfFiles):
+        found["errno"] = errno.EMFILE
     return {name: value for name, value in {**found, "units_done": units_done}.items() if value is not None}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from dgpunet_dask.errors import DgpunetError, DiskFull, FolderMissing, StageHostLost, StageHung, WorkerKilled
+from dgpunet_dask.errors import DgpunetError, DiskFull, FolderMissing, OutOfFiles, StageHostLost, StageHung, WorkerKilled
 
 #: How often a unit is tried again for a cause that is not its own, and how long before each time (twice as long each, up to the last).
 SYSTEM_TRIES: Final = 8
@@ -74,10 +74,10 @@ def judge(failures: Sequence[Failure], retries: int) -> Verdict:
         return Verdict("quarantined")  # Dask has tried it on several workers in a row
     if last.killed:
         return _after_death([f for f in failures if f.killed and f.alone], retries)
-    if isinstance(last.error, DiskFull | FolderMissing):
-        again = sum(isinstance(f.error, DiskFull | FolderMissing) for f in failures)
-        if again <= SYSTEM_TRIES:
-            return Verdict("again", min(SYSTEM_WAIT_MOST_S, SYSTEM_WAIT_S * 2.0 ** (again - 1)))
+    if isinstance(last.error, DiskFull | FolderMissing | OutOfFiles):
+        again = sum(isinstance(f.error, DiskFull | FolderMissing | OutOfFiles) for f in failures)
+        if again <= SYSTEM_TRIES or isinstance(last.error, OutOfFiles):  # the head's own, which pass without anybody's hand
+            return Verdict("again", min(SYSTEM_WAIT_MOST_S, SYSTEM_WAIT_S * 2.0 ** min(again - 1, SYSTEM_TRIES)))
     return Verdict("failed")
 
 

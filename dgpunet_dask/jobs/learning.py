@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from dgpunet_dask.errors import BadValue, DgpunetError, DiskFull, NewerFormat
+from dgpunet_dask.errors import BadValue, DgpunetError, NewerFormat
+from dgpunet_dask.errors.fullness import SHORTAGES
 from dgpunet_dask.jobs.commit import commit_text
 from dgpunet_dask.jobs.task import Seen, StageRecord
 from dgpunet_dask.jobs.threads import in_thread
@@ -140,7 +141,7 @@ class Learning:
         try:
             commit_text(self.path, json.dumps(now.to_json(), indent=1))
             self._kept = now
-        except (OSError, DiskFull) as error:
+        except (OSError, *SHORTAGES) as error:
             log.warning("what was learned cannot be kept in %s: %s", self.path, error)
 
 

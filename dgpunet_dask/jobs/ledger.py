@@ -32,7 +32,7 @@ from typing import Any, Final, TypeVar, cast
 
 from dgpunet_dask.clock import Clock
 from dgpunet_dask.errors import DamagedFile, DamagedLedger, DiskFull, NewerFormat, StartFailed
-from dgpunet_dask.errors.fullness import NO_ROOM
+from dgpunet_dask.errors.fullness import SHORTAGES, shortage_of
 from dgpunet_dask.jobs import lease_steps, ledger_steps, schema
 from dgpunet_dask.jobs.ledger_calls import LedgerCalls, Manner
 from dgpunet_dask.jobs.ledger_steps import Db
@@ -154,7 +154,7 @@ class Ledger(LedgerCalls):
         """Write what is left and close the file. Calling it again does nothing."""
         if self._closed:
             return
-        with contextlib.suppress(DiskFull, DamagedFile):
+        with contextlib.suppress(*SHORTAGES, DamagedFile):
             await self._do(lambda _: None)
         self._closed = True
         if self._timer is not None:
@@ -328,8 +328,8 @@ class Ledger(LedgerCalls):
 
     def _told(self, error: BaseException) -> BaseException:
         """Return the product's error for what SQLite or the system said."""
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            return DiskFull(path=self.path)
+        if (short := shortage_of(error, self.path)) is not None:
+            return short
         primary = _primary(error)
         if not isinstance(error, sqlite3.Error) or primary in (None, sqlite3.SQLITE_ERROR):  # the latter: a statement of ours is wrong
             return error

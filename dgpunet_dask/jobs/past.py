@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from dgpunet_dask.clock import Clock
-from dgpunet_dask.errors import DiskFull
+from dgpunet_dask.errors.fullness import SHORTAGES
 from dgpunet_dask.jobs.commit import TEMPORARY, commit_text
 from dgpunet_dask.jobs.record import JobRecord, last_seq
 from dgpunet_dask.jobs.rows import JobRow
@@ -59,7 +59,7 @@ def save(record: JobRecord) -> None:
     try:
         text = json.dumps({"version": FORMAT_VERSION, **record.job.to_json(), "units": record.counted.to_json(), "leaves": list(record.leaves)}, indent=1)
         commit_text(record.folder / "job.json", text)
-    except (OSError, DiskFull) as error:
+    except (OSError, *SHORTAGES) as error:
         log.warning("the record of job %s cannot be written: %s", record.status.job_id, error)
 
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from dgpunet_dask.errors import DiskFull
+from dgpunet_dask.errors.fullness import SHORTAGES
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,8 @@ FULL_TRIES: Final = 60
 async def written(
     step: Callable[[], Awaitable[T]], room: Callable[[], Awaitable[None]], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 ) -> T:
-    """Return what `step` gives, which writes to the ledger. A full disk is nobody's fault: it is done again until there is room.
+    """Return what `step` gives, which writes to the ledger. A full disk, or too many open files, is nobody's fault: it is
+    done again until there is room.
 
     Parameters
     ----------
@@ -32,13 +33,13 @@ async def written(
 
     Raises
     ------
-    DiskFull
+    DiskFull, OutOfFiles
         If there was no room for long; also from `room`.
     """
     for _ in range(FULL_TRIES):
         try:
             return await step()
-        except DiskFull as error:
+        except SHORTAGES as error:
             log.warning("the ledger waits for room: %s", error)
         await sleep(FULL_WAIT_S)
         await room()

@@ -18,7 +18,8 @@ from typing import Any, BinaryIO, Final
 from dgpunet_dask import failpoints
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.config.home import Home
-from dgpunet_dask.errors import DependencyFailed, DgpunetError, DiskFull, JobCancelled, JobLost, NoSuchJob, UsageError
+from dgpunet_dask.errors import DependencyFailed, DgpunetError, JobCancelled, JobLost, NoSuchJob, UsageError
+from dgpunet_dask.errors.fullness import SHORTAGES
 from dgpunet_dask.jobs import past
 from dgpunet_dask.jobs.accepting import Asked, asked, ids, jobs_in, shipped_digests, user_of
 from dgpunet_dask.jobs.admission import Candidate, hopeless, startable
@@ -383,7 +384,7 @@ class JobService:
             return
         try:
             await self._end_hopeless()
-        except DiskFull as error:  # they end when the next job does, and keep nobody waiting who has hope
+        except SHORTAGES as error:  # they end when the next job does, and keep nobody waiting who has hope
             log.warning("jobs that will never begin stay for now: %s", error)
         running = [self._records[job_id].status.owner for job_id in self._tasks]
         for job_id in startable(self._candidates(), running, self._states()):

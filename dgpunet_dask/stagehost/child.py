@@ -34,6 +34,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
+from dgpunet_dask.config.descriptors import restore_limit
 from dgpunet_dask.errors import DgpunetError, StageFailed
 from dgpunet_dask.failpoints import hit
 from dgpunet_dask.model.stage import Stage, is_light
@@ -260,6 +261,7 @@ def main(argv: list[str]) -> int:
     """Serve the inherited socket; return the exit status."""
     faulthandler.enable()
     connection = _protocol(argv)
+    restore_limit()
     if LOW_PRIORITY in argv:
         lower_priority()
     lifeline = os.environ.pop(LIFELINE_VARIABLE, None)

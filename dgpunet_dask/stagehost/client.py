@@ -193,13 +193,15 @@ class AgentClient:
             self._open.add(wire)
 
     def _connect(self, stage: str, device: str) -> Wire:
-        sock = socket.socket(socket.AF_UNIX)
+        sock = None
         try:
+            sock = socket.socket(socket.AF_UNIX)  # fails where this process may open no more files
             sock.connect(self._path)
             if peer_uid(sock) not in (os.getuid(), None):
                 raise PermissionError("it belongs to another user")
         except OSError as error:
-            sock.close()
+            if sock is not None:
+                sock.close()
             lost = self._no_agent(stage, device, f"its agent does not answer: {error}")
             lost.fields["away"] = True  # nothing was asked of it
             raise lost from error

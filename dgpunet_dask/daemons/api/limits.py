@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 FAILURES_MAX: Final = 20
@@ -24,6 +25,27 @@ OPEN_OF_ALL: Final = 350
 AGAIN_S: Final = 2.0
 #: Stands for all who share a bound.
 ALL: Final = ""
+#: Connections of a listener, and handshakes that are under way before they are connections, however many files the head may open.
+CONNECTIONS_MAX: Final = 500
+PENDING_MAX: Final = 1024
+#: A head has a listener for its own machine and one for the others; each may hold this share of the files, the rest is for its own work.
+SHARE: Final = 4
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """How many sockets a listener may hold: connections, and handshakes under way, in all and of one address."""
+
+    connections: int
+    pending: int
+    of_address: int
+
+
+def sockets_of(files: int | None) -> Sockets:
+    """Return what a listener may hold in a process that may have `files` open (``None``: as many as it likes)."""
+    half = PENDING_MAX if files is None else max(2, files // SHARE // 2)
+    pending = min(PENDING_MAX, half)
+    return Sockets(min(CONNECTIONS_MAX, half), pending, pending // 2)
 
 
 class Attempts:

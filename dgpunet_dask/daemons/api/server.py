@@ -14,7 +14,7 @@ import ssl
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import h11
 from starlette.types import ASGIApp
@@ -22,7 +22,10 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from dgpunet_dask.daemons.api.accepting import Accepting
 from dgpunet_dask.daemons.api.callers import Certificate
+from dgpunet_dask.daemons.api.limits import CONNECTIONS_MAX, Sockets, sockets_of
+from dgpunet_dask.hardware.system import file_limits
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +36,10 @@ HEAD_S: Final = 30.0
 LINGER_S: Final = 2.0
 #: A client that takes none of its answer is let go after so long.
 UNREAD_S: Final = 60.0
-HANDSHAKE_S: Final = 15.0
-GOODBYE_S: Final = 5.0
 #: How long requests that run are waited for once their connections are closed.
 ENDING_S: Final = 1.0
 HEAD_BYTES_MAX: Final = 32 << 10
 MESSAGE_BYTES_MAX: Final = 16 << 20
-CONNECTIONS_MAX: Final = 500
 BACKLOG: Final = 1024
 
 
@@ -63,6 +63,7 @@ class HttpProtocol(H11Protocol):
     """One connection: tells requests about the peer's certificate, and ends where it is only held open."""
 
     since: float = 0.0
+    most: int = CONNECTIONS_MAX
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
     _phase: str | None = None
@@ -73,15 +74,18 @@ class HttpProtocol(H11Protocol):
         self.app_state = {**self.app_state, "connection": Connection(transport.get_extra_info("peercert") or None)}
         self.since = self.loop.time()
         self._within("head", HEAD_S)
-        if len(self.connections) > CONNECTIONS_MAX:
+        if len(self.connections) > self.most:
             self._make_room()
 
     def _make_room(self) -> None:
-        """End the oldest idle connection of the address that has most of those; hosts of this cluster stay."""
+        """End the oldest idle connection of the address that has most of those, at once: TLS's farewell takes a while, and its descriptor.
+
+        Hosts of this cluster stay.
+        """
         idle = [one for one in self.connections if isinstance(one, HttpProtocol) and one.is_idle and one.certificate is None]
         crowd = Counter(one.address for one in idle)
         if idle:
-            min(idle, key=lambda one: (-crowd[one.address], one.since)).transport.close()
+            min(idle, key=lambda one: (-crowd[one.address], one.since)).transport.abort()
 
     @property
     def certificate(self) -> Certificate | None:
@@ -176,9 +180,13 @@ class ApiServer:
         Bound; they are the server's from now on.
     context
         For TLS.
+    bounds
+        How many sockets it may hold; ``None``: what the process's limit of open files leaves.
     """
 
-    def __init__(self, app: ASGIApp, sockets: Sequence[socket.socket], context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, sockets: Sequence[socket.socket], context: ssl.SSLContext | None = None, bounds: Sockets | None = None
+    ) -> None:
         self._config = Config(
             app, http=HttpProtocol, ws="websockets-sansio", ws_max_size=MESSAGE_BYTES_MAX, lifespan="off", interface="asgi3", log_config=None,
             log_level=logging.ERROR, access_log=False, proxy_headers=False, server_header=False, date_header=False,
@@ -187,30 +195,24 @@ class ApiServer:
         self._config.load()
         self._state = ServerState()
         self._loop = asyncio.get_running_loop()
-        self._sockets = list(sockets)
-        for sock in self._sockets:
+        self._bounds = bounds or sockets_of(file_limits().soft)
+        self._accepting = Accepting(self._protocol, context, self._bounds)
+        for sock in sockets:
             sock.listen(BACKLOG)  # who connects before the loop comes to it waits, and is not refused
-        self._servers: list[asyncio.Server] = []
-        self._opening = self._loop.create_task(self._open(context), name="api")
-
-    async def _open(self, context: ssl.SSLContext | None) -> None:
-        timed: dict[str, Any] = {} if context is None else {"ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": GOODBYE_S}
-        for sock in self._sockets:
-            self._servers.append(await self._loop.create_server(self._protocol, sock=sock, ssl=context, backlog=BACKLOG, **timed))
+            self._accepting.listen(sock)
 
     def _protocol(self) -> HttpProtocol:
-        return HttpProtocol(self._config, self._state, {}, self._loop)
+        protocol = HttpProtocol(self._config, self._state, {}, self._loop)
+        protocol.most = min(CONNECTIONS_MAX, self._bounds.connections)
+        return protocol
 
     def stop(self) -> None:
         """Take no more connections."""
-        self._opening.cancel()
-        for server in self._servers:
-            server.close()
-        for sock in self._sockets:
-            sock.close()
+        self._accepting.stop()
 
     async def close_all_connections(self) -> None:
         """End all connections: what has been answered is sent, what runs is told that its caller is gone."""
+        await self._accepting.end()
         for connection in list(self._state.connections):
             connection.transport.close()
         await asyncio.sleep(0)
@@ -221,4 +223,3 @@ class ApiServer:
             await asyncio.gather(*late, return_exceptions=True)
         for connection in list(self._state.connections):
             connection.transport.abort()
-        await asyncio.gather(self._opening, return_exceptions=True)

@@ -1,6 +1,7 @@
 """A child for tests of what keeps children: notes its start, then does what its first argument says.
 
-``wait`` or ``idle``: end at SIGTERM; ``deaf``: ignore it; ``family``: have a child, and wait with it; ``exit N``: end at once; ``serve N``: note
+``wait`` or ``idle``: end at SIGTERM; ``deaf``: ignore it; ``family``: have a child, and wait with it; ``exit N``: end at once; ``short N``: the first N of them end
+for want of room on a disk; ``serve N``: note
 itself in ``serves.json`` and end; ``told``: say a line and end with status 3; ``last``: note who is there at the end. The last argument is the
 folder in which it notes ``NAME.PID``.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from dgpunet_dask.daemons.lifeline import end_now, watch
+from dgpunet_dask.daemons.starter import SHORT
 
 
 def note_others(folder: Path) -> int:
@@ -43,6 +45,8 @@ def main() -> None:
         sys.exit(3)
     if words[0] == "last":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(note_others(Path(folder))))
+    if words[0] == "short" and len(list(Path(folder).glob("short.*"))) <= int(words[1]):
+        sys.exit(SHORT)
     if words[0] in ("exit", "serve"):
         sys.exit(int(words[1]))
     while True:

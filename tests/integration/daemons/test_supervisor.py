@@ -105,6 +105,17 @@ async def test_one_that_ends_again_and_again_is_given_up(home, run, said):
     assert len(pids(home, "exit")) == FAILURES_MAX == len(said)
 
 
+async def test_one_that_lacks_room_is_waited_for_however_often_and_told(home, run, said, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "SHORT_WAIT_S", 0.02)
+    _, task = run(("short", str(FAILURES_MAX + 1)),)
+    await until(lambda: len(pids(home, "short")) == FAILURES_MAX + 2)
+    last = await until(lambda: next((pid for pid in pids(home, "short") if psutil.pid_exists(pid)), None))
+    assert psutil.pid_exists(last)
+    assert not task.done()
+    assert "waits for" in said[0]
+    assert "is started again" in said[-1]
+
+
 async def test_one_that_has_served_is_never_given_up(home, run, said):
     _, task = run(("serve", "7"), proof="serves.json")
     await until(lambda: len(pids(home, "serve")) > FAILURES_MAX + 1)

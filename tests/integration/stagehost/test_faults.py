@@ -11,6 +11,7 @@ import pytest
 
 from dgpunet_dask.errors import BadWorkload, StageFailed, StageHostLost, StageHung
 from dgpunet_dask.stagehost.frames import pack, unpack
+from tests.helpers import no_file_more
 from tests.integration.stagehost.helpers import exists, in_thread, spec, until
 
 STAGES = """
@@ -242,6 +243,12 @@ def test_without_an_agent_a_call_says_so(agent):
     agent.do(agent.hosts.stop())
     with pytest.raises(StageHostLost, match="does not answer"):
         call(agent, spec("Waits"), "x")
+
+
+def test_where_no_file_can_be_opened_the_agent_counts_as_away_which_is_waited_for(agent):
+    with no_file_more(), pytest.raises(StageHostLost, match="Too many open files") as lost:
+        call(agent, spec("Waits"), "x")
+    assert lost.value.fields["away"]
 
 
 def test_a_source_is_only_so_far_ahead_of_its_reader(agent, tmp_path):

@@ -28,6 +28,7 @@ class Head:
         self.answers = answers
         self.asked: list[tuple[str, str]] = []
         self.away: int | None = 0
+        self.nobody: DgpunetError = NoHead(where="here")
         self.looks = 0
         self.time = Time()
         self.told: list[dict[str, Any]] = []
@@ -67,7 +68,7 @@ class Head:
         elif isinstance(step, talk.Find):
             self.looks += 1
             if self.away is None or self.looks <= self.away:
-                raise NoHead(where="here")
+                raise self.nobody
         elif isinstance(step, talk.Do):
             return step.work()
         else:

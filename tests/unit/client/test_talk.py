@@ -12,6 +12,7 @@ from dgpunet_dask.cluster import calls
 from dgpunet_dask.errors import (
     BadValue,
     CodeNotAllowed,
+    HeadAway,
     JobLost,
     NoHead,
     NoSuchJob,
@@ -87,6 +88,14 @@ def test_a_head_that_does_not_come_back_within_a_minute_has_lost_the_job() -> No
         head.run(head.job().wait())
     assert lost.value.exit_code == 104
     assert head.time() - began == pytest.approx(60, abs=1)
+
+
+def test_of_a_head_that_waits_for_room_the_reason_is_told_once_and_no_job_is_lost() -> None:
+    head = Head(**{"GET events": GONE})
+    head.away, head.nobody = None, HeadAway(where="here", when="once there is room", full=True, logs="logs")
+    with pytest.raises(HeadAway):
+        head.run(head.job().wait())
+    assert head.said == [AWAY, str(head.nobody)]
 
 
 def test_the_head_of_an_embedded_cluster_has_no_successor() -> None:

@@ -8,8 +8,8 @@ import sqlite3
 
 import pytest
 
-from dgpunet_dask.errors import DiskFull, JobFailed, LowDisk, StageFailed
-from dgpunet_dask.errors.fullness import full_in, is_full, says_full
+from dgpunet_dask.errors import DiskFull, JobFailed, LowDisk, OutOfFiles, StageFailed
+from dgpunet_dask.errors.fullness import full_in, is_full, is_short, out_of_files, says_full, shortage_of
 
 
 def raised_from(error: BaseException, cause: BaseException | None = None) -> BaseException:
@@ -39,6 +39,17 @@ def test_the_system_says_so(number: int) -> None:
     assert is_full(pickle.loads(pickle.dumps(error)))
     assert is_full(raised_from(error, JobFailed(why="x")))
     assert is_full(ExceptionGroup("several", [ValueError("x"), error]))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_open_files_that_run_out_are_a_shortage_and_no_full_disk(number: int) -> None:
+    error = OSError(number, "too many", "/x")
+    assert is_short(raised_from(error, JobFailed(why="x")))
+    assert not is_full(error)
+    assert out_of_files(error) is error
+    assert isinstance(shortage_of(error, "/x"), OutOfFiles)
+    assert isinstance(shortage_of(OSError(errno.ENOSPC, "no room"), "/x"), DiskFull)
+    assert shortage_of(OSError(errno.EIO, "broken"), "/x") is None
 
 
 def test_so_do_we_and_sqlite() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -450,6 +451,22 @@ async def test_a_job_that_is_cancelled_leaves_no_task_and_no_unit_behind(tmp_pat
         await run.ledger.move(JOB, "cancelled")
         assert not [row for row in await run.ledger.attempts(JOB) if row.state == "leased"]
         assert not await run.faults()
+
+
+async def test_no_unit_fails_because_its_head_may_open_no_more_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, range(3)) as run:
+        ends, short = run.runner.flights.ends, [1, 2, 3]
+
+        async def late(attempt: Any) -> Any:
+            if short:
+                short.pop()
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await ends(attempt)
+
+        monkeypatch.setattr(run.runner.flights, "ends", late)
+        await run.runner.run()
+        assert run.record.counted.done == 3
+        assert not short
 
 
 async def test_a_ledger_without_room_is_waited_for_and_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import dgpunet_dask
 from dgpunet_dask.errors import (
     DgpunetError,
     DiskFull,
+    OutOfFiles,
     StageDiskFull,
     StageFailed,
     StageHostLost,
@@ -50,6 +51,7 @@ def row(unit_id: str, state: Any, evidence: Any = None, host: str | None = "a") 
         (lost(xid=[79]), "gpu-hardware"),
         (DiskFull(path="/x"), "disk"),
         (StageDiskFull(stage="s", path=None, why="-"), "disk"),
+        (OutOfFiles(why="-"), "system"),
         (StageFailed(stage="s", kind="ValueError", why="-"), "user"),
         (failure_of(MemoryError(), "s"), "host-oom"),
         (failure_of(LikeNumpy("8 TiB"), "s"), "host-oom"),

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgpunet_dask.errors import DgpunetError, DiskFull, FolderMissing, StageFailed, StageHostLost, StageHung, WorkerKilled
+from dgpunet_dask.errors import (
+    DgpunetError,
+    DiskFull,
+    FolderMissing,
+    OutOfFiles,
+    StageFailed,
+    StageHostLost,
+    StageHung,
+    WorkerKilled,
+)
 from dgpunet_dask.jobs.judging import HOSTS_MAX, SYSTEM_TRIES, SYSTEM_WAIT_MOST_S, Failure, judge
 
 LOST = StageHostLost(stage="s", device="d", how="signal 9", attempts=1, log="-")
@@ -16,10 +25,11 @@ HUNG = StageHung(stage="s", device="d", deadline_s=1.0)
 RAISED = StageFailed(stage="s", kind="ValueError", why="-")
 KILLED = WorkerKilled(stage="s", deaths=3)
 FULL = DiskFull(path="/x")
+NO_FILES = OutOfFiles(why="-")
 AWAY = FolderMissing(kind="model", digest="-", why="-")
 
 failures = st.builds(
-    Failure, error=st.sampled_from([LOST, HUNG, RAISED, KILLED, FULL, AWAY]), host=st.sampled_from([None, "a", "b", "c"]),
+    Failure, error=st.sampled_from([LOST, HUNG, RAISED, KILLED, FULL, AWAY, NO_FILES]), host=st.sampled_from([None, "a", "b", "c"]),
     device=st.sampled_from([None, "a0", "b0"]), alone=st.booleans(),
 )  # fmt: skip
 
@@ -62,6 +72,12 @@ def test_the_system_s_faults_are_waited_out_longer_each_time_and_not_for_ever(er
     assert waits == sorted(waits)
     assert 0 < waits[0] < waits[-1] <= SYSTEM_WAIT_MOST_S
     assert judge([on("a", error)] * (SYSTEM_TRIES + 1), retries=0).next == "failed"
+
+
+def test_the_head_s_want_of_open_files_is_never_a_unit_s_end() -> None:
+    waits = [judge([on("a", NO_FILES)] * tried, retries=0) for tried in (1, 5, 50, 5000)]
+    assert {verdict.next for verdict in waits} == {"again"}
+    assert waits[-1].wait_s == SYSTEM_WAIT_MOST_S
 
 
 @given(st.lists(failures, min_size=1, max_size=40), st.integers(0, 5))

@@ -6,17 +6,18 @@ import asyncio
 
 import pytest
 
-from dgpunet_dask.errors import DiskFull, JobFailed
+from dgpunet_dask.errors import DiskFull, JobFailed, OutOfFiles
 from dgpunet_dask.jobs.persisting import to_its_end, written
 
 
-async def test_a_step_is_done_again_until_there_is_room() -> None:
+@pytest.mark.parametrize("short", [DiskFull(path="x"), OutOfFiles(why="x")])
+async def test_a_step_is_done_again_until_there_is_room(short: JobFailed) -> None:
     full, waits = [1, 2, 3], []
 
     async def step() -> str:
         if full:
             full.pop()
-            raise DiskFull(path="x")
+            raise short
         return "done"
 
     async def wait(*seconds: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from dgpunet_dask import failpoints
 from dgpunet_dask.errors import DiskFull
-from dgpunet_dask.jobs.publishing import FULL_TRIES, publish, take_back
+from dgpunet_dask.jobs.publishing import FILES_WAIT_S, FULL_TRIES, publish, take_back
 from dgpunet_dask.jobs.task import Parcel
 from dgpunet_dask.jobs.units import result_name
 from dgpunet_dask.stagehost.frames import pack
@@ -20,17 +20,21 @@ UNIT = "a" * 32
 
 
 class Disk:
-    """A disk that is full until it was waited for `full` times; `at` is where it is noticed."""
+    """A disk that is full, or a process with too many open files, until it was waited for `full` times; `at` is where it is noticed."""
 
-    def __init__(self, full: int, at: str) -> None:
-        self.full, self.at, self.waits = full, at, 0
+    def __init__(self, full: int, at: str, number: int = errno.ENOSPC) -> None:
+        self.full, self.at, self.number, self.waits = full, at, number, 0
+        self.slept = 0.0
 
     def hit(self, name: str, **_: object) -> None:
         if name == self.at and self.waits < self.full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(self.number, os.strerror(self.number))
 
     async def room(self) -> None:
         self.waits += 1
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept += seconds
 
 
 def files(folder: Path) -> list[str]:
@@ -55,6 +59,15 @@ async def test_a_full_disk_is_waited_for_and_leaves_nothing_half_done(tmp_path: 
     await publish(tmp_path, UNIT, 7, ENDS, ["left", "right"], disk.room)
     assert disk.waits == 3
     assert files(tmp_path) == [result_name(UNIT, leaf, 7) for leaf in ("left", "right")]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+async def test_files_that_cannot_be_opened_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    disk = Disk(3, "publish.opened", number)
+    monkeypatch.setattr(failpoints, "hit", disk.hit)
+    await publish(tmp_path, UNIT, 7, ENDS, ["left"], disk.room, disk.sleep)
+    assert disk.slept == 3 * FILES_WAIT_S
+    assert files(tmp_path) == [result_name(UNIT, "left", 7)]
 
 
 async def test_a_disk_that_stays_full_is_told_of_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
