@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
+from dgpunet_dask.daemons.hedging import ANSWER_S
 from dgpunet_dask.daemons.lifeline import wait_until
 from dgpunet_dask.daemons.sharding import DaskWorkers, Sharding
 from dgpunet_dask.model.fleet import Host
@@ -63,21 +67,21 @@ class Setting:
     def same(self, seed: int, count: int = 50) -> None:
         """Search both ways, in a thread of its own, and compare."""
         vector = unit(DIMENSION, seed)
-        assert self.dense.nearest(vector, count, None) == self.plain.nearest(vector, count, np.arange(ROWS))
+        found, wanted = self.dense.nearest(vector, count, None), self.plain.nearest(vector, count, np.arange(ROWS))
+        assert [score for score, _ in found] == [score for score, _ in wanted]
+        least = wanted[-1][0]  # of several that are equal there, either will do
+        assert [one for one in found if one[0] > least] == [one for one in wanted if one[0] > least]
+
+
+def spec(name: str) -> dict[str, Any]:
+    """What a nanny of a worker is made with."""
+    plugin = ShardWorker(Host(name=name, cpus=2, ram_mib=RAM_MIB))
+    return {"name": f"{name}/cpu", "nthreads": 1, "dashboard": False, "resources": {LIGHT: 4}, "plugins": (plugin,)}
 
 
 @asynccontextmanager
 async def running(folder: Path, names: str = "abc") -> AsyncIterator[Setting]:
-    workers = {
-        name: {
-            "cls": Nanny,
-            "options": {
-                "name": f"{name}/cpu", "nthreads": 1, "dashboard": False, "resources": {LIGHT: 4},
-                "plugins": (ShardWorker(Host(name=name, cpus=2, ram_mib=RAM_MIB)),),
-            },
-        }
-        for name in names
-    }  # fmt: skip
+    workers = {name: {"cls": Nanny, "options": spec(name)} for name in names}
     scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1", "port": 0}}
     with dask.config.set(CONFIG):
         async with SpecCluster(workers, scheduler, asynchronous=True, silence_logs=False) as cluster, Client(cluster, asynchronous=True) as client:
@@ -107,3 +111,119 @@ async def test_a_large_segment_is_held_twice_and_finds_what_the_exact_scan_finds
         for seed in range(2, 30):
             await asyncio.to_thread(now.same, seed)
         assert now.sharding._pace._recent
+
+
+class Searching:
+    """Threads that search and compare, until told to stop; what went wrong is raised then."""
+
+    def __init__(self, now: Setting, threads: int = 2) -> None:
+        self.now, self.stopped, self.count = now, threading.Event(), 0
+        self.threads = [asyncio.create_task(asyncio.to_thread(self._run, number)) for number in range(threads)]
+
+    def _run(self, number: int) -> None:
+        seed = number
+        while not self.stopped.is_set():
+            seed += len(self.threads)
+            self.now.same(seed)
+            self.count += 1
+
+    async def more(self, least: int) -> None:
+        """Wait until so many more searches have been answered."""
+        wanted = self.count + least
+        await self.now.until(lambda: self.count >= wanted or any(task.done() for task in self.threads), f"{least} searches")
+
+    async def end(self) -> None:
+        self.stopped.set()
+        await asyncio.gather(*self.threads)
+
+
+async def test_a_killed_worker_costs_no_answer_and_its_shards_are_held_elsewhere(folder: Path) -> None:
+    async with running(folder) as now:
+        await now.until(now.complete, "two copies of each")
+        before = dict(now.told["workers"])
+        searching = Searching(now)
+        await searching.more(20)
+        now.cluster.workers["a"].auto_restart = False
+        os.kill(now.pid("a"), signal.SIGKILL)
+        await now.until(lambda: now.complete() and "a/cpu" not in now.told["workers"], "two copies of each without it")
+        await searching.more(20)
+        await searching.end()
+        assert before["a/cpu"] > 0
+        assert all(now.told["workers"][name] >= before[name] for name in ("b/cpu", "c/cpu"))
+
+
+async def test_when_all_are_killed_searches_are_whole_and_a_worker_that_comes_back_holds_its_shards_again(folder: Path) -> None:
+    async with running(folder, "ab") as now:
+        await now.until(now.complete, "two copies of each")
+        searching = Searching(now)
+        await searching.more(20)
+        for name in "ab":
+            os.kill(now.pid(name), signal.SIGKILL)  # each has a nanny that starts another
+        await searching.more(20)
+        await now.until(lambda: len(now.sharding._view.told) < 2 or not now.complete(), "it is seen that they are gone")
+        await now.until(now.complete, "two copies of each again", 2 * DEADLINE_S)
+        await searching.more(20)
+        await searching.end()
+
+
+async def test_a_worker_that_stands_still_is_not_waited_for(folder: Path) -> None:
+    async with running(folder) as now:
+        await now.until(now.complete, "two copies of each")
+        for seed in range(20):
+            await asyncio.to_thread(now.same, seed)  # so that the pace is known
+        pid = now.pid("b")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            loop = asyncio.get_running_loop()
+            took = []
+            for seed in range(20):
+                began = loop.time()
+                await asyncio.to_thread(now.same, seed)
+                took.append(loop.time() - began)
+            assert sorted(took)[len(took) // 2] < ANSWER_S / 2, took
+            assert "b/cpu" in now.sharding._late
+            await now.until(lambda: now.complete() and "b/cpu" not in now.told["workers"], "its shards are held elsewhere", 2 * DEADLINE_S)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await now.until(lambda: now.complete() and "b/cpu" in now.told["workers"], "it takes part again", 2 * DEADLINE_S)
+        await asyncio.to_thread(now.same, 99)
+
+
+async def test_no_worker_holds_more_than_it_may_and_what_it_may_can_change(folder: Path) -> None:
+    async with running(folder) as now:
+        await now.until(now.complete, "two copies of each")
+        may = 5 * SHARD_BYTES
+        now.allowed["share"] = (may + 1) / (RAM_MIB << 20)  # room for 15 of 24
+        await now.until(lambda: now.told["copies"] == 15, "what they may hold and no more")
+        assert all(held == may for held in now.told["workers"].values())
+        assert now.told["held"] == SHARDS
+        await asyncio.to_thread(now.same, 1)
+        now.allowed["share"] = 0.0
+        await now.until(lambda: now.told["copies"] == 0, "nothing is held")
+        assert not now.told["asked"]
+        await asyncio.to_thread(now.same, 2)
+
+
+async def test_what_a_worker_cannot_read_by_itself_is_sent_to_it(folder: Path, tmp_path: Path) -> None:
+    async with running(folder, "ab") as now:
+        await now.until(now.complete, "two copies of each")
+        elsewhere = replace(now.dense._scan.source, index="y", digest="other", file=tmp_path / "gone")  # type: ignore[union-attr]  # it is `Spreading`
+        made = now.sharding.spread(elsewhere, None)
+        assert isinstance(made, Spreading)
+        await now.until(lambda: [one["copies"] for one in now.sharding.status()] == [2 * SHARDS] * 2, "both are held twice")
+        vector = unit(DIMENSION, 5)
+        found = await asyncio.to_thread(made.nearest, vector, 50)
+        assert set(found.tolist()) == {row for _, row in now.plain.nearest(vector, 50, np.arange(ROWS))}
+        del made
+        await now.until(lambda: len(now.sharding.status()) == 1, "what is not open any more is let go of")
+        await now.until(lambda: now.sharding.summary()["bytes"] == 2 * SHARDS * SHARD_BYTES, "nobody holds it any more")
+
+
+async def test_a_worker_that_joins_takes_its_share(folder: Path) -> None:
+    async with running(folder, "ab") as now:
+        await now.until(now.complete, "two copies of each")
+        options = dict(spec("c"))
+        async with Nanny(now.cluster.scheduler.address, **options):
+            await now.until(lambda: now.complete() and "c/cpu" in now.told["workers"], "three share them")
+            await asyncio.to_thread(now.same, 3)
+            await now.until(lambda: set(now.told["workers"].values()) != {SHARDS * SHARD_BYTES}, "the others let go of something")
