@@ -16,7 +16,7 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
-from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed import Client, Nanny, Scheduler, SpecCluster, Status
 
 from dgpunet_dask.daemons.hedging import ANSWER_S
 from dgpunet_dask.daemons.lifeline import wait_until
@@ -132,22 +132,28 @@ class Searching:
         wanted = self.count + least
         await self.now.until(lambda: self.count >= wanted or any(task.done() for task in self.threads), f"{least} searches")
 
-    async def end(self) -> None:
-        self.stopped.set()
-        await asyncio.gather(*self.threads)
+
+@asynccontextmanager
+async def searching(now: Setting) -> AsyncIterator[Searching]:
+    """Search all the while; at the end the first that was wrong is raised."""
+    made = Searching(now)
+    try:
+        yield made
+    finally:
+        made.stopped.set()
+        await asyncio.gather(*made.threads)
 
 
 async def test_a_killed_worker_costs_no_answer_and_its_shards_are_held_elsewhere(folder: Path) -> None:
     async with running(folder) as now:
         await now.until(now.complete, "two copies of each")
         before = dict(now.told["workers"])
-        searching = Searching(now)
-        await searching.more(20)
-        now.cluster.workers["a"].auto_restart = False
-        os.kill(now.pid("a"), signal.SIGKILL)
-        await now.until(lambda: now.complete() and "a/cpu" not in now.told["workers"], "two copies of each without it")
-        await searching.more(20)
-        await searching.end()
+        async with searching(now) as searches:
+            await searches.more(20)
+            now.cluster.workers["a"].status = Status.closing_gracefully  # its nanny starts no other
+            os.kill(now.pid("a"), signal.SIGKILL)
+            await now.until(lambda: now.complete() and "a/cpu" not in now.told["workers"], "two copies of each without it")
+            await searches.more(20)
         assert before["a/cpu"] > 0
         assert all(now.told["workers"][name] >= before[name] for name in ("b/cpu", "c/cpu"))
 
@@ -155,15 +161,14 @@ async def test_a_killed_worker_costs_no_answer_and_its_shards_are_held_elsewhere
 async def test_when_all_are_killed_searches_are_whole_and_a_worker_that_comes_back_holds_its_shards_again(folder: Path) -> None:
     async with running(folder, "ab") as now:
         await now.until(now.complete, "two copies of each")
-        searching = Searching(now)
-        await searching.more(20)
-        for name in "ab":
-            os.kill(now.pid(name), signal.SIGKILL)  # each has a nanny that starts another
-        await searching.more(20)
-        await now.until(lambda: len(now.sharding._view.told) < 2 or not now.complete(), "it is seen that they are gone")
-        await now.until(now.complete, "two copies of each again", 2 * DEADLINE_S)
-        await searching.more(20)
-        await searching.end()
+        async with searching(now) as searches:
+            await searches.more(20)
+            before = {one.address for one in now.sharding._view.told.values()}
+            for name in "ab":
+                os.kill(now.pid(name), signal.SIGKILL)  # each has a nanny that starts another
+            await searches.more(20)
+            await now.until(lambda: now.complete() and not before & {one.address for one in now.sharding._view.told.values()}, "others hold them", 2 * DEADLINE_S)
+            await searches.more(20)
 
 
 async def test_a_worker_that_stands_still_is_not_waited_for(folder: Path) -> None:
