@@ -129,6 +129,7 @@ class Sharding:
         self._wanted: Placed = {}
         self._digests: dict[Shard, str] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
+        self._telling: dict[str, asyncio.Task[Told | None]] = {}
         self._full: set[str] = set()
         self._late: dict[str, float] = {}
         self._unread: set[tuple[str, str]] = set()  # hosts, and segments that they cannot read by themselves
@@ -208,7 +209,7 @@ class Sharding:
                     await self._pause()
         finally:
             self._loop = None
-            for task in self._loading.values():
+            for task in (*self._loading.values(), *self._telling.values()):
                 task.cancel()
 
     async def _pause(self) -> None:
@@ -248,18 +249,28 @@ class Sharding:
                 self._loading[name] = asyncio.ensure_future(self._load(told[name], shard, sources[shard.segment]))
 
     async def _look(self, addresses: Mapping[str, str]) -> dict[str, Told]:
-        found = await asyncio.gather(*(self._tell(name, address) for name, address in addresses.items()))
-        return {one.holder.name: one for one in found if one is not None}
+        """What workers say; what one said last where it says nothing now, but not for long. Nobody waits for those that were late before."""
+        for name, address in addresses.items():
+            if name not in self._telling:
+                self._telling[name] = asyncio.ensure_future(self._tell(name, address))
+        prompt = [task for name, task in self._telling.items() if name not in self._late]
+        if prompt:
+            await asyncio.wait(prompt, timeout=TOLD_S)
+        now = {name: task.result() for name, task in self._telling.items() if task.done()}
+        self._telling = {name: task for name, task in self._telling.items() if not task.done()}
+        fresh_s = self._clock.monotonic() - AWAY_S
+        found = {name: now.get(name) or self._view.told.get(name) for name in addresses}
+        return {name: one for name, one in found.items() if one is not None and one.address == addresses[name] and one.at_s > fresh_s}
 
     async def _tell(self, name: str, address: str) -> Told | None:
-        """What a worker says; what it said last where it says nothing now, but not for long."""
-        began, last = self._clock.monotonic(), self._view.told.get(name)
+        """What one worker says; ``None`` for nothing."""
+        began = self._clock.monotonic()
         try:
             raw = await within(TOLD_S, self._workers.call(address, "dgpunet_shards"))
         except Exception as error:  # whatever a worker that is ending, or of another release, answers
             log.info("%s does not say which vectors it holds: %s", name, error)
             self._late[name] = self._clock.monotonic()
-            return last if last is not None and last.address == address and began - last.at_s < AWAY_S else None
+            return None
         if self._late.get(name, began) < began:
             del self._late[name]
         holder = Holder(name, raw["host"], raw["cores"], self._allowance(raw["ram_bytes"]))
