@@ -126,7 +126,7 @@ class Head:
         self.before: HeadFile | None = None
         self.settling = Settling(self.live, lambda: self.policies.told)
         self.settings = followed_settings(self.home)
-        self.sharding = sharding_over(self._dask, self.settings)
+        self.sharding = sharding_over(self._dask, self.settings, self._fleet)
         self.disk = Disk(self.home, self.settings, DiskPorts(in_use=lambda: self.service.in_use() if self.service else (), ended=lambda: self.service.ended() if self.service else {}))
         self.backing = Backing(self.home, head_host(options.fleet).partition("/")[0], self.settings, ports_of(lambda: self.service), self.policies.clock)
 

@@ -11,13 +11,14 @@ import concurrent.futures
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from dgpunet_dask.clock import Clock, SystemClock, within
 from dgpunet_dask.daemons.hedging import ANSWER_S, Asking, Pace
+from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.plugins.shards import FULL, HELD, UNREADABLE, digest_of, encoded
 from dgpunet_dask.plugins.worker import LIGHT
 from dgpunet_dask.retrieval.shards import Holder, Placed, Shard, Sizes, lacking, placed, shards_of, surplus, worth
@@ -79,29 +80,49 @@ class View:
 
 
 class DaskWorkers:
-    """The workers of a scheduler that `client` is connected to."""
+    """The workers of a scheduler that `client` is connected to, but for those that are cordoned or on their way out, which `fleet` tells if it can.
 
-    def __init__(self, client: Callable[[], Client]) -> None:
-        self._client = client
+    Parameters
+    ----------
+    fleet
+        Gives what the scheduler's plugin says (`plugins.rpc.fleet`); its errors are DgpunetErrors.
+    """
+
+    def __init__(self, client: Callable[[], Client], fleet: Callable[[], Awaitable[Mapping[str, Any]]] | None = None) -> None:
+        self._client, self._fleet = client, fleet
 
     async def addresses(self) -> Mapping[str, str]:
         """Return the address of each running worker of a CPU by its name."""
         found = await within(ASK_S, self._client().scheduler.identity(n_workers=-1))
-        workers = found["workers"].items()
-        return {str(one["name"]): address for address, one in workers if one["status"] == "running" and LIGHT in one["resources"]}
+        spared = await self._spared()
+        able = {str(one["name"]): address for address, one in found["workers"].items() if one["status"] == "running" and LIGHT in one["resources"]}
+        return {name: address for name, address in able.items() if name not in spared}
+
+    async def _spared(self) -> Collection[str]:
+        """The devices whose owner wants no new work there."""
+        if self._fleet is None:
+            return ()
+        try:
+            states = (await self._fleet())["states"]
+        except DgpunetError as error:  # the scheduler is being started again
+            log.info("which devices are cordoned is not known: %s", error)
+            return ()
+        return {name for name, state in states.items() if state in ("cordoned", "draining")}
 
     async def call(self, address: str, name: str, **arguments: Any) -> Any:
         """Call an RPC handler of a worker."""
         return await getattr(self._client().rpc(address), name)(**arguments)
 
 
-def sharding_over(client: Callable[[], Client], settings: SettingsWatch) -> Sharding:
-    """Return what has the workers of `client`'s cluster hold as much as the settings in force allow."""
+def sharding_over(
+    client: Callable[[], Client], settings: SettingsWatch, fleet: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+) -> Sharding:
+    """Return what has the workers of `client`'s cluster hold as much as the settings in force allow. `fleet` is that of `DaskWorkers`."""
 
     def allowance(total: int) -> int:
         return settings.settings.search.room_bytes(total)  # of now: the file may have changed
 
-    return Sharding(DaskWorkers(client), allowance)
+    return Sharding(DaskWorkers(client, fleet), allowance)
 
 
 #: Bytes that a worker may hold, by the bytes of memory of its host.
