@@ -39,7 +39,9 @@ LOOK_S: Final = 1.0
 #: How long the scheduler may take to say which workers there are, a worker to say what it holds, and to take a shard.
 ASK_S: Final = 5.0
 TOLD_S: Final = 2.0
-HOLD_S: Final = 30.0
+HOLD_S: Final = 120.0
+#: A worker that does not take a shard is given the next one later, each time after twice as long, up to this.
+RETRY_MOST_S: Final = 60.0
 #: A worker that has said nothing for so long is counted out; it may stand still and come back.
 AWAY_S: Final = 5.0
 #: A thread waits so much longer for the loop than the loop does for workers.
@@ -152,6 +154,7 @@ class Sharding:
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._telling: dict[str, asyncio.Task[Told | None]] = {}
         self._full: set[str] = set()
+        self._refused: dict[str, int] = {}
         self._late: dict[str, float] = {}
         self._unread: set[tuple[str, str]] = set()  # hosts, and segments that they cannot read by themselves
         self._pace = Pace()
@@ -319,14 +322,17 @@ class Sharding:
         name = told.holder.name
         try:
             answer = await within(HOLD_S, self._hold(told, shard, source))
+        except Exception as error:  # the next look tells what is the case
+            answer = f"{type(error).__name__}: {error}"
+        try:
+            if answer == HELD:
+                self._refused.pop(name, None)
+                return
+            log.info("%s does not hold %s: %s", name, shard.key, answer)
+            times = self._refused[name] = self._refused.get(name, -1) + 1
             if answer == FULL:
                 self._full.add(name)
-            if answer != HELD:
-                log.info("%s does not hold %s: %s", name, shard.key, answer)
-                await asyncio.sleep(LOOK_S)
-        except Exception as error:  # the next look tells what is the case
-            log.info("%s cannot be given %s: %s", name, shard.key, error)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(min(RETRY_MOST_S, LOOK_S * 2.0 ** min(times, 10)))
         finally:
             del self._loading[name]
             self._woken.set()

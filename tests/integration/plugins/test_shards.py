@@ -44,10 +44,22 @@ class Setting:
     """A cluster whose workers hold one segment, as a head sees it."""
 
     cluster: SpecCluster
-    sharding: Sharding
-    dense: _Dense
-    plain: _Dense
+    client: Client
+    folder: Path
     allowed: dict[str, float] = field(default_factory=lambda: {"share": 1.0})
+    states: dict[str, str] = field(default_factory=dict)
+
+    async def fleet(self) -> dict[str, Any]:
+        """What the scheduler's plugin would say."""
+        return {"states": self.states}
+
+    def __post_init__(self) -> None:
+        self.sharding = self.another()
+        self.dense, self.plain = _Dense(self.folder, "x", self.sharding.spread), _Dense(self.folder)
+
+    def another(self) -> Sharding:
+        """The sharding of another head."""
+        return Sharding(DaskWorkers(lambda: self.client, self.fleet), lambda total: int(total * self.allowed["share"]), SIZES)
 
     async def until(self, look: Callable[[], bool], what: str, within_s: float = DEADLINE_S) -> None:
         """Wait until `look` is true."""
@@ -85,10 +97,8 @@ async def running(folder: Path, names: str = "abc") -> AsyncIterator[Setting]:
     scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1", "port": 0}}
     with dask.config.set(CONFIG):
         async with SpecCluster(workers, scheduler, asynchronous=True, silence_logs=False) as cluster, Client(cluster, asynchronous=True) as client:
-            allowed = {"share": 1.0}
-            sharding = Sharding(DaskWorkers(lambda: client), lambda total: int(total * allowed["share"]), SIZES)
-            made = Setting(cluster, sharding, _Dense(folder, "x", sharding.spread), _Dense(folder), allowed)
-            task = asyncio.create_task(sharding.run())
+            made = Setting(cluster, client, folder)
+            task = asyncio.create_task(made.sharding.run())
             try:
                 yield made
             finally:
@@ -232,3 +242,26 @@ async def test_a_worker_that_joins_takes_its_share(folder: Path) -> None:
             await now.until(lambda: now.complete() and "c/cpu" in now.told["workers"], "three share them")
             await asyncio.to_thread(now.same, 3)
             await now.until(lambda: set(now.told["workers"].values()) != {SHARDS * SHARD_BYTES}, "the others let go of something")
+
+
+async def test_a_cordoned_host_holds_nothing(folder: Path) -> None:
+    async with running(folder) as now:
+        await now.until(now.complete, "two copies of each")
+        now.states["c/cpu"] = "cordoned"
+        await now.until(lambda: now.complete() and set(now.told["workers"]) == {"a/cpu", "b/cpu"}, "the others hold its shards")
+        await asyncio.to_thread(now.same, 4)
+        del now.states["c/cpu"]
+        await now.until(lambda: now.complete() and "c/cpu" in now.told["workers"], "it takes part again")
+
+
+async def test_another_head_finds_what_is_held_and_has_nothing_loaded_anew(folder: Path) -> None:
+    async with running(folder, "ab") as now:
+        await now.until(now.complete, "two copies of each")
+        other = now.another()
+        dense = _Dense(folder, "x", other.spread)
+        task = asyncio.create_task(other.run())
+        await now.until(lambda: other.status()[0]["copies"] == 2 * SHARDS, "it knows")
+        assert not other._digests
+        assert (await asyncio.to_thread(dense.nearest, unit(DIMENSION, 8), 9, None)) == now.plain.nearest(unit(DIMENSION, 8), 9, np.arange(ROWS))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
