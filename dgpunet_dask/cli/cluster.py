@@ -123,6 +123,7 @@ def status(context: CliContext, as_json: bool) -> None:
     _say_policy(found["policy"])
     _say_settings((found.get("disk") or {}).get("settings") or {})
     _say_backup(found.get("backup") or {})
+    _say_resident(found.get("resident") or {})
     rows = [[w["name"], w["host"], w["device"], _memory(w), w["state"]] for w in found["workers"]]
     widths = [max(map(len, column)) for column in zip(["worker"] * 5, *rows, strict=True)]
     for row in rows:
@@ -148,6 +149,12 @@ def _say_backup(backup: dict[str, Any]) -> None:
     if backup.get("at") is not None:
         there = f"{backup['host']} ({moment(backup['host_at'])})" if backup["host"] else "no other host"
         click.echo(printable(f"ledger    copied {moment(backup['at'])}, on {there}"))
+
+
+def _say_resident(resident: dict[str, Any]) -> None:
+    if resident.get("bytes"):
+        told = ", ".join(f"{held >> 20} MiB on {name}" for name, held in resident["workers"].items())
+        click.echo(printable(f"vectors   {told}"))
 
 
 def _memory(worker: dict[str, Any]) -> str:

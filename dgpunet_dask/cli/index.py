@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dgpunet_dask.cli.context import CliContext, emit_json, pass_context, printable
-from dgpunet_dask.errors import CheckFailed, UsageError
+from dgpunet_dask.errors import CheckFailed, DgpunetError, UsageError
 
 if TYPE_CHECKING:
     from dgpunet_dask.config.home import Home
@@ -51,12 +52,20 @@ def show(context: CliContext, name: str, skipped: bool, as_json: bool) -> None:
             raise UsageError(detail="The list of skipped paths lies with the index: run `index show --skipped` on the head's host.")
         _show_skipped(context.home, name)
         return
-    found = described(context.home, name) if api is None else api.index(check_index_name(name))
+    found = {**described(context.home, name), "resident": _resident(context, name)} if api is None else api.index(check_index_name(name))
     if as_json:
         emit_json({**found, "error": None})
         return
     for key, value in found.items():
         click.echo(f"{key:<14} {printable(_plain(value))}")
+
+
+def _resident(context: CliContext, name: str) -> list[dict[str, Any]]:
+    """Return what workers hold of an index of this home, which the head beside its files knows; without one nobody holds anything."""
+    with contextlib.suppress(DgpunetError):  # it may be ending
+        beside = context.beside()
+        return [] if beside is None else list(beside.index(name).get("resident") or ())
+    return []
 
 
 def _show_skipped(home: Home, name: str) -> None:

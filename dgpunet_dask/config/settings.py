@@ -111,6 +111,17 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """How the head's searches use the cluster: `resident_percent` of a host's memory, 0 to 50, may hold vectors of very large indexes."""
+
+    resident_percent: float
+
+    def room_bytes(self, total: int) -> int:
+        """Return what the worker of a host with `total` bytes of memory may hold."""
+        return int(total * self.resident_percent / 100)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PinnedModel:
     """A model's folder, and the digest that its files must have (`retrieval.modelfiles`)."""
 
@@ -128,6 +139,8 @@ class Settings:
         Folders of the head's host below which jobs of submitters may read.
     ask
         For the commands of the host that the file lies on.
+    search
+        How the head's searches use the cluster.
     rerankers
         Cross-encoders that searches may name.
     """
@@ -136,4 +149,5 @@ class Settings:
     quotas: Quotas
     disk: Disk
     ask: Ask
+    search: Search
     rerankers: Mapping[str, PinnedModel]

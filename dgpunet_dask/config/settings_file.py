@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 
 from dgpunet_dask.clock import Clock, SystemClock
-from dgpunet_dask.config.settings import Ask, Backup, Disk, Floor, PinnedModel, Quota, Quotas, Settings
+from dgpunet_dask.config.settings import Ask, Backup, Disk, Floor, PinnedModel, Quota, Quotas, Search, Settings
 from dgpunet_dask.config.yamlfile import YamlModel, check_version, load, parsed, read_text, validate
 from dgpunet_dask.errors import BadValue, DgpunetError, MissingPath
 from dgpunet_dask.units import parse_bytes, parse_duration
@@ -137,6 +137,7 @@ ModelName = Annotated[str, AfterValidator(_model_name)]
 Digest = Annotated[str, AfterValidator(_digest), Field(json_schema_extra={"pattern": f"^{_DIGEST}$"})]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Days = Annotated[float, Field(ge=0, le=DAYS_MOST)]
+Percent = Annotated[float, Field(ge=0, le=50)]
 Rate = Annotated[int, Field(ge=1, le=MOST)]
 
 
@@ -210,6 +211,16 @@ class AskEntry(Entry):
         return Ask(endpoint=self.endpoint or None, model=self.model.strip() or None)
 
 
+class SearchEntry(Entry):
+    """How searches use the cluster."""
+
+    resident_percent: Percent = _stated("of a host's memory, that its CPU worker may hold vectors of very large indexes in; 0: the head searches alone", 12.5)
+
+    def value(self) -> Search:
+        """Return it as the product uses it."""
+        return Search(resident_percent=self.resident_percent)
+
+
 class RerankerEntry(Entry):
     """A cross-encoder that searches may name."""
 
@@ -229,12 +240,16 @@ class SettingsEntry(Entry):
     quotas: QuotasEntry = _stated("how much of the cluster one user may ask for", QuotasEntry)
     disk: DiskEntry = _stated("what may lie on the disk of a host", DiskEntry)
     ask: AskEntry = _stated("which language model answers", AskEntry)
+    search: SearchEntry = _stated("how searches on the head use the cluster", SearchEntry)
     rerankers: dict[ModelName, RerankerEntry] = _stated("cross-encoders that `--rerank` may name, by name", dict)
 
     def value(self) -> Settings:
         """Return the settings."""
         roots = tuple(map(Path, self.roots))
-        return Settings(roots=roots, quotas=self.quotas.value(), disk=self.disk.value(), ask=self.ask.value(), rerankers={n: r.value() for n, r in self.rerankers.items()})
+        return Settings(
+            roots=roots, quotas=self.quotas.value(), disk=self.disk.value(), ask=self.ask.value(), search=self.search.value(),
+            rerankers={name: entry.value() for name, entry in self.rerankers.items()},
+        )  # fmt: skip
 
 
 DEFAULTS: Final = SettingsEntry(version=1).value()

@@ -47,6 +47,7 @@ from dgpunet_dask.daemons.policies import Policies
 from dgpunet_dask.daemons.recording import Recording
 from dgpunet_dask.daemons.register import Register, kill_descendants
 from dgpunet_dask.daemons.settling import Settling
+from dgpunet_dask.daemons.sharding import sharding_over
 from dgpunet_dask.daemons.starter import Starter, leaving
 from dgpunet_dask.daemons.tasklearning import TaskLearning
 from dgpunet_dask.errors import DgpunetError, StartFailed
@@ -126,6 +127,7 @@ class Head:
         self.before: HeadFile | None = None
         self.settling = Settling(self.live, lambda: self.policies.told)
         self.settings = followed_settings(self.home)
+        self.sharding = sharding_over(self._dask, self.settings, self._fleet)
         self.disk = Disk(self.home, self.settings, DiskPorts(in_use=lambda: self.service.in_use() if self.service else (), ended=lambda: self.service.ended() if self.service else {}))
         self.backing = Backing(self.home, head_host(options.fleet).partition("/")[0], self.settings, ports_of(lambda: self.service), self.policies.clock)
 
@@ -193,7 +195,7 @@ class Head:
     async def _following(self) -> AsyncIterator[None]:
         """Keep the generated policies equal to what the machines report, the scheduler to the policies, and the decision log."""
         deriving = self.deriving.run(self._fleet)
-        followers = (deriving, self.policies.run(), self.recording.run(), self._task_learning().run(), self.disk.run(), self.backing.run())
+        followers = (deriving, self.policies.run(), self.recording.run(), self._task_learning().run(), self.disk.run(), self.backing.run(), self.sharding.run())
         tasks = [asyncio.create_task(follower) for follower in followers]
         try:
             yield
@@ -266,7 +268,7 @@ class Head:
         self.service = service = self._make_service()
         await service.begin()
         self.deriving.learned = lambda: service.learned.estimates
-        self.indexes = Indexes(self.home)
+        self.indexes = Indexes(self.home, sharding=self.sharding)
         self.ctx = ctx = self._make_context(service)
         servers = self._listen(ctx)
         ctx.keep = functools.partial(self._keep, ctx)
@@ -423,6 +425,7 @@ class Head:
             "policy": self.policies.status(),
             "disk": self.disk.status(),
             "backup": self.backing.status(),
+            "resident": self.sharding.summary(),
         }
 
 

@@ -8,17 +8,19 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.rerankers import Rerankers
-from dgpunet_dask.daemons.searchers import KEPT, Searchers
+from dgpunet_dask.daemons.searchers import KEPT, Searchers, open_as_search
 from dgpunet_dask.daemons.warming import names_file, warm
 from dgpunet_dask.hardware.cpu import usable_cpus
 from dgpunet_dask.jobs.threads import in_thread
 from dgpunet_dask.model.owner import User
 
 if TYPE_CHECKING:
+    from dgpunet_dask.daemons.sharding import Sharding
     from dgpunet_dask.retrieval.spans import Reader
 
 #: Searches that run at the same moment; others wait for their turn.
@@ -32,11 +34,16 @@ class Indexes:
     ----------
     searchers, rerankers
         What is open and loaded; others are for tests only.
+    sharding
+        Has workers hold what is very large; ``None``: all is searched here.
     """
 
-    def __init__(self, home: Home, searchers: Searchers | None = None, rerankers: Rerankers | None = None) -> None:
-        self._home = home
-        self._searchers = searchers or Searchers(home, noted=names_file(home))
+    def __init__(
+        self, home: Home, searchers: Searchers | None = None, rerankers: Rerankers | None = None, sharding: Sharding | None = None
+    ) -> None:
+        self._home, self._sharding = home, sharding
+        opened = partial(open_as_search, spread=None if sharding is None else sharding.spread)
+        self._searchers = searchers or Searchers(home, opened, noted=names_file(home))
         self._closed = threading.Event()
         self._rerankers = rerankers or Rerankers(home)
         self._reader: Reader | None = None
@@ -50,10 +57,12 @@ class Indexes:
         return await in_thread(all_described, self._home, by)
 
     async def show(self, name: str, by: User) -> dict[str, Any]:
-        """Return the object of ``index show --json``."""
+        """Return the object of ``index show --json``; ``resident`` tells of each segment that is large enough what workers hold of it."""
         from dgpunet_dask.retrieval.described import described
 
-        return await in_thread(described, self._home, name, by)
+        found = await in_thread(described, self._home, name, by)
+        resident = [] if self._sharding is None else [one for one in self._sharding.status() if one["index"] == name]
+        return {**found, "resident": resident}
 
     async def search(self, name: str, by: User, asked: dict[str, Any]) -> str:
         """Return ``{"answers": [...]}`` as JSON, with the objects of ``search --json``, for a request of `request.asked_for`."""

@@ -18,6 +18,7 @@ from dgpunet_dask.model.owner import User
 if TYPE_CHECKING:
     from dgpunet_dask.retrieval.encoder import Encoder
     from dgpunet_dask.retrieval.search import Searcher
+    from dgpunet_dask.retrieval.spread import Spread
 
 #: Indexes that stay open.
 KEPT: Final = 4
@@ -28,14 +29,14 @@ WEIGHTS_BYTES_MAX: Final = 2 << 30
 Open = Callable[[Home, str, "Sequence[Encoder]"], "Searcher"]
 
 
-def open_as_search(home: Home, name: str, loaded: Sequence[Encoder]) -> Searcher:
-    """Open an index as `search` does, unless its model is too large for the head."""
+def open_as_search(home: Home, name: str, loaded: Sequence[Encoder], spread: Spread | None = None) -> Searcher:
+    """Open an index as `search` does, unless its model is too large for the head. `spread` is that of `OpenIndex`."""
     from dgpunet_dask.retrieval.index import open_index
     from dgpunet_dask.retrieval.search import open_searcher
 
     check_weights(open_index(home, name)[1].model, home.root / "cache")
     one_thread_a_product()
-    return open_searcher(home, name, loaded=loaded)
+    return open_searcher(home, name, loaded=loaded, spread=spread)
 
 
 def one_thread_a_product() -> None:

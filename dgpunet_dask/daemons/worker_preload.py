@@ -18,6 +18,7 @@ from dgpunet_dask.daemons.hidden_pages import hide_prefix
 from dgpunet_dask.daemons.watching import PROBED, watch
 from dgpunet_dask.errors import DgpunetError
 from dgpunet_dask.plugins.facts import device_from_wire, host_from_wire
+from dgpunet_dask.plugins.shards import ShardWorker
 from dgpunet_dask.plugins.worker import DeviceWorker, announce
 from dgpunet_dask.stagehost.client import AgentClient, Subscription
 
@@ -52,6 +53,8 @@ async def dask_setup(worker: Any) -> None:
 
         follow(worker)
     plugin = await announce(worker, host_from_wire(facts["host"]), devices, agent=facts["agent"], evict=evict)
+    if any(device.kind == "cpu" for device in devices):
+        await worker.plugin_add(plugin=ShardWorker(plugin.host), name=ShardWorker.name)
     loop = asyncio.get_running_loop()
     if os.environ.get(HIDE_PAGES):
         loop.call_later(0, hide_prefix, worker)

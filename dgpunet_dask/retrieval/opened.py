@@ -18,6 +18,7 @@ from dgpunet_dask.retrieval.lexicon import LEXICAL
 from dgpunet_dask.retrieval.scans import SCAN, Nearest, open_scan
 from dgpunet_dask.retrieval.segments import VECTORS, Segment
 from dgpunet_dask.retrieval.signals import Candidate
+from dgpunet_dask.retrieval.spread import Source, Spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,16 +79,21 @@ class _Selection:
 class OpenIndex:
     """One version of an index, opened; later publications do not disturb it.
 
+    Parameters
+    ----------
+    spread
+        Gives a segment another form to be searched in, such as one that workers hold; ``None``: each is searched here.
+
     Raises
     ------
     DamagedSegmentError, OSError, ValueError, RuntimeError
         If something of it cannot be read.
     """
 
-    def __init__(self, index: Index, manifest: Manifest) -> None:
+    def __init__(self, index: Index, manifest: Manifest, spread: Spread | None = None) -> None:
         self.name = index.name
         self.manifest = manifest
-        self.segments = [_Dense(folder) for folder in index.segments(manifest)]
+        self.segments = [_Dense(folder, index.name, spread) for folder in index.segments(manifest)]
         self.paths = read_paths(index.version(manifest) / FILES)
         self.lexical = LexicalIndex(index.version(manifest) / LEXICAL)
         self._at = {key: number for number, segment in enumerate(self.segments) for key in segment.keys}
@@ -202,7 +208,7 @@ def _chosen_rows(segment: _Dense, paths: dict[str, list[str]], chosen: Filter, o
 class _Dense(Segment):
     """A segment whose vectors are searched."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, index: str = "", spread: Spread | None = None) -> None:
         import numpy as np
 
         super().__init__(folder)
@@ -214,6 +220,12 @@ class _Dense(Segment):
         self.texts = [Texts(self.chunks.column(name)) for name in _READ]
         self.plain = self.vectors.view(np.ndarray)  # rows of a `memmap` cost much more than their bytes
         self._scan = self._opened_scan()
+        if spread is not None and self._scan is not None:  # where a scan was of no use to it, one of several parts would be of none
+            self._scan = spread(self._source(index), self._scan)
+
+    def _source(self, index: str) -> Source:
+        file, offset = self.folder / VECTORS, int(self.vectors.offset)  # type: ignore[attr-defined]  # a `memmap`
+        return Source(index, self.folder.name, self.facts.digests.get(VECTORS, ""), file, offset, self.plain, self._exact)
 
     def _opened_scan(self) -> Nearest | None:
         facts = self.facts.scan

@@ -15,8 +15,9 @@ Layout: a FAISS ``IndexScalarQuantizer`` of FAISS's own making, with the codes w
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 
@@ -24,7 +25,12 @@ from dgpunet_dask.retrieval.exact import Exact, exact_scores, parts_of
 from dgpunet_dask.retrieval.inverted import Inverted, lists_for, write_inverted
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from dgpunet_dask.retrieval.exact import Rows, Vector, Vectors
+
+    Near = NDArray[np.float32]
 
 SCAN: Final = "scan.faiss"
 #: The forms there are.
@@ -148,20 +154,43 @@ class Scan:
 
     def nearest(self, vector: Vector, count: int) -> Rows:
         """Return the `count` nearest rows to `vector` ``(dimension,)``, as the exact scan would, in no order."""
-        import numpy as np
+        found = certain(partial(self._search, vector), self._vectors, vector, count)
+        if found is None:
+            self.fell_back += 1
+            return self._exact(vector, count)
+        return found
 
-        rows, scored, error = len(self._vectors), count + max(64, count // 2), _error(vector)
-        for _ in range(_WIDENED + 1):
-            if scored > rows // 4:  # for so many the exact scan is as quick
-                break
-            near, found = self._index.search(vector[None, :], scored)
-            scores = exact_scores(self._vectors, found[0], vector)
-            best = np.argpartition(-scores, count - 1)[:count]
-            if scores[best].min() >= float(near[0][-1]) + error:
-                return np.asarray(found[0][best], np.int64)
-            scored *= _WIDER
-        self.fell_back += 1
-        return self._exact(vector, count)
+    def _search(self, vector: Vector, count: int) -> tuple[Near, Rows]:
+        near, found = self._index.search(vector[None, :], count)
+        return near[0], found[0]
+
+
+def certain(search: Callable[[int], tuple[Near, Rows]], vectors: Vectors, vector: Vector, count: int) -> Rows | None:
+    """Return the `count` nearest rows, in no order, from what a scan with 16 bits a number finds.
+
+    Parameters
+    ----------
+    search
+        Asked for so many rows: gives their scores, best first, and them.
+
+    Returns
+    -------
+    Rows or None
+        ``None`` where the scan cannot tell, or the exact one is as quick.
+    """
+    import numpy as np
+
+    rows, scored, error = len(vectors), count + max(64, count // 2), _error(vector)
+    for _ in range(_WIDENED + 1):
+        if scored > rows // 4:  # for so many the exact scan is as quick
+            return None
+        near, found = search(scored)
+        scores = exact_scores(vectors, found, vector)
+        best = np.argpartition(-scores, count - 1)[:count]
+        if scores[best].min() >= float(near[-1]) + error:
+            return np.asarray(found[best], np.int64)
+        scored *= _WIDER
+    return None
 
 
 def _error(vector: Vector) -> float:

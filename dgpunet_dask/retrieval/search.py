@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dgpunet_dask.retrieval.rerank import SecondLook
+    from dgpunet_dask.retrieval.spread import Spread
 
     Vector = NDArray[np.float32]
 
@@ -127,10 +128,12 @@ def _hit(ranked: Ranked) -> Hit:
     return Hit(found.path, found.start_line, found.end_line, score, found.text, found.symbol, found.language, found.kind, found.scope)
 
 
-def open_searcher(home: Home, name: str, queries: int = 1, torch_device: str = "cpu", loaded: Sequence[Encoder] = ()) -> Searcher:
+def open_searcher(
+    home: Home, name: str, queries: int = 1, torch_device: str = "cpu", loaded: Sequence[Encoder] = (), spread: Spread | None = None
+) -> Searcher:
     """Open the index `name` and the model it was made with, in the way that is quickest for so many `queries`.
 
-    Of the encoders that are `loaded` already, the one that made the index is used.
+    Of the encoders that are `loaded` already, the one that made the index is used. `spread` is that of `OpenIndex`.
 
     Raises
     ------
@@ -139,7 +142,7 @@ def open_searcher(home: Home, name: str, queries: int = 1, torch_device: str = "
     ModelUnavailable
         If its model cannot be loaded, or is another one by now.
     """
-    opened = _opened(home, name)
+    opened = _opened(home, name, spread)
     manifest = opened.manifest
     encoder = next((encoder for encoder in loaded if _made(encoder, manifest)), None)
     encoder = encoder or _encoder(manifest, home.root / "cache", queries, torch_device)
@@ -161,11 +164,11 @@ def _encoder(manifest: Manifest, cache: Path, queries: int, torch_device: str) -
     return load_encoder(manifest.model, torch_device, truncate_dim=manifest.truncate_dim, precision="fp32", cache=cache)
 
 
-def _opened(home: Home, name: str) -> OpenIndex:
+def _opened(home: Home, name: str, spread: Spread | None = None) -> OpenIndex:
     for attempt in range(_REOPEN):
         index, manifest = open_index(home, name)
         try:
-            return OpenIndex(index, manifest)
+            return OpenIndex(index, manifest, spread)
         except (DamagedSegmentError, OSError, RuntimeError, ValueError, KeyError) as error:  # what FAISS and Arrow raise
             if attempt == _REOPEN - 1 or index.manifest() == manifest:
                 raise _damaged(index.folder, error) from error

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+
+from dgpunet_dask.config.home import Home
+from dgpunet_dask.config.settings_file import SettingsWatch
+from dgpunet_dask.daemons.sharding import Sharding, sharding_over
+from dgpunet_dask.retrieval.shards import Sizes
+from dgpunet_dask.retrieval.spread import Source, Spreading
+
+VECTORS = np.eye(8, dtype=np.float32)
+
+
+class Nobody:
+    """A cluster that must not be spoken to."""
+
+    def __init__(self):
+        self.calls = 0
+
+    async def addresses(self):
+        self.calls += 1
+        raise OSError("no scheduler")
+
+    async def call(self, address, name, **arguments):
+        raise AssertionError(name)
+
+
+def source(rows=8, digest="d"):
+    return Source("x", "s", digest, Path("/nowhere"), 0, VECTORS[:rows], lambda vector, count: np.arange(count))
+
+
+async def test_nothing_is_spoken_until_a_large_segment_is_opened():
+    nobody, own = Nobody(), object()
+    sharding = Sharding(nobody, lambda total: total, Sizes(least_rows=8))
+    running = asyncio.create_task(sharding.run())
+    await asyncio.sleep(0)
+    assert sharding.spread(source(rows=7), own) is own
+    assert sharding.spread(source(digest=""), own) is own
+    assert (nobody.calls, sharding.status()) == (0, [])
+    large = sharding.spread(source(), None)
+    assert isinstance(large, Spreading)
+    async with asyncio.timeout(20):
+        while not nobody.calls:  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.01)
+    [told] = sharding.status()
+    assert (told["index"], told["held"], told["copies"], told["workers"], told["asked"]) == ("x", 0, 0, {}, False)
+    assert (await asyncio.to_thread(large.nearest, VECTORS[0], 2)).tolist() == [0, 1]  # without workers it is scanned here
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert (await asyncio.to_thread(large.nearest, VECTORS[0], 2)).tolist() == [0, 1]
+    del large
+    assert sharding.status() == []
+    assert sharding.summary() == {"segments": 0, "bytes": 0, "workers": {}}
+
+
+def test_the_settings_in_force_say_what_a_worker_may_hold(tmp_path):
+    home = Home(tmp_path / "h").ensure()
+    watch = SettingsWatch(home.config)
+    allowed = sharding_over(lambda: None, watch)._allowance
+    assert allowed(800) == 100
+    home.config.write_text("version: 1\nsearch: {resident_percent: 50}\n")
+    watch.load()
+    assert allowed(800) == 400
+    home.config.write_text("version: 1\nsearch: {resident_percent: 0}\n")
+    watch.load()
+    assert allowed(800) == 0
