@@ -19,7 +19,7 @@ SLOWER: Final = 3.0
 HEDGE_LEAST_S: Final = 0.02
 HEDGE_MOST_S: Final = 0.25
 #: What nobody has answered by then is scanned by the head, which takes some 20 ms a shard.
-ANSWER_S: Final = 1.0
+ANSWER_S: Final = 0.5
 #: Answers that the median is of.
 _RECENT: Final = 64
 

@@ -70,10 +70,11 @@ class Told:
 
 @dataclass(frozen=True)
 class View:
-    """Who holds what now, as searches see it. Never changed: replaced."""
+    """Who holds what now, as searches see it, and the segments for which they are to ask there. Never changed: replaced."""
 
     told: Mapping[str, Told]
     held: Placed
+    asked: frozenset[str] = frozenset()
 
     @property
     def cores(self) -> dict[str, int]:
@@ -165,8 +166,8 @@ class Sharding:
     # For searches, from any thread
 
     def spread(self, source: Source, own: Nearest | None) -> Nearest | None:
-        """Return a segment's form that asks workers, if it is large enough; else the one that it has."""
-        if len(source.vectors) < self.sizes.least_rows or not source.digest:
+        """Return a segment's form that asks workers, where its index is large enough for that; one that is no whole shard keeps the form that it has."""
+        if len(source.vectors) < self.sizes.shard_rows or not source.digest:
             return own
         shards = self._cut(source)
         made = Spreading(source, own, partial(self._ask, shards))
@@ -185,9 +186,9 @@ class Sharding:
 
     def _ask(self, shards: Sequence[Shard], vector: Vector, count: int) -> tuple[tuple[Shard, ...], Mapping[Shard, Found]] | None:
         view, loop = self._view, self._loop
-        held = {shard: view.held.get(shard, ()) for shard in shards}
-        if loop is None or loop.is_closed() or not worth(shards, held, view.cores, self.sizes):
+        if loop is None or loop.is_closed() or not shards or shards[0].segment not in view.asked:
             return None
+        held = {shard: view.held.get(shard, ()) for shard in shards}
         asked = asyncio.run_coroutine_threadsafe(self._asked(view, held, vector, count), loop)
         try:
             return tuple(shards), asked.result(ANSWER_S + _GRACE_S)
@@ -225,7 +226,7 @@ class Sharding:
             while True:
                 await self._woken.wait()
                 self._woken.clear()
-                while self._opened() or any(told.held for told in self._view.told.values()):
+                while self._large() or any(told.held for told in self._view.told.values()):
                     try:
                         await self._step()
                     except Exception:  # whatever it is, the next look may go better; searches go on meanwhile
@@ -252,6 +253,13 @@ class Sharding:
                     del self._open[digest]
         return {digest: one.source for digest, one in found.items() if one is not None}
 
+    def _large(self) -> dict[str, list[Source]]:
+        """Of each index that is large enough the segments that are: a search scans them all, one after the other."""
+        found: dict[str, list[Source]] = {}
+        for source in self._opened().values():
+            found.setdefault(source.index, []).append(source)
+        return {index: some for index, some in found.items() if sum(len(one.vectors) for one in some) >= self.sizes.least_rows}
+
     async def _step(self) -> None:
         """Look who is there and what they hold, and have them hold what they should."""
         try:
@@ -260,12 +268,15 @@ class Sharding:
             log.info("which workers there are is not known: %s", error)
             addresses = {name: told.address for name, told in self._view.told.items()}
         told = await self._look(addresses)
-        sources = self._opened()
-        segments = {digest: self._cut(source) for digest, source in sources.items()}
-        by_key = {shard.key: shard for shards in segments.values() for shard in shards}
+        large = self._large()
+        sources = {source.digest: source for some in large.values() for source in some}
+        groups = [[shard for source in some for shard in self._cut(source)] for some in large.values()]
+        by_key = {shard.key: shard for shards in groups for shard in shards}
         held = {shard: tuple(name for name, one in told.items() if shard.key in one.held) for shard in by_key.values()}
-        self._view = View(told, held)
-        self._wanted = placed(segments.values(), [one.holder for one in told.values()], self.sizes)
+        cores = {name: one.holder.cores for name, one in told.items()}
+        asked = frozenset(shard.segment for shards in groups if worth(shards, held, cores, self.sizes) for shard in shards)
+        self._view = View(told, held, asked)
+        self._wanted = placed(groups, [one.holder for one in told.values()], self.sizes)
         self._digests = {shard: digest for shard, digest in self._digests.items() if shard.key in by_key}
         await self._drop(told, held, by_key)
         for name, shard in lacking(held, self._wanted).items():
@@ -369,12 +380,12 @@ class Sharding:
     def summary(self) -> dict[str, Any]:
         """Return how much of all open indexes is held, without their names: ``segments``, ``bytes``, and bytes of each of the ``workers``."""
         held = {name: sum(told.held.values()) for name, told in sorted(self._view.told.items()) if told.held}
-        return {"segments": len(self._opened()), "bytes": sum(held.values()), "workers": held}
+        return {"segments": sum(map(len, self._large().values())), "bytes": sum(held.values()), "workers": held}
 
     def status(self) -> list[dict[str, Any]]:
-        """Return of each segment that is large enough and open where its vectors lie, and whether searches ask there now."""
+        """Return of each segment of open indexes that are large enough where its vectors lie, and whether searches ask there now."""
         view, found = self._view, []
-        for source in self._opened().values():
+        for source in (one for some in self._large().values() for one in some):
             shards = self._cut(source)
             held = {shard: view.held.get(shard, ()) for shard in shards}
             where: dict[str, int] = {}
@@ -383,6 +394,6 @@ class Sharding:
             found.append({
                 "index": source.index, "segment": source.segment, "chunks": len(source.vectors), "shards": len(shards),
                 "held": sum(bool(names) for names in held.values()), "copies": sum(map(len, held.values())), "bytes": sum(where.values()),
-                "workers": dict(sorted(where.items())), "asked": worth(shards, held, view.cores, self.sizes),
+                "workers": dict(sorted(where.items())), "asked": source.digest in view.asked,
             })  # fmt: skip
         return found

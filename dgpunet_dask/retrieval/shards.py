@@ -28,14 +28,14 @@ NUMBER_BYTES: Final = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """From when on, and how, segments are held by workers.
+    """From when on, and how, the segments of an index are held by workers.
 
     Parameters
     ----------
     least_rows
-        Of smaller segments a scan takes no longer than the rest of a search.
+        Of smaller indexes a scan takes no longer than the rest of a search.
     shard_rows
-        Of one range: 50 MB of 384 numbers each, 6 ms of one core.
+        Of one range: 50 MB of 384 numbers each, 6 ms of one core. Smaller segments do not count, and are held by nobody.
     core_rows
         The most that one core scans for a query; beyond it lists of neighbours are quicker (`inverted`).
     copies
@@ -87,11 +87,11 @@ def shards_of(segment: str, rows: int, dimension: int, shard_rows: int) -> tuple
     return tuple(Shard(segment, first, min(shard_rows, rows - first), dimension) for first in range(0, rows, shard_rows))
 
 
-def placed(segments: Iterable[Sequence[Shard]], holders: Collection[Holder], sizes: Sizes) -> dict[Shard, tuple[str, ...]]:
-    """Return who is to hold the shards of `segments`: one after the other, as far as there is room, and only of those that it is worth for."""
+def placed(indexes: Iterable[Sequence[Shard]], holders: Collection[Holder], sizes: Sizes) -> dict[Shard, tuple[str, ...]]:
+    """Return who is to hold the shards of `indexes`: one after the other, as far as there is room, and only of those that it is worth for."""
     found: dict[Shard, tuple[str, ...]] = {}
     room = {holder.name: holder for holder in holders if holder.room_bytes > 0 and holder.cores > 0}
-    for shards in segments:
+    for shards in indexes:
         tried, left = _place(shards, room, sizes.copies)
         if worth(shards, tried, {name: holder.cores for name, holder in room.items()}, sizes):
             found, room = found | tried, left
@@ -131,7 +131,7 @@ def _lot(shard: Shard, holder: Holder) -> float:
 
 
 def worth(shards: Sequence[Shard], held: Placed, cores: Mapping[str, int], sizes: Sizes) -> bool:
-    """Whether to scan a segment where it lies resident: neither a worker's core nor the head, for what nobody holds, has too many rows to scan."""
+    """Whether to scan the `shards` of an index where they lie resident: neither a worker's core nor the head, for what nobody holds, has too many rows to scan."""
     rows = sum(shard.rows for shard in shards)
     if rows < sizes.least_rows:
         return False

@@ -34,12 +34,16 @@ def source(rows=8, digest="d"):
 
 async def test_nothing_is_spoken_until_a_large_segment_is_opened():
     nobody, own = Nobody(), object()
-    sharding = Sharding(nobody, lambda total: total, Sizes(least_rows=8))
+    sharding = Sharding(nobody, lambda total: total, Sizes(least_rows=8, shard_rows=5))
     running = asyncio.create_task(sharding.run())
     await asyncio.sleep(0)
-    assert sharding.spread(source(rows=7), own) is own
+    assert sharding.spread(source(rows=4), own) is own
+    small = sharding.spread(source(rows=7, digest="small"), own)
+    assert isinstance(small, Spreading)
+    await asyncio.sleep(0.05)
     assert sharding.spread(source(digest=""), own) is own
     assert (nobody.calls, sharding.status()) == (0, [])
+    del small
     large = sharding.spread(source(), None)
     assert isinstance(large, Spreading)
     async with asyncio.timeout(20):
@@ -53,6 +57,9 @@ async def test_nothing_is_spoken_until_a_large_segment_is_opened():
     assert (await asyncio.to_thread(large.nearest, VECTORS[0], 2)).tolist() == [0, 1]
     del large
     assert sharding.status() == []
+    parts = [sharding.spread(source(rows=5, digest=name), None) for name in "ef"]  # together they are large
+    assert [told["chunks"] for told in sharding.status()] == [5, 5]
+    del parts
     assert sharding.summary() == {"segments": 0, "bytes": 0, "workers": {}}
 
 
