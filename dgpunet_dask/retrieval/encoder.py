@@ -136,11 +136,13 @@ class EngineEncoder:
         Padded tokens of a forward pass.
     remember
         Called with the budget after a lack of memory has made it smaller.
+    window_tokens
+        Texts are sorted by length among so many tokens, or some batches' where that is more.
     """
 
     def __init__(
         self, files: ModelFiles, tokens: TextTokens, engine: Engine, truncate_dim: int | None = None, budget: Budget | None = None,
-        remember: Callable[[int], None] = lambda _: None,
+        remember: Callable[[int], None] = lambda _: None, window_tokens: int = _WINDOW_TOKENS,
     ) -> None:  # fmt: skip
         self.files = files
         self.tokens = tokens
@@ -149,6 +151,7 @@ class EngineEncoder:
         self.dimension = _checked_dimension(engine.dimension, self.truncate_dim)
         self.budget = budget or Budget(engine.batch_tokens)
         self._remember = remember
+        self._window_tokens = window_tokens
 
     def encode_documents(self, texts: Sequence[str]) -> Vectors:
         """Return ``(len(texts), dimension)`` float32 vectors of length 1."""
@@ -187,7 +190,7 @@ class EngineEncoder:
 
     def _tokenised(self, texts: Sequence[str], prompt: str) -> Generator[tuple[range, list[list[int]]]]:
         """Yield windows with their token ids; the next one is tokenised meanwhile, in a thread (the tokenizer leaves the interpreter free)."""
-        tokens = max(self.budget.tokens * _WINDOW_BATCHES, _WINDOW_TOKENS)
+        tokens = max(self.budget.tokens * _WINDOW_BATCHES, self._window_tokens)
         spans = list(windows(texts, tokens * _CHARACTERS_PER_TOKEN))
         if len(spans) <= 1:
             yield from ((span, self.tokens.ids(texts, prompt)) for span in spans)

@@ -67,8 +67,8 @@ def wanted(prompt: str = "") -> np.ndarray:
     return normalised(np.array([[len(prompt + t), sum(map(ord, prompt + t)), 1.0] for t in TEXTS], np.float32))
 
 
-def encoder(engine: Engine, tokens: int = 64, remember=lambda _: None, truncate_dim: int | None = None) -> EngineEncoder:
-    return EngineEncoder(FILES, Letters(), engine, truncate_dim, Budget(tokens), remember)  # type: ignore[arg-type]
+def encoder(engine: Engine, tokens: int = 64, remember=lambda _: None, truncate_dim: int | None = None, window: int = 1) -> EngineEncoder:
+    return EngineEncoder(FILES, Letters(), engine, truncate_dim, Budget(tokens), remember, window)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 64, 10_000])
@@ -79,12 +79,21 @@ def test_each_text_has_its_vector_however_it_is_cut(tokens):
     assert made.tokens.calls >= 2  # type: ignore[attr-defined]
 
 
-@given(room=st.integers(20, 400), tokens=st.integers(1, 4000), ahead=st.integers(0, 5))
-def test_what_an_engine_had_taken_when_memory_failed_is_done_once(room, tokens, ahead):
+@given(room=st.integers(20, 400), tokens=st.integers(1, 4000), ahead=st.integers(0, 5), window=st.sampled_from([1, 200, 1 << 16]))
+def test_what_an_engine_had_taken_when_memory_failed_is_done_once(room, tokens, ahead, window):
     engine = Engine(room=room, ahead=ahead)
-    assert np.array_equal(encoder(engine, tokens).encode_documents(TEXTS), wanted())
+    assert np.array_equal(encoder(engine, tokens, window=window).encode_documents(TEXTS), wanted())
     assert sorted(engine.rows) == list(range(len(TEXTS)))
     assert max(engine.sizes) <= room
+
+
+def test_texts_are_sorted_among_many_so_that_batches_hold_little_padding():
+    texts = ["x" * (1 + n * 37 % 256) for n in range(4000)]
+    engine = Engine()
+    made = EngineEncoder(FILES, Letters(), engine, budget=Budget(1024))  # type: ignore[arg-type]
+    made.encode_documents(texts)
+    assert sum(map(len, texts)) <= sum(engine.sizes) <= 1.03 * sum(map(len, texts))
+    assert made.tokens.calls > 1, "and yet cut into windows"  # type: ignore[attr-defined]
 
 
 def test_no_text_gives_no_vector():
