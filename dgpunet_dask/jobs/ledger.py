@@ -20,9 +20,9 @@ import contextlib
 import functools
 import logging
 import os
-import shutil
 import sqlite3
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,10 +35,11 @@ from dgpunet_dask.errors import DamagedFile, DamagedLedger, DiskFull, NewerForma
 from dgpunet_dask.errors.fullness import SHORTAGES, shortage_of
 from dgpunet_dask.jobs import lease_steps, ledger_steps, schema
 from dgpunet_dask.jobs.ledger_calls import LedgerCalls, Manner
+from dgpunet_dask.jobs.ledger_files import copy_still, put_aside
 from dgpunet_dask.jobs.ledger_steps import Db
 from dgpunet_dask.jobs.rows import AttemptRow, JobRow, NewJob, UnitRow
 from dgpunet_dask.jobs.states import first_epoch
-from dgpunet_dask.security.files import signature, sync_folder, write_private
+from dgpunet_dask.security.files import lock_holder, sync_folder, write_private
 
 __all__ = ["AttemptRow", "JobRow", "Ledger", "NewJob", "UnitRow", "read_copy"]
 
@@ -52,8 +53,6 @@ BATCH: Final = 256
 LAG_S: Final = 0.2
 #: How long a file may be held by a head that is about to be gone.
 BUSY_S: Final = 5.0
-#: How often a copy is tried while a head writes.
-COPY_TRIES: Final = 20
 _IN_THREAD: Final = frozenset({"long", "outside"})
 _PRAGMAS: Final = (
     "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "cache_size = -65536", "temp_store = MEMORY",
@@ -168,18 +167,17 @@ class Ledger(LedgerCalls):
         except (sqlite3.DatabaseError, DamagedFile) as error:
             primary = _primary(error)
             if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise StartFailed(why=f"another process holds {self.path}", logs=self.path.parent / "run" / "logs") from error
+                raise StartFailed(why=f"{lock_holder(self.path)} holds {self.path}", logs=self.path.parent / "run" / "logs") from error
             if primary == sqlite3.SQLITE_FULL:
                 raise DiskFull(path=self.path) from error
             if primary not in (None, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise  # the file may be good: a disk that gives errors, or a mistake of ours
-            self.set_aside = _put_aside(self.path)
+            self.set_aside = put_aside(self.path)
             log.error("the ledger %s is damaged (%s) and was set aside as %s", self.path, error, self.set_aside)
         return self._good_connection()
 
     def _good_connection(self) -> sqlite3.Connection:
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=256)
+        connection = _connect(self.path)
         try:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             _check(connection, self.path)  # before anything is changed: it may be somebody else's
@@ -355,6 +353,30 @@ class Ledger(LedgerCalls):
         await self._do(lambda _: _copy_into(self._connection, into), "outside")
 
 
+class Connection(sqlite3.Connection):
+    """A connection that lets go of its file when it is closed.
+
+    SQLite keeps a closed connection, with its lock, until the last statement is finalised (`sqlite3_close_v2`), and Python finalises one when
+    its cursor is collected: whoever still refers to a cursor, a traceback or a sampled frame, would keep the next head out.
+    """
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        """Run one statement."""
+        cursor = super().execute(sql, parameters)
+        self._cursors.add(cursor)
+        return cursor
+
+    def close(self) -> None:
+        """Finalise every statement and close the file."""
+        for cursor in list(self._cursors):
+            cursor.close()
+        super().close()
+
+
 @contextlib.contextmanager
 def read_copy(path: Path) -> Iterator[Db]:
     """Give the ledger of a file to be read by `ledger_steps` and `lease_steps`, without touching it: a copy, taken while nothing is written.
@@ -368,7 +390,7 @@ def read_copy(path: Path) -> Iterator[Db]:
     """
     with tempfile.TemporaryDirectory(prefix="ledger-") as folder:
         copy = Path(folder) / path.name
-        _copy_still(path, copy)
+        copy_still(path, copy)
         connection = sqlite3.connect(copy, isolation_level=None)
         try:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -378,19 +400,6 @@ def read_copy(path: Path) -> Iterator[Db]:
             raise DamagedLedger(path=path, why=str(error)) from error
         finally:
             connection.close()
-
-
-def _copy_still(path: Path, copy: Path) -> None:
-    names = ("", "-wal")
-    for _ in range(COPY_TRIES):
-        before = [signature(path.with_name(path.name + end)) for end in names]
-        for end in names:
-            copy.with_name(copy.name + end).unlink(missing_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(path.with_name(path.name + end), copy.with_name(copy.name + end))
-        if before == [signature(path.with_name(path.name + end)) for end in names]:
-            return
-    raise DamagedLedger(path=path, why="it is being written; look again when its head is idle")
 
 
 def _copy_into(connection: sqlite3.Connection, into: Path) -> None:
@@ -406,6 +415,13 @@ def _copy_into(connection: sqlite3.Connection, into: Path) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def _connect(path: Path) -> Connection:
+    # A file that exists is not opened here: whoever closes any descriptor of a file ends all locks of its process on it (fcntl(2)).
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=256, factory=Connection)
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
@@ -467,16 +483,3 @@ def _noted_boot(note: Path) -> int:
         return int(note.read_text())
     except (OSError, ValueError):
         return 0
-
-
-def _put_aside(path: Path) -> Path:
-    """Move a damaged file and what belongs to it out of the way; what was put aside before stays."""
-    number, aside = 1, path.with_name(f"{path.name}.damaged")
-    while aside.exists():
-        number += 1
-        aside = path.with_name(f"{path.name}.damaged.{number}")
-    for end in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + end).rename(aside.with_name(aside.name + end))
-    sync_folder(path.parent)
-    return aside

@@ -15,6 +15,8 @@ from typing import Any, Final
 from dgpunet_dask.errors import NewerFormat, UnreadablePath
 
 VERSION: Final = 1
+#: The locks of every process.
+LOCKS: Final = Path("/proc/locks")
 #: What tells one state of a file from the next: a file that is replaced has another inode.
 Signature = tuple[int, int, int]
 
@@ -71,6 +73,25 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def lock_holder(path: Path, locks: Path = LOCKS) -> str:
+    """Say which process has a lock on a file, as far as the system tells (proc_locks(5))."""
+    try:
+        found = path.stat()
+        lines = [line.split() for line in locks.read_text().splitlines()]
+    except OSError:
+        return "another process"
+    wanted = (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino)
+    pids = {int(line[4]) for line in lines if len(line) == 8 and line[1] == "POSIX" and _inode(line[5]) == wanted}
+    if not pids:
+        return "another process"
+    return "this process itself" if pids == {os.getpid()} else f"process {', '.join(str(pid) for pid in sorted(pids - {os.getpid()}))}"
+
+
+def _inode(text: str) -> tuple[int, int, int]:
+    major, minor, inode = text.split(":")
+    return int(major, 16), int(minor, 16), int(inode)
 
 
 class PrivateJson:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 import stat
 import subprocess
@@ -17,6 +19,7 @@ from dgpunet_dask.jobs import ledger_steps, schema
 from dgpunet_dask.jobs.ledger import read_copy
 from dgpunet_dask.jobs.rows import Restored
 from dgpunet_dask.jobs.states import boot_of
+from dgpunet_dask.security.files import lock_holder
 from tests.helpers import ROOT, until
 from tests.unit.jobs.ledgers import Held, commits, held, leased, new_job, running
 
@@ -311,7 +314,50 @@ def test_a_second_head_on_one_ledger_does_not_start(path: Path, monkeypatch: pyt
             "asyncio.run(ledger.Ledger(Path(sys.argv[1]), SystemClock()).open())"
         )
         done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert f"{StartFailed.__name__}: The cluster did not start: another process holds {path}" in done.stderr
+    assert f"{StartFailed.__name__}: The cluster did not start: process {os.getpid()} holds {path}" in done.stderr
+
+
+def test_a_second_ledger_in_one_process_is_refused_and_the_first_keeps_its_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUSY_S", 0.1)
+    with held(path):
+        with pytest.raises(StartFailed, match="this process itself holds"):
+            Held(path).open()
+        code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0.1).execute('PRAGMA user_version')"
+        done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert "database is locked" in done.stderr
+
+
+def test_who_holds_a_file_is_not_known_where_the_system_does_not_tell(path: Path, tmp_path: Path) -> None:
+    path.touch()
+    assert lock_holder(path) == "another process"
+    assert lock_holder(path, locks=tmp_path / "none") == "another process"
+    assert lock_holder(tmp_path / "none") == "another process"
+
+
+def test_a_closed_ledger_lets_go_of_its_file_whoever_still_refers_to_a_statement(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUSY_S", 0.1)
+    with held(path) as one:
+        running(one)
+        running(one, "k")
+        cursor = one.ledger._connection.execute("SELECT job_id FROM jobs")
+        assert cursor.fetchone() is not None
+    with held(path) as two:
+        assert len(two.jobs()) == 2
+    with pytest.raises(sqlite3.ProgrammingError):
+        cursor.fetchone()
+
+
+def test_sqlite_keeps_the_lock_of_a_closed_connection_until_its_last_statement_is_finalised(path: Path) -> None:
+    first = sqlite3.connect(path, isolation_level=None)
+    first.execute("PRAGMA locking_mode = EXCLUSIVE")
+    first.execute("CREATE TABLE t AS VALUES (1), (2)")
+    cursor = first.execute("SELECT * FROM t")
+    first.close()
+    with contextlib.closing(sqlite3.connect(path, timeout=0.1)) as second:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            second.execute("SELECT * FROM t")
+        del cursor
+        assert second.execute("SELECT count(*) FROM t").fetchone() == (2,)
 
 
 def test_a_closed_ledger_says_so(path: Path) -> None:
