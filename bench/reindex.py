@@ -212,23 +212,24 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         arms = (bench.nothing, bench.told, bench.changed, bench.rename, bench.rename, bench.copy, bench.branch, bench.back)
         for number in range(options.rounds + 1):  # the first of each is not counted: processes start, kernels are prepared, branches become known
             for arm in arms:
-                _note(rounds, arm.__name__, arm, number)
+                note(rounds, arm.__name__, arm, number)
         watched = Watched(bench)
         try:
             for number in range(options.rounds + 1):
-                _note(rounds, "watch", watched.round, number)
+                note(rounds, "watch", watched.round, number)
         finally:
             watched.close()
     return {
         "what": "seconds from submission (watch: from the write) to the job's end and until searchable, on a warm cluster; chunks embedded",
         "files": options.files, "chunks": chunks, "rounds": options.rounds, "seed": options.seed,
         "arms": {name: figures(found) for name, found in rounds.items()}, "targets": targets(rounds, options.files),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "load": os.getloadavg(), "system": platform.platform(), "python": platform.python_version()},
+        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load": os.getloadavg(), "system": platform.platform(), "python": platform.python_version()},
         "versions": {name: version(name) for name in PACKAGES},
     }  # fmt: skip
 
 
-def _note(rounds: dict[str, list[dict[str, float]]], name: str, arm: Callable[[], dict[str, float]], number: int) -> None:
+def note(rounds: dict[str, list[dict[str, float]]], name: str, arm: Callable[[], dict[str, float]], number: int) -> None:
+    """Run one round of an arm; the first of each is not counted."""
     found = arm()
     print(f"round {number}, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()), file=sys.stderr, flush=True)
     if number:
@@ -261,7 +262,8 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """Return the name of the processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 

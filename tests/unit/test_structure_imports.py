@@ -35,7 +35,7 @@ STDLIB_ONLY = ("", "errors", "units", "model", "stagehost.child", "stagehost.fra
 FOREIGN_IN_FUNCTIONS = {"torch"}
 SOLE_IMPORTERS = {"pynvml": f"{PACKAGE}.hardware.nvml", "sqlite3": f"{PACKAGE}.jobs.ledger"}
 HEAVY = {
-    "dask", "dask_cuda", "distributed", "faiss", "numpy", "pandas", "pyarrow", "sentence_transformers", "tokenizers", "torch",
+    "dask", "dask_cuda", "distributed", "faiss", "numpy", "openvino", "pandas", "pyarrow", "sentence_transformers", "tokenizers", "torch",
     "transformers",
 }  # fmt: skip
 IMPURE_MODULES = {

@@ -11,7 +11,6 @@ import pytest
 
 from dgpunet_dask.errors import BadValue, ModelUnavailable
 from dgpunet_dask.retrieval import modelfiles
-from dgpunet_dask.retrieval.batching import batches
 from dgpunet_dask.retrieval.bert_numpy import NumpyMinilm
 from dgpunet_dask.retrieval.encoder import load_encoder
 from dgpunet_dask.retrieval.modelfiles import find_model
@@ -194,13 +193,6 @@ def test_a_digest_is_over_what_decides_a_vector(tmp_path):
 def test_a_truncation_that_no_model_has_is_refused(tmp_path):
     with pytest.raises(BadValue, match="truncate_dim"):
         load_encoder("minilm", truncate_dim=385)
-
-
-def test_batches_keep_to_their_budget_and_lose_nothing():
-    lengths = [3, 9, 1, 9, 50, 2, 2]
-    found = list(batches(lengths, 18))
-    assert found == [[4], [1, 3], [0, 5, 6, 2]]
-    assert list(batches([], 18)) == []
 
 
 @pytest.mark.parametrize("name", ["logs/../weights", "a/../../weights", "logs/.."])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -25,11 +25,22 @@ def test_each_input_is_in_one_batch_and_each_batch_within_its_budget(lengths, bu
         assert len(batch) == 1 or sizes[0] * len(batch) <= budget
 
 
-@given(lengths=LENGTHS, budget=st.integers(1, 2000))
-def test_a_batch_ends_only_where_the_next_input_would_not_fit(lengths, budget):
-    found = list(batches(lengths, budget))
-    for batch in found[:-1]:
-        assert lengths[batch[0]] * (len(batch) + 1) > budget
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9), budget=st.integers(60, 400))
+def test_no_other_cuts_cost_less(lengths, budget):
+    ordered = sorted(lengths, reverse=True)
+    places = range(1, len(ordered))
+    every = (cuts for count in range(len(ordered)) for cuts in combinations(places, count))
+    parts = ([ordered[a:b] for a, b in pairwise((0, *cuts, len(ordered)))] for cuts in every)
+    least = min(cost(cut, budget) for cut in parts if all(batch[0] * len(batch) <= budget for batch in cut))
+    assert cost([[lengths[n] for n in batch] for batch in batches(lengths, budget)], budget) == pytest.approx(least)
+
+
+def cost(cut: list[list[int]], budget: int) -> float:
+    return sum(max(batch) * len(batch) + budget / 64 for batch in cut)
+
+
+def test_inputs_of_one_length_fill_their_batches():
+    assert [len(batch) for batch in batches([100] * 25, 1000)] == [10, 10, 5]
 
 
 @given(lengths=LENGTHS, budget=st.integers(1, 5000), parallel=st.integers(1, 64))
