@@ -178,7 +178,7 @@ class Home:
 
     def _is_ours_alone(self) -> bool:
         """Whether nothing but our own folders lies in the root."""
-        known = {"run", "indexes", "workloads", "envs", "jobs", "policy", "cache", "locks", "clusters", "decisions"}
+        known = {"run", "indexes", "workloads", "envs", "jobs", "policy", "cache", "locks", "clusters", "decisions", "last-boot"}
         known |= {path.name for path in (self.pki, self.models, self.cluster_file, self.nodes_file, self.links_file)}
         known |= {name for path in (self.learned, self.learned_tasks) for name in (path.name, f"{path.name}.damaged")}
         known |= {f"{self.ledger.name}{tail}" for tail in ("", "-wal", "-shm", "-journal", ".boot", ".damaged", ".backup")}

@@ -29,6 +29,7 @@ from dgpunet_dask.errors import DamagedFile, MissingPath, UnreadablePath, UsageE
 from dgpunet_dask.jobs import lease_steps, rebuild
 from dgpunet_dask.jobs.accepting import shipped_digests
 from dgpunet_dask.jobs.ledger import Ledger, read_copy
+from dgpunet_dask.jobs.ledger_files import note_boot, noted_boot
 from dgpunet_dask.jobs.rows import JobRow, Restored
 from dgpunet_dask.jobs.schema import FAULTS
 from dgpunet_dask.jobs.states import FINAL_STATES, boot_of
@@ -178,9 +179,9 @@ def rebuild_anew(home: Home) -> Outcome:
         If a head runs.
     """
     with alone(home):
-        boot = _boots_given(home) + (0 if _noted(home) else UNKNOWN_BOOTS)
+        boot = _boots_given(home) + (0 if noted_boot(home.ledger) else UNKNOWN_BOOTS)
         aside = _put_aside(home)
-        write_private(_note(home), f"{boot}\n")
+        note_boot(home.ledger, boot)
         try:
             outcome = asyncio.run(_with_ledger(home, lambda ledger: _rebuilt(ledger, home)))
         except BaseException:
@@ -279,20 +280,9 @@ def _last(home: Home) -> Path:
     raise MissingPath(path=home.backups / "*")
 
 
-def _note(home: Home) -> Path:
-    return home.ledger.with_name(f"{home.ledger.name}.boot")
-
-
 def _boots_given(home: Home) -> int:
     """Return the number of the last boot that anything here tells of."""
-    return max([_noted(home), _boot_in(home.ledger), *(boot_of(epoch) for epoch in _epochs(home))])
-
-
-def _noted(home: Home) -> int:
-    try:
-        return int(_note(home).read_text())
-    except (OSError, ValueError):
-        return 0
+    return max([noted_boot(home.ledger), _boot_in(home.ledger), *(boot_of(epoch) for epoch in _epochs(home))])
 
 
 def _boot_in(path: Path) -> int:
@@ -340,7 +330,7 @@ def _move(ledger: Path, to: Path) -> None:
 
 def _put_in(home: Home, copy: Path, boot: int) -> None:
     """Put a copy where the ledger lies, whole or not at all; the note of its boot comes first."""
-    write_private(_note(home), f"{boot}\n")
+    note_boot(home.ledger, boot)
     fd, draft = tempfile.mkstemp(prefix=".ledger-", dir=home.root)  # mkstemp makes it 0600
     try:
         with os.fdopen(fd, "wb") as file, copy.open("rb") as source:

@@ -35,11 +35,11 @@ from dgpunet_dask.errors import DamagedFile, DamagedLedger, DiskFull, NewerForma
 from dgpunet_dask.errors.fullness import SHORTAGES, shortage_of
 from dgpunet_dask.jobs import lease_steps, ledger_steps, schema
 from dgpunet_dask.jobs.ledger_calls import LedgerCalls, Manner
-from dgpunet_dask.jobs.ledger_files import copy_still, put_aside
+from dgpunet_dask.jobs.ledger_files import copy_still, note_boot, noted_boot, put_aside
 from dgpunet_dask.jobs.ledger_steps import Db
 from dgpunet_dask.jobs.rows import AttemptRow, JobRow, NewJob, UnitRow
 from dgpunet_dask.jobs.states import first_epoch
-from dgpunet_dask.security.files import lock_holder, sync_folder, write_private
+from dgpunet_dask.security.files import lock_holder, sync_folder
 
 __all__ = ["AttemptRow", "JobRow", "Ledger", "NewJob", "UnitRow", "read_copy"]
 
@@ -85,7 +85,8 @@ class Ledger(LedgerCalls):
     Parameters
     ----------
     path
-        ``$DGPUNET_HOME/ledger.db``; beside it ``ledger.db.boot`` holds the number of the last boot, for a ledger that is made anew.
+        ``$DGPUNET_HOME/ledger.db``; beside it ``ledger.db.boot`` and ``last-boot`` hold the number of the last boot, for a ledger
+        that is made anew.
     failpoint
         Called in the thread with ``ledger.commit`` before each transaction is written and ``ledger.committed`` after.
 
@@ -112,7 +113,6 @@ class Ledger(LedgerCalls):
         self.set_aside: Path | None = None
         self.fresh = False
         self.boot = 0
-        self._note = path.with_name(f"{path.name}.boot")
         self._clock = clock
         self._failpoint = failpoint
         self._queue: deque[_Operation] = deque()
@@ -193,14 +193,14 @@ class Ledger(LedgerCalls):
 
     def _begin_boot(self, connection: sqlite3.Connection) -> None:
         db, now = cast("Db", connection), self._clock.wall()
-        self.boot = 1 + max(lease_steps.last_boot(db), _noted_boot(self._note))
-        write_private(self._note, f"{self.boot}\n")  # first: a ledger that is lost from here on must not give this boot's epochs again
+        self.boot = 1 + max(lease_steps.last_boot(db), noted_boot(self.path))
+        note_boot(self.path, self.boot)  # first: a ledger that is lost from here on must not give this boot's epochs again
         with _transaction(connection):
             lease_steps.boot(db, self.boot, now)
         self.fresh = not ledger_steps.was_restored(db)
 
     def _boot_again(self, db: Db, number: int) -> None:
-        write_private(self._note, f"{number}\n")
+        note_boot(self.path, number)
         lease_steps.boot(db, number, self._clock.wall())
         self.boot, self._epoch = number, first_epoch(number)
 
@@ -476,10 +476,3 @@ def _primary(error: BaseException) -> int | None:
     """Return SQLite's own code for an error, without what it adds to it."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else int(code) & 0xFF
-
-
-def _noted_boot(note: Path) -> int:
-    try:
-        return int(note.read_text())
-    except (OSError, ValueError):
-        return 0

@@ -8,10 +8,34 @@ from pathlib import Path
 from typing import Final
 
 from dgpunet_dask.errors import DamagedLedger
-from dgpunet_dask.security.files import signature, sync_folder
+from dgpunet_dask.security.files import signature, sync_folder, write_private
 
 #: How often a copy is tried while a head writes.
 COPY_TRIES: Final = 20
+#: The number of the last boot lies beside the ledger twice: who deletes ``ledger.db*`` leaves the second.
+SECOND_NOTE: Final = "last-boot"
+
+
+def noted_boot(ledger: Path) -> int:
+    """Return the last boot that is noted beside a ledger, 0 where none is."""
+    return max(_number_in(note) for note in _notes(ledger))
+
+
+def note_boot(ledger: Path, boot: int) -> None:
+    """Note the number of a boot, durably."""
+    for note in _notes(ledger):
+        write_private(note, f"{boot}\n")
+
+
+def _notes(ledger: Path) -> tuple[Path, Path]:
+    return ledger.with_name(f"{ledger.name}.boot"), ledger.with_name(SECOND_NOTE)
+
+
+def _number_in(note: Path) -> int:
+    try:
+        return int(note.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def copy_still(path: Path, copy: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import errno
 import json
 import logging
 import os
@@ -64,7 +65,7 @@ class JobRecord:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     leaves: tuple[str, ...] = ()
     seq: int = 0
-    unwritten: int = 0
+    owed: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
     tally: Tally = field(default_factory=Tally)
     pace: Pace = field(default_factory=Pace)
     passed_over: int = 0
@@ -89,20 +90,22 @@ class JobRecord:
         """Append an event to memory and to events.jsonl, and wake those who wait."""
         self.seq += 1
         event = {"seq": self.seq, "time": round(self.clock.wall(), 3), "kind": kind, **facts}
-        self._write(event)
-        short = len(facts.get("text") or "") <= TEXT_KEPT
-        self.events.append(event if short else {**event, "text": None})
+        short = event if len(facts.get("text") or "") <= TEXT_KEPT else {**event, "text": None}
+        self._write(event, short)
+        self.events.append(short)
         self.changed.set()
         self.changed = asyncio.Event()
 
-    def _write(self, event: Mapping[str, Any]) -> None:
-        """Append an event to the job's file; a full disk must not keep a job from ending."""
+    def _write(self, event: Mapping[str, Any], short: Mapping[str, Any]) -> None:
+        """Append an event to the job's file, after those that it owes; what cannot be written must not keep a job from ending."""
         try:
-            with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(event) + "\n")
+            _append(self.folder / "events.jsonl", "".join([*self.owed, _line(event)]).encode())
         except OSError as error:
-            self.unwritten += 1
-            log.warning("job %s: event %d is not on disk: %s", self.status.job_id, self.seq, error)
+            if not self.owed:
+                log.warning("job %s: events from %d on are not on disk yet: %s", self.status.job_id, self.seq, error)
+            self.owed.append(_line(short))
+        else:
+            self.owed.clear()
 
     def move(self, state: JobState, error: DgpunetError | None = None) -> None:
         """Go to `state`; a move that `JOB_TRANSITIONS` does not know is a programming error."""
@@ -175,8 +178,27 @@ class JobRecord:
 
     def let_go(self) -> None:
         """Forget what only a running job needs: its events are on disk, unless that was full."""
-        if not self.unwritten:
+        if not self.owed:
             self.events.clear()
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    return json.dumps(event) + "\n"
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append all of `data` to a file, or nothing of it."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        before = os.fstat(fd).st_size
+        try:
+            if (written := os.write(fd, data)) != len(data):
+                raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes were written", str(path))
+        except OSError:
+            os.ftruncate(fd, before)
+            raise
+    finally:
+        os.close(fd)
 
 
 def events_on_disk(folder: Path, since: int = 0, most: int = ANSWER_MOST) -> list[dict[str, Any]]:

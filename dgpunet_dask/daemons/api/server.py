@@ -80,11 +80,12 @@ class HttpProtocol(H11Protocol):
     def _make_room(self) -> None:
         """End the oldest idle connection of the address that has most of those, at once: TLS's farewell takes a while, and its descriptor.
 
-        Hosts of this cluster stay.
+        Hosts of this cluster stay. One that is ended is among the connections until the loop's next turn, and counts no more.
         """
-        idle = [one for one in self.connections if isinstance(one, HttpProtocol) and one.is_idle and one.certificate is None]
+        open_ = [one for one in self.connections if isinstance(one, HttpProtocol) and not one.transport.is_closing()]
+        idle = [one for one in open_ if one.is_idle and one.certificate is None]
         crowd = Counter(one.address for one in idle)
-        if idle:
+        if idle and len(open_) > self.most:
             min(idle, key=lambda one: (-crowd[one.address], one.since)).transport.abort()
 
     @property
@@ -205,6 +206,11 @@ class ApiServer:
         protocol = HttpProtocol(self._config, self._state, {}, self._loop)
         protocol.most = min(CONNECTIONS_MAX, self._bounds.connections)
         return protocol
+
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._state.connections)
 
     def stop(self) -> None:
         """Take no more connections."""

@@ -10,7 +10,8 @@ import socket
 import psutil
 
 from dgpunet_dask.daemons.api import server as server_module
-from dgpunet_dask.daemons.api.limits import sockets_of
+from dgpunet_dask.daemons.api.accepting import AT_ONCE
+from dgpunet_dask.daemons.api.limits import Sockets, sockets_of
 from dgpunet_dask.hardware.system import FileLimits
 from dgpunet_dask.security.pinning import trusting
 from tests.helpers import no_file_more
@@ -52,3 +53,25 @@ async def test_where_no_file_can_be_opened_it_is_told_once_and_who_waits_is_serv
         ours[0].sendall(b"GET /v1/status HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAuthorization: Bearer ann:submitter\r\n\r\n" % site.ctx.port)
         answer = await asyncio.to_thread(ours[0].recv, 4096)
         assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_burst_of_connections_leaves_no_more_than_the_bound():
+    async def never(scope, receive, send):
+        raise AssertionError("nobody asks anything")
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    address = listening.getsockname()
+    server = server_module.ApiServer(never, [listening], None, Sockets(32, 32, 16))
+    with contextlib.ExitStack() as held:
+        for _ in range(300):
+            ours = held.enter_context(socket.socket())
+            ours.setblocking(False)
+            ours.connect_ex(address)
+        most = 0
+        for _ in range(200):
+            await asyncio.sleep(0.005)
+            most = max(most, server.connections)
+        assert 0 < server.connections <= 32
+        assert most <= 32 + AT_ONCE
+    server.stop()
+    await server.close_all_connections()

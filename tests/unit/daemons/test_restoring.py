@@ -88,7 +88,8 @@ def test_no_epoch_that_a_head_may_have_given_is_given_again(kept):
     for number in range(3):
         kept.commit("a", 10 + number)  # each under a boot of its own, and no copy knows of them
     last, epoch = kept.boots()
-    kept.home.ledger.with_name("ledger.db.boot").unlink()
+    for note in ("ledger.db.boot", "last-boot"):
+        kept.home.ledger.with_name(note).unlink()
     broken(kept.home)
     restore(kept.home)
     boot, _ = kept.boots()

@@ -109,7 +109,7 @@ def test_the_file_is_private(path: Path) -> None:
     with held(path) as one:
         one.submit([new_job()])
         assert {stat.S_IMODE(f.stat().st_mode) for f in path.parent.iterdir()} == {0o600}
-        assert {f.name for f in path.parent.iterdir()} == {"ledger.db", "ledger.db-wal", "ledger.db.boot"}
+        assert {f.name for f in path.parent.iterdir()} == {"ledger.db", "ledger.db-wal", "ledger.db.boot", "last-boot"}
 
 
 # Boots
@@ -160,9 +160,14 @@ def test_a_ledger_that_is_made_anew_gives_no_epoch_again(path: Path) -> None:
     path.unlink()
     with held(path) as one:
         assert one.ledger.boot == 3
-    path.with_name("ledger.db.boot").write_text("no number")
+    for file in path.parent.glob("ledger.db*"):  # as people delete it
+        file.unlink()
     with held(path) as one:
         assert one.ledger.boot == 4
+    for note in ("ledger.db.boot", "last-boot"):
+        path.with_name(note).write_text("no number")
+    with held(path) as one:
+        assert one.ledger.boot == 5
 
 
 def test_a_ledger_is_fresh_until_somebody_has_looked_for_what_others_left(path: Path) -> None:

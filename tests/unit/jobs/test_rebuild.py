@@ -106,7 +106,8 @@ def test_the_work_goes_on_where_it_was(tmp_path: Path, lost: Mapping[str, JobRow
 
 
 def test_the_number_of_the_last_boot_may_be_lost_too(tmp_path: Path, lost: Mapping[str, JobRow]) -> None:
-    (tmp_path / "ledger.db.boot").unlink()
+    for note in ("ledger.db.boot", "last-boot"):
+        (tmp_path / note).unlink()
     with held(tmp_path / "ledger.db") as one:
         again(one, tmp_path)
         taken = {unit.epoch for job_id in lost for unit in one.committed(job_id)}

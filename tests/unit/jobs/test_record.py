@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from dgpunet_dask.errors import JobCancelled
 from dgpunet_dask.jobs.record import EVENTS_KEPT, TEXT_KEPT, JobRecord, events_on_disk
 from dgpunet_dask.jobs.rows import JobRow
 from dgpunet_dask.model.job import JobStatus
+from tests.helpers import no_file_more
 
 
 @pytest.fixture
@@ -57,6 +60,28 @@ def test_events_that_found_no_room_on_the_disk_stay_in_memory(record: JobRecord)
     record.emit("stage", stage="embed")
     record.let_go()
     assert [event["stage"] for event in record.events] == ["embed"]
+
+
+def test_events_that_could_not_be_written_are_written_with_the_next(record: JobRecord) -> None:
+    record.emit("stage", stage="one")
+    with no_file_more():
+        record.emit("stage", stage="two")
+        record.emit("log", stage="three", text="x" * (TEXT_KEPT + 1))
+    record.emit("stage", stage="four")
+    assert [(event["seq"], event["stage"]) for event in events_on_disk(record.folder)] == [(1, "one"), (2, "two"), (3, "three"), (4, "four")]
+    record.let_go()
+    assert not record.events
+
+
+def test_of_an_event_that_finds_no_room_nothing_is_left(record: JobRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    record.emit("stage", stage="one")
+    with monkeypatch.context() as patch:
+        write = os.write
+        patch.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
+        record.emit("stage", stage="two")
+    record.emit("stage", stage="three")
+    lines = (record.folder / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["stage"] for line in lines] == ["one", "two", "three"]
 
 
 def test_a_line_that_a_killed_head_left_half_written_is_passed_over(record: JobRecord) -> None:
