@@ -1,7 +1,8 @@
 """Whose fault a failed attempt is: from what is known of it, and from what became of other attempts. Pure.
 
 What the system itself says goes first (a full disk, an Xid, a process that the kernel killed for want of memory). Where only a process died
-or a stage raised, others tell: a unit that failed on two hosts is to blame itself; a host where several units died is to blame instead.
+or a stage raised, others tell: a unit that failed on two hosts is to blame itself; a host where several units died is to blame instead, if
+units passed where it is otherwise: a mistake in the code ends every unit's process, on whatever host.
 """
 
 from __future__ import annotations
@@ -27,14 +28,21 @@ _DEATHS: Final = frozenset({"stage_host_lost", "stage_hung", "worker_killed"})
 _IMPORT_ERRORS: Final = frozenset({"ImportError", "ModuleNotFoundError"})
 #: Raised without a number, they say by their class that it was a connection.
 _CONNECTION_ERRORS: Final = frozenset({"ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError"})
+#: The same of classes that are not the interpreter's: of its `socket`, requests, urllib3, httpx, aiohttp, botocore. No name that others have for
+#: something else: a ``ReadError`` is an archive's too, a ``Timeout`` a lock's.
+_CONNECTION_KINDS: Final = _CONNECTION_ERRORS | frozenset({
+    "gaierror", "herror", "ReadTimeout", "WriteTimeout", "ConnectTimeout", "ConnectError", "ProxyError", "ReadTimeoutError", "ConnectTimeoutError",
+    "NewConnectionError", "MaxRetryError", "NameResolutionError", "ClientConnectorError", "ClientConnectorDNSError", "ServerDisconnectedError",
+    "ServerTimeoutError", "ConnectionTimeoutError", "SocketTimeoutError", "EndpointConnectionError", "ConnectionClosedError",
+})  # fmt: skip
 _UNREACHED: Final = frozenset({
     errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN,
     errno.ETIMEDOUT, errno.EPIPE,
 })  # fmt: skip
-#: What libraries print when they do not fit the machine, in small letters.
+#: What libraries print, or raise, when they do not fit the machine, in small letters.
 _MISFITS: Final = (
-    "no kernel image is available", "driver version is insufficient", "driver/library version mismatch", "undefined symbol", "glibc_",
-    "cannot import name", "no module named",
+    "no kernel image is available", "driver version is insufficient", "driver on your system is too old", "driver/library version mismatch",
+    "undefined symbol", "glibc_", "cannot import name", "no module named",
 )  # fmt: skip
 _OOM_WORDS: Final = ("cuda out of memory", "cuda_error_out_of_memory", "cublas_status_alloc_failed")
 
@@ -87,6 +95,11 @@ class _Case:
         return str(self.log_tail or "").lower()
 
     @property
+    def raised(self) -> str:
+        """What the exception said that the stage raised, in small letters."""
+        return str(self.why or "").lower() if self.error_code == "stage_failed" else ""
+
+    @property
     def died(self) -> bool:
         return self.error_code in _DEATHS or self.exit_signal is not None
 
@@ -102,6 +115,17 @@ class _Case:
         return sum(not o.same_unit and o.error_code in _DEATHS and o.host == self.host for o in self.others) if self.host else 0
 
     @property
+    def singled_out(self) -> bool:
+        """Whether deaths tell its host from others: units passed on one without deaths and none here, or some passed and no other host has deaths.
+
+        The latter not where its process ended by itself, with a status: the code did that, which has done others well, here maybe too.
+        """
+        passed = {o.host for o in self.others if not o.same_unit and o.error_code is None and o.host is not None}
+        elsewhere = {o.host for o in self.others if o.error_code in _DEATHS and o.host is not None} - {self.host}
+        told = bool(passed - elsewhere) and not self.passed_here
+        return told or (self.exit_status is None and self.others_passed and not elsewhere)
+
+    @property
     def failed_here(self) -> list[Other]:
         """Earlier attempts of this unit that failed on this host."""
         return [o for o in self.others if o.same_unit and o.error_code is not None and self._was_here(o)]
@@ -109,6 +133,10 @@ class _Case:
     @property
     def passed_here(self) -> bool:
         return any(not o.same_unit and o.error_code is None and self._was_here(o) for o in self.others)
+
+    @property
+    def passed_on_device(self) -> bool:
+        return self.device is not None and any(not o.same_unit and o.error_code is None and o.device == self.device for o in self.others)
 
     def _was_here(self, other: Other) -> bool:
         """Whether it ran on the same host: of one that ended at once only its device may be known."""
@@ -128,7 +156,7 @@ def attribute(evidence: Mapping[str, Any], *, elsewhere: Sequence[Other] = ()) -
         What is known; whatever is missing or ``None`` was not reported. ``error_code`` (of our errors), ``kind`` (the class that a stage
         raised), ``error_kind`` (that of the interpreter which it is one of), ``errno``, ``exit_signal`` (``SIGKILL``), ``exit_status``,
         ``cgroup_oom_kills`` (since the call began), ``xid`` (numbers), ``thermal`` (whether the card was slowed by heat), ``usage`` (it is a
-        `UsageError`), ``device``, ``host``, ``log_tail``.
+        `UsageError`), ``device``, ``host``, ``log_tail``, ``why`` (the text of what a stage raised).
     elsewhere
         Earlier attempts of the same unit, and what became of other units of the job and of that host.
     """
@@ -173,8 +201,10 @@ def _gpu_oom(case: _Case) -> Cause | None:
 
 
 def _version(case: _Case) -> Cause | None:
-    misfit = next((words for words in _MISFITS if words in case.text), None)
-    if case.error_kind in _IMPORT_ERRORS or case.error_code in _VERSION_CODES or (misfit and case.died):
+    # Others have passed on that very device: then it fits, and the words are those of the unit's own input.
+    told = case.text if case.died else "" if case.passed_on_device else case.raised
+    misfit = next((words for words in _MISFITS if words in told), None)
+    if case.error_kind in _IMPORT_ERRORS or case.error_code in _VERSION_CODES or misfit:
         why = f"{case.error_kind or case.error_code}: {misfit or 'what is installed there does not fit'}"
         return Cause("version", "likely", why)
     return Cause("version", "likely", "it used an instruction that the processor does not have") if case.exit_signal == "SIGILL" else None
@@ -185,7 +215,14 @@ def _network(case: _Case) -> Cause | None:
         return Cause("network", "likely", "its host could not be reached")
     if case.errno in _UNREACHED:
         return Cause("network", "likely", f"a connection ended ({errno.errorcode[case.errno]})")
-    return Cause("network", "likely", f"a connection ended ({case.error_kind})") if case.error_kind in _CONNECTION_ERRORS else None
+    # urllib's one class is a malformed address's too: a name server's numbers are negative, and a socket says that its time is over.
+    unopened = case.kind == "URLError" and ((case.errno or 0) < 0 or "timed out" in case.raised)
+    if unopened or case.kind in _CONNECTION_KINDS or case.error_kind in _CONNECTION_ERRORS:
+        return Cause("network", "likely", f"a connection ended ({case.kind or case.error_kind})")
+    # A socket's has no number; one of a class derived from it is no socket's: a lock that was not to be had, a user's own bound.
+    if case.error_kind == "TimeoutError" and case.kind in (None, "TimeoutError") and case.errno is None:
+        return Cause("network", "likely", "something that it waited for did not answer (TimeoutError)")
+    return None
 
 
 def _unit(case: _Case) -> Cause | None:
@@ -203,8 +240,8 @@ def _thermal(case: _Case) -> Cause | None:
 
 
 def _host(case: _Case) -> Cause | None:
-    """Other units died on the same host: it is the host. What a stage raises is no death: the same mistake meets every unit."""
-    if not case.died or not case.host_deaths:
+    """Other units died on the same host, unlike elsewhere: it is the host. What a stage raises is no death: the same mistake meets every unit."""
+    if not case.died or not case.host_deaths or not case.singled_out:
         return None
     on_card = case.device is not None and not str(case.device).endswith("cpu")
     return Cause("gpu-hardware" if on_card else "system", "likely", f"{case.host_deaths} other unit(s) died on {case.host}")

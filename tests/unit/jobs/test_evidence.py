@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import json
+import socket
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ def row(unit_id: str, state: Any, evidence: Any = None, host: str | None = "a") 
         (failure_of(ModuleNotFoundError("No module named 'x'"), "s"), "version"),
         (failure_of(ConnectionResetError(errno.ECONNRESET, "reset"), "s"), "network"),
         (failure_of(ConnectionResetError("without a number"), "s"), "network"),
+        (failure_of(TimeoutError("read timed out"), "s"), "network"),
+        (failure_of(socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "s"), "network"),
+        (failure_of(RuntimeError("CUDA driver version is insufficient for CUDA runtime version"), "s"), "version"),
         (failure_of(OSError(errno.ENOMEM, "no memory"), "s"), "host-oom"),
         (failure_of(OSError(errno.ENOSPC, "no room"), "s"), "disk"),
         (failure_of(OSError(errno.EIO, "broken"), "s"), "user"),
