@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 #: How often a worker's processes are looked at, and how long one may stand still before it counts as stuck.
 LOOK_S: Final = 1.0
 STOPPED_S: Final = 3.0
+#: What a killed agent left is given so long to end by itself.
+LEFT_GRACE_S: Final = 1.0
 #: Ends that others bring about: a worker's scheduler has ended, somebody has killed it.
 _BY_OTHERS: Final = (0, -signal.SIGKILL, -signal.SIGTERM)
 #: So many of those in a row, at most, make the wait for the next start longer.
@@ -76,6 +78,8 @@ class WorkerKeeper:
 
     def start(self, plans: Iterable[WorkerPlan]) -> None:
         """Run the workers of `plans`, and go on doing so."""
+        for left in self.register.end_all(LEFT_GRACE_S, only="worker"):  # one that was stopped cannot see that its agent is gone
+            log.warning("the %s of an earlier agent (process %d) was ended", left.what, left.pid)
         self.kept = [Kept(plan) for plan in plans]
         self._tasks = [asyncio.create_task(self._keep(kept)) for kept in self.kept]
         self._tasks.append(asyncio.create_task(self._watch()))

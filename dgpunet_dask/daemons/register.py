@@ -121,9 +121,9 @@ class Register:
     def end_all(self, grace_s: float = 3.0, only: str | None = None) -> list[Registered]:
         """End every noted process and its descendants: SIGTERM, then SIGKILL after `grace_s`; return those that ran.
 
-        `only`: none but those that are noted as that. This process itself is left alone.
+        `only`: none but those that are noted as that, or as that and a name. This process itself is left alone.
         """
-        found = [entry for entry in self.running() if entry.pid != os.getpid() and only in (None, entry.what)]
+        found = [entry for entry in self.running() if entry.pid != os.getpid() and only in (None, entry.what, entry.what.partition(" ")[0])]
         _end((p for entry in found if (p := entry.process()) is not None), grace_s)
         for entry in self.entries():
             if entry.process() is None:

@@ -132,6 +132,21 @@ def test_after_any_two_kills_the_cluster_is_whole_or_gone(site, two_cards, pair)
     assert site.left() == []
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(("stopped", "owner"), [("worker", "agent"), ("scheduler", "head"), ("agent", "supervisor")])
+def test_what_stands_still_does_not_outlive_its_owner(site, two_cards, stopped, owner):
+    site.up("--simulate", two_cards)
+    (left,) = site.pids(ROLES[stopped])
+    os.kill(left, signal.SIGSTOP)
+    kill(site.pids(ROLES[owner])[0])
+    if owner == "supervisor":
+        site.up("--simulate", two_cards)
+    site.until(lambda: not psutil.pid_exists(left), SERVING_S)
+    site.until(lambda: serves(site) and running(site) == WHOLE, SERVING_S)
+    assert site.run("down")[0] == 0
+    assert site.left() == []
+
+
 def running(site):
     found = Counter({role: len(site.pids(word)) for role, word in ROLES.items()})
     return found + Counter({"all workers": len(site.pids("dask_worker"))})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -98,6 +99,23 @@ async def test_a_worker_that_ends_in_good_order_comes_back_too(home, kept):
     kept.start([plan(home, "cpu-0", "exit", "0")])
     await until(lambda: kept.rows()[0]["restarts"] >= 2)
     assert kept.rows()[0]["why"] == "exit status 0"
+
+
+@pytest.fixture
+def stopped():
+    with subprocess.Popen(["sleep", "600"]) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        yield process.pid
+        process.kill()
+
+
+async def test_a_stopped_worker_of_a_killed_agent_is_ended(home, kept, stopped):
+    register = Register(home.run / "processes")
+    register.add(stopped, "worker cpu-0")
+    kept.start([plan(home, "cpu-0", "wait")])
+    assert not psutil.pid_exists(stopped)
+    new = await one_running(home, kept)
+    assert [entry.pid for entry in register.running()] == [new]
 
 
 async def test_a_stopped_worker_is_replaced(home, kept):

@@ -126,7 +126,7 @@ def test_a_sweep_removes_what_a_killed_owner_left_and_nothing_else():
         assert set(sweep()) & set(namespaces) == set()
         owner.kill()
         owner.wait(timeout=10)
-        assert netns._pids(namespaces) == [child]
+        until(lambda: netns._pids(namespaces) == [child], timeout_s=10, what="the host's name, which a process of its own gives it", every_s=0.01)
         assert set(namespaces) <= set(sweep())
         assert gone(namespaces)
         assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
