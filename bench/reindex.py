@@ -223,8 +223,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "what": "seconds from submission (watch: from the write) to the job's end and until searchable, on a warm cluster; chunks embedded",
         "files": options.files, "chunks": chunks, "rounds": options.rounds, "seed": options.seed,
         "arms": {name: figures(found) for name, found in rounds.items()}, "targets": targets(rounds, options.files),
-        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load": os.getloadavg(), "system": platform.platform(), "python": platform.python_version()},
-        "versions": {name: version(name) for name in PACKAGES},
+        **where(),
     }  # fmt: skip
 
 
@@ -268,21 +267,32 @@ def cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=int, default=50_000)
-    parser.add_argument("--rounds", type=int, default=7)
+def run(parser: argparse.ArgumentParser, name: str, measured: Callable[[argparse.Namespace, Path], dict[str, Any]]) -> None:
+    """Parse the rest of the command line, measure in a folder that goes afterwards, and tell and save the figures."""
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "reindex.json"), help="- prints only")
+    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / name), help="- prints only")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dgb-", dir="/tmp") as folder:
-        result = measure(options, Path(folder))
+        result = measured(options, Path(folder))
     text = json.dumps(result, indent=1)
     print(text)
     print(table(result), file=sys.stderr)
     if options.output != "-":
         Path(options.output).parent.mkdir(exist_ok=True)
         Path(options.output).write_text(text + "\n")
+
+
+def where() -> dict[str, Any]:
+    """Return the machine and the versions that the figures belong to."""
+    machine = {"cpu": cpu(), "cores": os.cpu_count(), "load": os.getloadavg(), "system": platform.platform(), "python": platform.python_version()}
+    return {"machine": machine, "versions": {name: version(name) for name in PACKAGES}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, default=50_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    run(parser, "reindex.json", measure)
 
 
 if __name__ == "__main__":

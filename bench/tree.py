@@ -11,17 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from durable_embed import warm_up
 from library import PeakMemory
-from reindex import INDEX, Bench, cpu, figures, git, note, table
+from reindex import INDEX, Bench, figures, git, note, run, where
 
 from dgpunet_dask.client import Client
 from dgpunet_dask.config.home import Home
@@ -115,7 +113,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "what": "a real tree embedded whole, then seconds from submission to the job's end and until searchable, and chunks embedded",
         "folders": [source.name for source in options.folders], "whole": whole, "rounds": options.rounds, "seed": options.seed,
         "arms": {name: figures(found) for name, found in rounds.items()},
-        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load": os.getloadavg(), "system": platform.platform(), "python": platform.python_version()},
+        **where(),
     }  # fmt: skip
 
 
@@ -123,17 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "tree.json"), help="- prints only")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="dgb-", dir="/tmp") as folder:
-        result = measure(options, Path(folder))
-    text = json.dumps(result, indent=1)
-    print(text)
-    print(table(result), file=sys.stderr)
-    if options.output != "-":
-        Path(options.output).parent.mkdir(exist_ok=True)
-        Path(options.output).write_text(text + "\n")
+    run(parser, "tree.json", measure)
 
 
 if __name__ == "__main__":

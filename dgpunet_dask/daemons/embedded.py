@@ -165,12 +165,18 @@ def no_head(home: Home) -> NoHead:
 def answering_head(home: Home) -> HeadFile | None:
     """Return the head under `home` once it has answered; one that is just ending, because its supervisor was killed, is waited out.
 
+    One that stands still and has lost its supervisor would neither answer nor end: it is ended. Hold the `start_lock`.
+
     Raises
     ------
     NoHead
         If one runs and does not answer.
     """
     head = awaited_head(home)
+    if head is not None and not head.embedded and supervisor_of(home) is None and _stopped(head):
+        log.warning("the head (process %d) was stopped and has no supervisor: it is ended", head.pid)
+        clear_remains(home)
+        return None
     try:
         if head is not None:
             client_of(head).status()

@@ -89,9 +89,13 @@ def lock_holder(path: Path, locks: Path = LOCKS) -> str:
     return "this process itself" if pids == {os.getpid()} else f"process {', '.join(str(pid) for pid in sorted(pids - {os.getpid()}))}"
 
 
-def _inode(text: str) -> tuple[int, int, int]:
-    major, minor, inode = text.split(":")
-    return int(major, 16), int(minor, 16), int(inode)
+def _inode(text: str) -> tuple[int, int, int] | None:
+    """Return the device and the number of a locked file; a lock whose file the kernel does not name (``<none>:0``) is nobody's."""
+    try:
+        major, minor, inode = text.split(":")
+        return int(major, 16), int(minor, 16), int(inode)
+    except ValueError:
+        return None
 
 
 class PrivateJson:

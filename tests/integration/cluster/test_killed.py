@@ -133,7 +133,7 @@ def test_after_any_two_kills_the_cluster_is_whole_or_gone(site, two_cards, pair)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("stopped", "owner"), [("worker", "agent"), ("scheduler", "head"), ("agent", "supervisor")])
+@pytest.mark.parametrize(("stopped", "owner"), [("worker", "agent"), ("scheduler", "head"), ("agent", "supervisor"), ("head", "supervisor")])
 def test_what_stands_still_does_not_outlive_its_owner(site, two_cards, stopped, owner):
     site.up("--simulate", two_cards)
     (left,) = site.pids(ROLES[stopped])

@@ -339,6 +339,14 @@ def test_who_holds_a_file_is_not_known_where_the_system_does_not_tell(path: Path
     assert lock_holder(tmp_path / "none") == "another process"
 
 
+def test_a_lock_whose_file_the_system_does_not_name_is_passed_over(path: Path, tmp_path: Path) -> None:
+    path.touch()
+    found, locks = path.stat(), tmp_path / "locks"
+    own = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    locks.write_text(f"1: POSIX  ADVISORY  WRITE 11 <none>:0 0 EOF\n2: POSIX  ADVISORY  WRITE 12 {own} 0 EOF\n")
+    assert lock_holder(path, locks=locks) == "process 12"
+
+
 def test_a_closed_ledger_lets_go_of_its_file_whoever_still_refers_to_a_statement(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUSY_S", 0.1)
     with held(path) as one:
