@@ -75,9 +75,9 @@ if __name__ == "__main__":
 """
 
 
-def corpus(sources: list[Path], into: Path, chunks: int, seed: int) -> list[Chunk]:
+def corpus(sources: list[Path], into: Path, chunks: int, seed: int, model: str = "minilm") -> list[Chunk]:
     """Copy Python files below `sources`, drawn by `seed`, until they hold so many chunks; return these."""
-    counter = load_tokens("minilm")
+    counter = load_tokens(model)
     entries = [e for e in discover(roots_of(sources), lambda *_: None) if e.path.endswith(".py") and "/test" not in e.path]
     random.Random(seed).shuffle(entries)
     found: list[Chunk] = []
@@ -152,7 +152,7 @@ def _openvino_product(precision: str, hidden: int, forward: int) -> Callable[[],
     return run
 
 
-def breakdown(tree: Path, folder: Path, encoder: EngineEncoder) -> dict[str, float]:
+def breakdown(tree: Path, folder: Path, encoder: EngineEncoder, model: str = "minilm") -> dict[str, float]:
     """Return the seconds of each stage, one after the other in this process: what of a job is work, whatever the cluster adds."""
     seconds: dict[str, float] = {}
 
@@ -167,7 +167,7 @@ def breakdown(tree: Path, folder: Path, encoder: EngineEncoder) -> dict[str, flo
     context = StageContext(threads=os.cpu_count() or 1, folder=folder / "scratch", home=home.root)
     (folder / "scratch").mkdir()
     made = {name: _made(getattr(stages, name), context) for name in ("Discover", "Chunk", "Write", "Publish")}
-    made["Discover"].load(path=[str(tree)], index="breakdown")
+    made["Discover"].load(path=[str(tree)], index="breakdown", model=model)
     made["Chunk"].load()
     files = timed("discover", lambda: list(made["Discover"]()))
     units = [timed("chunk", lambda n=n: made["Chunk"](files[n : n + UNIT_FILES])) for n in range(0, len(files), UNIT_FILES)]

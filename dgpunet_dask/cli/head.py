@@ -58,14 +58,15 @@ def _real(context: CliContext, policy: tuple[Path, ...], name: str | None, liste
     from dgpunet_dask.clock import SystemClock
     from dgpunet_dask.daemons.embedded import start_lock
     from dgpunet_dask.daemons.joining import prepare_head
-    from dgpunet_dask.daemons.supervisor import daemons_of, registered, supervise
+    from dgpunet_dask.daemons.register import SUPERVISOR, registered
+    from dgpunet_dask.daemons.supervisor import daemons_of, supervise
 
     say, home = sayer(context), context.home
     with contextlib.ExitStack() as running:
         with start_lock(home):
             _free(context)
             config = prepare_head(home, name=name, listen=listen, roles=roles, now=SystemClock().wall(), say=say)
-            running.enter_context(registered(home))
+            running.enter_context(registered(home, SUPERVISOR))
         ended = threading.Event()
         threading.Thread(target=_tell_when_ready, args=(home, config, ended, say), daemon=True).start()
         try:

@@ -1,7 +1,7 @@
 """The head's children: the stock Dask scheduler, and, of an embedded cluster, the agent. Each is started again when it ends, with the loss told.
 
-The scheduler keeps nothing: with it go all futures, so running jobs fail with that cause. Its successor listens on the same port, where
-clients and workers look for it.
+The scheduler keeps nothing: with it go all futures, and units in flight are leased anew. Its successor listens on the same port, where clients
+and workers look for it. Where somebody has taken that port meanwhile, the head ends as well: its own successor takes the new one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+from distributed import Client
+
 from dgpunet_dask.clock import Clock, SystemClock
 from dgpunet_dask.cluster.config import ClusterConfig
 from dgpunet_dask.cluster.workers import Backoff
@@ -22,6 +24,7 @@ from dgpunet_dask.daemons.keeping import how_ended, look_for_stopped, suspended
 from dgpunet_dask.daemons.lifeline import EXPECTED_ENV, POLICIES_ENV, OwnedProcess, child_env, python_argv, spawn
 from dgpunet_dask.daemons.register import Register
 from dgpunet_dask.daemons.resuming import free_port, port_of
+from dgpunet_dask.errors import SchedulerOutOfReach
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ FAILURES_MAX: Final = 5
 STOP_GRACE_S: Final = 5.0
 #: How long one may stand still before it counts as stuck.
 STOPPED_S: Final = 5.0
+#: How often it is looked whether the scheduler is where the head looks for it.
+LOOK_S: Final = 1.0
 _POLL_S: Final = 0.02
 
 #: Dask settings of the scheduler: workers that say nothing for a minute are given up (5 minutes by default).
@@ -115,6 +120,27 @@ class Children:
         port = found.get("services", {}).get("dashboard")
         self.dashboard = f"http://127.0.0.1:{port}/status" if port else None
         return self.address
+
+    async def served(self, stopping: asyncio.Event, client: Client) -> None:
+        """Wait until the head is stopped.
+
+        Raises
+        ------
+        SchedulerOutOfReach
+            If its client cannot come back to the scheduler: Dask's gives up after 30 s, and never looks at another address.
+        """
+        while not stopping.is_set():
+            if (why := self._out_of_reach(client)) is not None:
+                raise SchedulerOutOfReach(why=why)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await stopping.wait()
+
+    def _out_of_reach(self, client: Client) -> str | None:
+        if client.status == "closed":
+            return f"nothing has answered at {self.address} for as long as Dask waits"
+        now = _read(self.scheduler_file)
+        return None if now is None or now["address"] == self.address else f"somebody has taken its port, and it is at {now['address']} now"
 
     async def _keep(self, name: str, start: Callable[[], OwnedProcess]) -> None:
         failures = 0

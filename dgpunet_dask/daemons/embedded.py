@@ -142,11 +142,11 @@ def _address_of(named: str) -> urllib.parse.SplitResult:
 def awaited_head(home: Home) -> HeadFile | None:
     """Return the head under `home`; one that its supervisor is starting again is waited for, `RETURN_S` seconds at most.
 
-    One that waits for room on a full disk is not waited for: that may take a user's hand.
+    One that waits for room on a full disk, or whose supervisor stands still, is not waited for: that may take a user's hand.
 
     Without this a command in that moment would start a cluster of its own beside the supervisor's.
     """
-    wait_until(lambda: current_head(home) is not None or supervisor_of(home) is None or no_room(home.root), RETURN_S)
+    wait_until(lambda: current_head(home) is not None or not _works(supervisor_of(home)) or no_room(home.root), RETURN_S)
     head = current_head(home)
     if head is None and supervisor_of(home) is not None:
         raise no_head(home)
@@ -155,25 +155,34 @@ def awaited_head(home: Home) -> HeadFile | None:
 
 def no_head(home: Home) -> NoHead:
     """Return the error that no head runs under `home`: whether its supervisor starts it again, and what that waits for."""
-    if supervisor_of(home) is None:
+    supervisor = supervisor_of(home)
+    if supervisor is None:
         return NoHead(where=home.root)
     full = no_room(home.root)
     when = "as soon as its disk, which is full, has room (free some space)" if full else "soon"
+    if not _works(supervisor):
+        when = f"once it goes on: process {supervisor.pid} was stopped by a signal (`up` ends it and starts anew)"
     return HeadAway(where=home.root, when=when, full=full, logs=home.run / "logs")
 
 
 def answering_head(home: Home) -> HeadFile | None:
     """Return the head under `home` once it has answered; one that is just ending, because its supervisor was killed, is waited out.
 
-    One that stands still and has lost its supervisor would neither answer nor end: it is ended. Hold the `start_lock`.
+    One that stands still and has lost its supervisor would neither answer nor end: it is ended. So is a supervisor that stands still and has lost
+    its head. Hold the `start_lock`.
 
     Raises
     ------
     NoHead
         If one runs and does not answer.
     """
+    supervisor = supervisor_of(home)
+    if current_head(home) is None and supervisor is not None and _stopped(supervisor):
+        log.warning("the supervisor (process %d) was stopped and no head is left: it is ended", supervisor.pid)
+        clear_remains(home)
+        return None
     head = awaited_head(home)
-    if head is not None and not head.embedded and supervisor_of(home) is None and _stopped(head):
+    if head is not None and not head.embedded and supervisor_of(home) is None and _stopped(_process_of(head)):
         log.warning("the head (process %d) was stopped and has no supervisor: it is ended", head.pid)
         clear_remains(home)
         return None
@@ -191,7 +200,7 @@ def answering_head(home: Home) -> HeadFile | None:
 def current_head(home: Home) -> HeadFile | None:
     """Return the head whose file lies under `home` if its process still runs, embedded or not."""
     head = read_head_file(home.head_file)
-    if head is None or Registered(head.pid, head.created, "head").process() is None:
+    if head is None or _process_of(head).process() is None:
         return None
     return head
 
@@ -259,7 +268,7 @@ def _found(home: Home) -> tuple[HeadFile, Lease]:
 
 def _wait_for_end(head: HeadFile) -> None:
     """Wait until the process of a stopping head is gone, `STOP_S` seconds at most."""
-    wait_until(lambda: Registered(head.pid, head.created, "head").process() is None, STOP_S)
+    wait_until(lambda: _process_of(head).process() is None, STOP_S)
 
 
 @contextlib.contextmanager
@@ -341,7 +350,7 @@ def stop_cluster(home: Home) -> tuple[bool, list[Registered]]:
     """
     with start_lock(home):
         head, supervisor = current_head(home), supervisor_of(home)
-        if head is not None and not _stopped(head):
+        if head is not None and not _stopped(_process_of(head)):
             with contextlib.suppress(DgpunetError):
                 client_of(head).shutdown()
                 _wait_for_end(head)
@@ -350,12 +359,20 @@ def stop_cluster(home: Home) -> tuple[bool, list[Registered]]:
         return head is not None or supervisor is not None, clear_remains(home)
 
 
-def _stopped(head: HeadFile) -> bool:
-    """Whether a head stands still (SIGSTOP, a debugger): it takes connections and answers none."""
-    process = Registered(head.pid, head.created, "head").process()
+def _process_of(head: HeadFile) -> Registered:
+    return Registered(head.pid, head.created, "head")
+
+
+def _stopped(daemon: Registered) -> bool:
+    """Whether a daemon stands still (SIGSTOP, a debugger): a head takes connections then and answers none."""
+    process = daemon.process()
     with contextlib.suppress(psutil.Error):
         return process is not None and process.status() in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP}
     return False
+
+
+def _works(supervisor: Registered | None) -> bool:
+    return supervisor is not None and not _stopped(supervisor)
 
 
 def _stop_supervisor(supervisor: Registered) -> None:
@@ -364,4 +381,5 @@ def _stop_supervisor(supervisor: Registered) -> None:
     if process is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
+            process.resume()  # one that was stopped hears of it only when it goes on
     wait_until(lambda: supervisor.process() is None, SUPERVISOR_STOP_S)

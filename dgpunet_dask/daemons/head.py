@@ -16,7 +16,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -45,7 +45,7 @@ from dgpunet_dask.daemons.indexes import Indexes
 from dgpunet_dask.daemons.lifeline import watch
 from dgpunet_dask.daemons.policies import Policies
 from dgpunet_dask.daemons.recording import Recording
-from dgpunet_dask.daemons.register import Register, kill_descendants
+from dgpunet_dask.daemons.register import kill_descendants, only_head
 from dgpunet_dask.daemons.settling import Settling
 from dgpunet_dask.daemons.sharding import sharding_over
 from dgpunet_dask.daemons.starter import Starter, leaving
@@ -166,7 +166,7 @@ class Head:
                 self.report({"ready": True})
                 if not self.options.embedded:  # one that ends with its command is seldom asked
                     self.indexes.warm()
-                await self.stopping.wait()
+                await self.children.served(self.stopping, client)
 
     def _resume(self) -> None:
         """Be found where the head before was, if one was killed; what it had is on its way back."""
@@ -377,7 +377,9 @@ class Head:
             If the scheduler does not answer: it is being restarted.
         """
         try:
-            return await within(ASK_S, getattr(self._dask().scheduler, name)(**arguments))
+            if (scheduler := self._dask().scheduler) is None:
+                raise OSError("the connection to it was given up")
+            return await within(ASK_S, getattr(scheduler, name)(**arguments))
         except (OSError, TimeoutError) as error:
             raise StartFailed(why=f"the scheduler does not answer ({error})", logs=self.home.run / "logs") from error
 
@@ -453,16 +455,6 @@ async def _main(options: HeadOptions, starter: Starter, *, cluster: bool) -> Non
     await head.run()
 
 
-@contextlib.contextmanager
-def _registered(home: Home) -> Iterator[None]:
-    register = Register(home.run / "processes")
-    register.add(os.getpid(), "head")
-    try:
-        yield
-    finally:
-        register.remove(os.getpid())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a head until it is told to stop; return its exit status."""
     watch(_end_at_once)
@@ -483,7 +475,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fleet = Fleet() if args.cluster else kept or resuming.read_fleet(args.simulate, home)  # the agents of a cluster tell what it has
         probed, policy = args.simulate is None, tuple(args.policy)
         options = HeadOptions(home, fleet, label, args.embedded, probed=probed, policy=policy, supervised=args.supervised)
-        with _registered(home):
+        with only_head(home):
             asyncio.run(_main(options, starter, cluster=args.cluster))
     except DgpunetError as error:
         log.error("%s", error)

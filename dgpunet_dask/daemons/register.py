@@ -7,6 +7,7 @@ by its id *and* its creation time, so that an id that the system gave to somebod
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import Final
 import psutil
 
 from dgpunet_dask.config.home import Home
+from dgpunet_dask.errors import StartFailed
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,37 @@ def supervisor_of(home: Home) -> Registered | None:
     """Return the supervisor that runs a cluster's daemons under `home`, ``None`` without one. This process itself does not count."""
     found = Register(home.run / "processes").running()
     return next((entry for entry in found if entry.what == SUPERVISOR and entry.pid != os.getpid()), None)
+
+
+@contextlib.contextmanager
+def registered(home: Home, what: str) -> Iterator[None]:
+    """Note this process as what it is for the length of the block."""
+    register = Register(home.run / "processes")
+    register.add(os.getpid(), what)
+    try:
+        yield
+    finally:
+        register.remove(os.getpid())
+
+
+@contextlib.contextmanager
+def only_head(home: Home) -> Iterator[None]:
+    """Be the one head of a home for the length of the block, and noted as that; the system frees the place when its process ends, however it does.
+
+    Raises
+    ------
+    StartFailed
+        If another process is its head. Nothing of that one is touched.
+    """
+    with (home.run / "head.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            there = [str(entry.pid) for entry in Register(home.run / "processes").running() if entry.what == "head"]
+            why = f"another head runs under {home.root}" + (f" (process {', '.join(there)})" if there else "")
+            raise StartFailed(why=why, logs=home.run / "logs") from None
+        with registered(home, "head"):
+            yield
 
 
 class Register:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,7 +26,7 @@ from dgpunet_dask.config.descriptors import raise_limit
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.keeping import how_ended, look_for_stopped, suspended
 from dgpunet_dask.daemons.lifeline import OwnedProcess, child_env, python_argv, spawn, watch
-from dgpunet_dask.daemons.register import SUPERVISOR, Register, kill_descendants
+from dgpunet_dask.daemons.register import SUPERVISOR, Register, kill_descendants, registered
 from dgpunet_dask.daemons.starter import SHORT, Outlet, no_room
 from dgpunet_dask.errors.fullness import is_short
 
@@ -206,24 +205,13 @@ def _wrote(proof: Path, pid: int) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def registered(home: Home) -> Iterator[None]:
-    """Note this process as the one above all others of this home."""
-    register = Register(home.run / "processes")
-    register.add(os.getpid(), SUPERVISOR)
-    try:
-        yield
-    finally:
-        register.remove(os.getpid())
-
-
 async def supervise(home: Home, daemons: Sequence[Daemon], say: Callable[[str], None] = log.warning, outlet: Outlet | None = None) -> int:
     """Run `daemons` until SIGTERM or SIGINT, or until the first of them ends in good order or cannot run; return the exit status."""
     raise_limit()  # all daemons and workers inherit it
     supervisor = Supervisor(home, daemons, say, outlet=outlet)
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, supervisor.stop.set)
-    with registered(home):
+    with registered(home, SUPERVISOR):
         return await supervisor.run()
 
 

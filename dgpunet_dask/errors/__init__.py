@@ -14,7 +14,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── NoIdentity, NotAllowed
     │   │   ├── PathNotAllowed, CodeNotAllowed, OtherUser
     │   ├── NoEndpoint, NoModelNamed, EndpointKeyRefused, EndpointRefused
-    ├── StartFailed (1), LowDisk (1)
+    ├── StartFailed (1), SchedulerOutOfReach (1), LowDisk (1)
     ├── EndpointFailed (1)
     │   ├── EndpointBusy, AnswerBroken
     ├── CheckFailed (3)
@@ -82,6 +82,7 @@ from dgpunet_dask.errors.cluster import (
     PeerBusy,
     PeerFailed,
     PolicyCasesFailed,
+    SchedulerOutOfReach,
     StartFailed,
     StillDraining,
 )
@@ -199,6 +200,7 @@ __all__ = [
     "ReportedError",
     "RerankerUnavailable",
     "ResultsElsewhere",
+    "SchedulerOutOfReach",
     "SlowPaths",
     "StageDiskFull",
     "StageFailed",

@@ -11,6 +11,12 @@ class StartFailed(DgpunetError):
     code = "start_failed"
 
 
+class SchedulerOutOfReach(DgpunetError):
+    """The head has lost its scheduler for good: {why}. Its supervisor starts it again; without one, start the cluster again."""
+
+    code = "scheduler_out_of_reach"
+
+
 class CheckFailed(DgpunetError):
     """The check {what} found {count} fault(s). They are listed above."""
 
