@@ -26,7 +26,7 @@ from dgpunet_dask.cluster.workers import WorkerSite, plan_workers
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.agent_disk import agent_disk
 from dgpunet_dask.daemons.followers import Followers
-from dgpunet_dask.daemons.keeping import WorkerKeeper
+from dgpunet_dask.daemons.keeping import WorkerKeeper, look_for_stopped, suspended
 from dgpunet_dask.daemons.lifeline import watch
 from dgpunet_dask.daemons.register import Registered, kill_descendants
 from dgpunet_dask.errors import DgpunetError
@@ -77,6 +77,7 @@ class Agent:
         beside = Followers(self.clock)
         beside.begin("head", lambda: watch_for_head(lambda: head_runs(self.home), self.hosts.end_all, self.clock))
         beside.begin("disk", self.disk.run)
+        beside.begin("stage hosts", lambda: kill_stopped(self.hosts, self.clock))
         try:
             await stop.wait()
         finally:
@@ -104,6 +105,12 @@ async def watch_for_head(runs: Callable[[], bool], end: Callable[[], Awaitable[i
         elif seen_s is not None and clock.monotonic() - seen_s >= HEADLESS_S:
             seen_s, ended = None, await end()
             log.error("no head has run for %.0f s: %d stage hosts were ended, so that their memory is free", HEADLESS_S, ended)
+
+
+async def kill_stopped(hosts: StageHosts, clock: Clock) -> None:
+    """Kill stage hosts that stand still: their calls would wait for the deadline, and idle ones would take the next call into it."""
+    async for pid, seconds in look_for_stopped(lambda: list(hosts.pids()), clock, suspended):
+        hosts.kill_stopped(pid, seconds)
 
 
 def end_with_children() -> None:

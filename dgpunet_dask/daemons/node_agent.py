@@ -33,7 +33,7 @@ from dgpunet_dask.cluster.peer_client import Peer, PeerClient
 from dgpunet_dask.cluster.workers import Meeting, WorkerSite, plan_workers
 from dgpunet_dask.config.home import Home
 from dgpunet_dask.daemons.agent import ORPHAN_S as CALL_ORPHAN_S
-from dgpunet_dask.daemons.agent import end_with_children
+from dgpunet_dask.daemons.agent import end_with_children, kill_stopped
 from dgpunet_dask.daemons.agent_disk import agent_disk
 from dgpunet_dask.daemons.followers import Followers
 from dgpunet_dask.daemons.keeping import WorkerKeeper
@@ -125,6 +125,7 @@ class NodeAgent:
         self.beside.begin("listeners", self._list)
         self.beside.begin("cards", lambda: self.health.run(lambda: self.fleet, self.hosts.rows, lambda: self.hosts.cards))
         self.beside.begin("disk", self.disk.run)
+        self.beside.begin("stage hosts", lambda: kill_stopped(self.hosts, self.clock))
         try:
             await asyncio.wait({beating, ended}, return_when=asyncio.FIRST_COMPLETED)
             if beating.done():

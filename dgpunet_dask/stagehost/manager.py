@@ -184,6 +184,15 @@ class StageHosts:
         """Return unit, stage, device and state (``waiting``, ``running``, ``done``) of each call in the book, in the order they began."""
         return [(call.spec.unit, call.spec.stage, call.spec.device, call.state) for call in self.kept.held()]
 
+    def kill_stopped(self, pid: int, stood_s: float) -> None:
+        """Kill the stage host `pid`, if it still runs, that a signal had stopped for `stood_s` seconds. It ends as one that anybody kills."""
+        for host in self.book.living():
+            if host.running.pid == pid:
+                logger.error(
+                    "stage host %d (%s on %s) was stopped for %.0f s and is killed", pid, host.spec.stage, host.spec.device, stood_s
+                )
+                host.running.kill_stopped(stood_s)
+
     async def end_all(self) -> int:
         """End every stage host, the idle ones in good order and the busy ones at once; return how many there were. Serving goes on."""
         hosts = list(self.book.hosts)

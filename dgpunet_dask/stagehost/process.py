@@ -74,6 +74,7 @@ class StageProcess:
         self._credits: int | None = None
         self._killer: asyncio.TimerHandle | None = None
         self._deadline_s = spec.deadline_s
+        self._stood_s: float | None = None
         self._oom_counter = oom_counter(process.pid)
         self._began = self._now()
 
@@ -234,6 +235,11 @@ class StageProcess:
         self._signal(signal.SIGKILL)
         await self.gone()
 
+    def kill_stopped(self, stood_s: float) -> None:
+        """Kill a process that a signal had stopped for `stood_s` seconds, with its whole group; a call that it serves fails and says why."""
+        self._stood_s = stood_s
+        self._signal(signal.SIGKILL)
+
     async def _gone_within(self, seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
@@ -254,6 +260,8 @@ class StageProcess:
         left = await self._gone_within(_EXIT_S)
         await self.kill()
         how = how_ended(self._process.returncode) if left else "it closed its connection and was killed"
+        if self._stood_s is not None:
+            how += f", since a signal had stopped it for {self._stood_s:.0f} s"
         if shutil.disk_usage(self.log.path.parent).free < FULL_BYTES:
             return disk_full(self.log.path.parent)  # another start would end like this one
         return self._ended(StageHostLost, self._evidence(self._process.returncode if left else None), how=how, attempts=1)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+import psutil
 import pytest
 
 from tests.helpers import until
@@ -90,6 +94,22 @@ def test_a_hung_unit_is_ended_at_its_deadline_and_set_aside(trouble: Trouble) ->
     attempts = trouble.attempts(job_id, unit=1)
     assert [(a.evidence or {})["error_code"] for a in attempts] == ["stage_hung"] * 2
     assert {a.host for a in attempts} == {"one", "two"}
+
+
+def test_a_stage_host_that_stands_still_is_killed_long_before_its_deadline_and_its_unit_done_again(trouble: Trouble) -> None:
+    job_id = trouble.submit("Heavy", range(4), bad=[1], how="gate", stage={"deadline": "600s"})
+    trouble.wait_for("at-gate")
+    (stopped,) = [int(pid) for number, _, pid in trouble.lines() if number == "1"]
+    os.kill(stopped, signal.SIGSTOP)
+    trouble.make("go")
+    status = trouble.ended(job_id)
+    assert (status.state, status.units.done) == ("done", 4)
+    assert trouble.results(job_id) == ["0", "1", "2", "3"]
+    assert not psutil.pid_exists(stopped)
+    lost = trouble.attempts(job_id, unit=1)[0]
+    evidence = lost.evidence or {}
+    assert (lost.state, evidence["error_code"], evidence["exit_signal"]) == ("failed", "stage_host_lost", "SIGKILL")
+    assert "a signal had stopped it" in evidence["how"]
 
 
 def test_a_light_unit_that_ends_its_worker_is_set_aside_and_no_other_is_lost(trouble: Trouble) -> None:

@@ -1,5 +1,6 @@
 """Processes that crash, hang, or lose whoever called them: told exactly, and never more than the one is lost."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from dgpunet_dask.clock import SystemClock
+from dgpunet_dask.daemons import keeping
+from dgpunet_dask.daemons.agent import kill_stopped
 from dgpunet_dask.errors import BadWorkload, StageFailed, StageHostLost, StageHung
 from dgpunet_dask.stagehost.frames import pack, unpack
 from tests.helpers import no_file_more
@@ -128,6 +132,26 @@ def test_a_process_killed_while_idle_is_replaced_without_a_word(agent, tmp_path)
         os.kill(pid, signal.SIGKILL)
         until(lambda pid=pid: not exists(pid), "the kernel ended it")
         assert call(agent, spec("Waits"), str(path)) != [pid]
+
+
+def test_an_idle_process_that_stands_still_is_killed_and_charged_no_more(agent, tmp_path, monkeypatch):
+    monkeypatch.setattr(keeping, "LOOK_S", 0.05)
+    monkeypatch.setattr(keeping, "STOPPED_S", 0.2)
+    path, looking = tmp_path / "go", []
+    path.touch()
+    stopped, other = spec("Waits", device="4090l", vram_mib=10), spec("Waits", device="3090", vram_mib=10)
+    (pid,), (left,) = call(agent, stopped, str(path)), call(agent, other, str(path))
+
+    async def look():
+        looking.append(asyncio.create_task(kill_stopped(agent.hosts, SystemClock())))
+
+    agent.do(look())
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: "4090l" not in agent.now(agent.hosts.residents), "nothing is charged")
+    assert not exists(pid)
+    assert agent.pids() == [left]
+    agent.now(looking[0].cancel)
+    assert call(agent, stopped, str(path)) != [pid]
 
 
 @pytest.mark.parametrize("stage", ["Hangs", "HoldsLock"])
