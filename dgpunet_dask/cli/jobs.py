@@ -131,6 +131,8 @@ def wait(context: CliContext, job_ids: tuple[str, ...], timeout_s: float | None,
     with context.head_client() as client:
         if len(job_ids) == 1:
             follow(context, client, job_ids[0], label=job_ids[0], **how)
+        for job_id in dict.fromkeys(job_ids):  # one that is misspelt is told now, and not when those before it have ended
+            client.show(job_id, timeout_s=timeout_s)
         follow_all(context, client, job_ids, **how)
 
 

@@ -15,21 +15,25 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from dgpunet_dask import __version__
 from dgpunet_dask.cli.context import CliContext, printable
 from dgpunet_dask.config.home import home_from
-from dgpunet_dask.errors import DgpunetError, DiskFull, Interrupted, UnreadablePath
+from dgpunet_dask.errors import DgpunetError, DiskFull, Interrupted, OutputFailed, UnreadablePath
 from dgpunet_dask.errors.fullness import NO_ROOM
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 PROGRAM: Final = "dgpunet-dask"
 COMPLETION: Final = "_DGPUNET_DASK_COMPLETE"
 _REFUSED: Final = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
 )  # fmt: skip
+_STDOUT: Final = "<stdout>"
 
 
 class Lazy(NamedTuple):
@@ -153,13 +157,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a hit may hold what the terminal's encoding does not
+        sys.stdout = _named_stdout(sys.stdout)
     code = run(words)
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as after `>&-`
+            sys.stdout.flush()
     except BrokenPipeError:
         code = _stdout_is_gone()
+    except OSError as error:
+        code = code or report(named(error), words)
     sys.exit(code)
+
+
+class _Stdout(io.FileIO):
+    """Standard output whose errors name it: one without a name may be of any file."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Write, as every file does."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, _STDOUT) from None
+
+
+def _named_stdout(stdout: io.TextIOWrapper) -> io.TextIOWrapper:
+    """Return what writes to the same file. A hit may hold what the terminal's encoding does not: that is written as an escape."""
+    buffer = io.BufferedWriter(_Stdout(stdout.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(buffer, stdout.encoding, "backslashreplace", line_buffering=stdout.line_buffering, write_through=stdout.write_through)
 
 
 def run(words: list[str]) -> int:
@@ -190,6 +214,8 @@ def run(words: list[str]) -> int:
 
 def named(error: Exception) -> DgpunetError:
     """Return the error to tell for one that nobody caught: a file that the system refuses is the caller's to mend, wherever it was met."""
+    if isinstance(error, OSError) and error.filename == _STDOUT:
+        return OutputFailed(why=error.strerror)
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return DiskFull(path=error.filename or home_from().root)
     if isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None:
@@ -199,6 +225,8 @@ def named(error: Exception) -> DgpunetError:
 
 def report(error: DgpunetError, words: Sequence[str]) -> int:
     """Say what went wrong, once for people and once for machines where they asked; return the exit code."""
+    if isinstance(error, OutputFailed):
+        _stdout_is_gone()
     keep = "\n" if error.code == "malformed_file" else ""  # one line for each mistake
     click.echo(printable(f"{PROGRAM}: {error}", keep), err=True)
     for reason in error.reasons if error.code == "unplaceable" else ():
@@ -208,8 +236,14 @@ def report(error: DgpunetError, words: Sequence[str]) -> int:
 
 
 def _print_json_error(error: dict[str, Any], words: Sequence[str]) -> None:
-    if _asked_for(words, "--json"):
+    if not _asked_for(words, "--json"):
+        return
+    try:
         click.echo(json.dumps({"error": error}))
+    except BrokenPipeError:
+        _stdout_is_gone()
+    except OSError as failed:  # the command leaves with the exit code of what went wrong first
+        report(named(failed), ())
 
 
 def _asked_for(words: Sequence[str], *options: str) -> bool:
@@ -219,7 +253,7 @@ def _asked_for(words: Sequence[str], *options: str) -> bool:
 
 
 def _stdout_is_gone() -> int:
-    """The reader has left (as ``head`` does): nothing more can be said, and nothing is wrong."""
+    """The reader has left (as ``head`` does): nothing more can be said, at the interpreter's end neither, and nothing is wrong."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

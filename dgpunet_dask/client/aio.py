@@ -91,9 +91,9 @@ class AsyncClient(Reach):
         """Return the jobs that the caller may read, oldest first; those in a state, or of an owner."""
         return await self._run(talk.jobs(state=state, owner=owner))
 
-    async def show(self, job_id: str) -> JobStatus:
-        """Return one job."""
-        return await self._run(self.job(job_id).ask(calls.show(job_id)))
+    async def show(self, job_id: str, *, timeout_s: float | None = None) -> JobStatus:
+        """Return one job; StillRunning where no head answers within `timeout_s` seconds."""
+        return await self._run(self.job(job_id, timeout_s).ask(calls.show(job_id)))
 
     async def progress(self, job_id: str) -> dict[str, Any]:
         """Return how far a job is, as `Client.progress` does."""

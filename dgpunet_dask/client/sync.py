@@ -132,9 +132,9 @@ class Client(Reach):
         """Return the jobs that the caller may read, oldest first; those in a state, or of an owner."""
         return self._run(talk.jobs(state=state, owner=owner))
 
-    def show(self, job_id: str) -> JobStatus:
-        """Return one job."""
-        return self._run(self.job(job_id).ask(calls.show(job_id)))
+    def show(self, job_id: str, *, timeout_s: float | None = None) -> JobStatus:
+        """Return one job; StillRunning where no head answers within `timeout_s` seconds."""
+        return self._run(self.job(job_id, timeout_s).ask(calls.show(job_id)))
 
     def progress(self, job_id: str) -> dict[str, Any]:
         """Return how far a job is: ``units``, ``rate_per_s``, ``eta_s`` (``None``: not known), ``stages`` and ``devices``."""

@@ -14,7 +14,7 @@ A class's docstring is its message; the braces are filled from the keyword argum
     │   ├── NoIdentity, NotAllowed
     │   │   ├── PathNotAllowed, CodeNotAllowed, OtherUser
     │   ├── NoEndpoint, NoModelNamed, EndpointKeyRefused, EndpointRefused
-    ├── StartFailed (1), SchedulerOutOfReach (1), LowDisk (1)
+    ├── StartFailed (1), SchedulerOutOfReach (1), LowDisk (1), OutputFailed (1)
     ├── EndpointFailed (1)
     │   ├── EndpointBusy, AnswerBroken
     ├── CheckFailed (3)
@@ -79,6 +79,7 @@ from dgpunet_dask.errors.cluster import (
     NoSuchNode,
     NoSuchWorkload,
     NotFound,
+    OutputFailed,
     PeerBusy,
     PeerFailed,
     PolicyCasesFailed,
@@ -190,6 +191,7 @@ __all__ = [
     "OtherPolicyRunning",
     "OtherUser",
     "OutOfFiles",
+    "OutputFailed",
     "OverQuota",
     "PathNotAllowed",
     "PeerBusy",

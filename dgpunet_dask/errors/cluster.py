@@ -17,6 +17,12 @@ class SchedulerOutOfReach(DgpunetError):
     code = "scheduler_out_of_reach"
 
 
+class OutputFailed(DgpunetError):
+    """Standard output could not be written: {why}. What the command had done by then stays; free space there, or choose another place for the output."""
+
+    code = "output_failed"
+
+
 class CheckFailed(DgpunetError):
     """The check {what} found {count} fault(s). They are listed above."""
 

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
-from dgpunet_dask.daemons.api.answers import Refused
+from dgpunet_dask.daemons.api.answers import SHOWN_CHARS, Refused
 from dgpunet_dask.errors import BadValue
 from dgpunet_dask.jobs.looks import Abandoned
 
@@ -68,7 +68,7 @@ async def json_object(headers: Headers, receive: Receive, most: int) -> bytes:
     check_length(headers, most, "a body")
     body = b"".join([piece async for piece in pieces(receive, most, "a body")]) or b"{}"
     try:
-        found = json.loads(body, parse_constant=_bad_number)
+        found = json.loads(body, parse_constant=_bad_number, object_pairs_hook=_each_once)
     except (ValueError, RecursionError):
         raise Refused(400, "the body is not JSON") from None
     if not isinstance(found, dict):
@@ -82,6 +82,16 @@ def _no_number(text: str) -> NoReturn:
 
 def _bad_number(text: str) -> NoReturn:
     raise BadValue(what="the number", value=text, why="JSON has none of that name; write one that is not infinite")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object, unless it has a key twice: only one of the two would count, and which one is not for a reader to guess."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise BadValue(what="the key", value=key[:SHOWN_CHARS], why="an object of the body has it more than once; give it once")
+        found[key] = value
+    return found
 
 
 def again(body: bytes, receive: Receive) -> Receive:

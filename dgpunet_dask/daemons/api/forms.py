@@ -31,7 +31,7 @@ Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX)]
 #: The id of a job.
 JobId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
 #: Of its choice by the client; for a submission that is sent again it is the same.
-Key = Annotated[str, Field(min_length=1, max_length=KEY_CHARS_MAX)]
+Key = Annotated[str, Field(min_length=1, max_length=KEY_CHARS_MAX, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class Taken(BaseModel):

@@ -245,6 +245,21 @@ async def test_waiting_for_several_leaves_with_the_first_that_did_not_end_well(r
     assert (await run("jobs", "wait", ids[0], ids[0]))[0] == 0
 
 
+async def test_a_misspelt_job_is_told_before_the_others_are_waited_for(run: Any, server: Server, words: str) -> None:
+    ids = [await accepted(run, words) for _ in range(2)]  # which never end
+    code, out, err = await asyncio.wait_for(run("jobs", "wait", *ids, "nope", "--json"), 20)
+    assert (code, checked("failure", out)["error"]["code"]) == (102, "no_job")
+    assert "nope" in err
+    assert server.waiting == 0
+
+
+async def test_waiting_has_an_end_also_while_the_head_is_away(run: Any, server: Server, words: str) -> None:
+    ids = [await accepted(run, words) for _ in range(2)]
+    server.drop_next = f"GET /v1/jobs/{ids[0]}"
+    code, _, _ = await run("jobs", "wait", *ids, "--timeout", "0.05")
+    assert code == 101
+
+
 async def test_waiting_has_an_end(run: Any, server: Server, words: str) -> None:
     ids = [await accepted(run, words) for _ in range(2)]
     server.end(ids[0])

@@ -118,14 +118,51 @@ def test_help_loads_nothing_heavy():
     assert not heavy & set(json.loads(done.stderr.replace("'", '"')))
 
 
-def test_a_reader_that_leaves_is_no_error():
-    argv = [sys.executable, "-m", "dgpunet_dask.cli.main", "--help"]
-    process = subprocess.Popen(argv, env=child_env({}), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.mark.parametrize(("words", "code", "lines"), [(("--help",), 0, 0), (("jobs", "show", "j", "--json"), 102, 1)])
+def test_a_reader_that_leaves_is_no_error(home, words, code, lines):
+    argv = [sys.executable, "-m", "dgpunet_dask.cli.main", *words]
+    process = subprocess.Popen(argv, env=child_env({"DGPUNET_HOME": str(home.root)}), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     err = process.stderr.read()
     process.stderr.close()
-    assert process.wait(60) == 0
-    assert err == b""
+    assert process.wait(60) == code
+    assert len(err.splitlines()) == lines, err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("words", "code", "first"),
+    [
+        (("--help",), 1, ""),
+        (("index", "list", "--json"), 1, ""),
+        (("jobs", "show", "j", "--json"), 102, "No head answers"),  # the error's own object, as JSON
+    ],
+)
+def test_a_stdout_that_cannot_be_written_is_one_line_and_no_traceback(home, words, code, first, unbuffered):
+    """The disk that is full is that of the output, and not the home's."""
+    env = child_env({"DGPUNET_HOME": str(home.root), "PYTHONUNBUFFERED": unbuffered})
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-m", "dgpunet_dask.cli.main", *words]
+        done = subprocess.run(argv, env=env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    lines = done.stderr.splitlines()
+    assert (done.returncode, len(lines)) == (code, 2 if first else 1), done.stderr
+    assert first in lines[0]
+    assert lines[-1].startswith("dgpunet-dask: Standard output could not be written: No space left on device. ")
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_output_that_a_buffer_holds_until_the_end_or_does_not_hold_is_missed(size):
+    script = f"from dgpunet_dask.cli import main as m; m.cli.main = lambda **_: print('x' * {size}); m.main([])"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", script], env=child_env({}), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "Standard output could not be written" in done.stderr
+
+
+def test_without_a_stdout_nothing_is_printed():
+    script = "import os, sys; os.close(1); sys.stdout = None; from dgpunet_dask.cli.main import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", script], env=child_env({}), capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(

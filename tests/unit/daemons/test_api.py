@@ -76,6 +76,28 @@ async def test_a_body_that_is_no_object_is_refused(served, body):
     assert answer["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b'{"workload": "w", "user": "a", "user": "b"}', "'user'"),
+        (b'{"workload": "w", "params": {"x": [{"y": {"z": 1, "\\u007a": 1}}]}}', "'z'"),
+        (b'{"workload": "w", "params": {"\\ud800": 1, "\\ud800": 1}}', r"'\ud800'"),
+        (b'{"%(k)s": 1, "%(k)s": 2}' % {b"k": b"k" * 9000}, "'kkk"),
+    ],
+)
+async def test_a_key_that_an_object_has_twice_is_refused_by_its_name(served, body, named):
+    status, answer = await served.ask("POST", "/v1/jobs", body)
+    assert (status, answer["error"]["code"]) == (400, "bad_value")
+    assert named in answer["error"]["message"]
+    assert len(answer["error"]["message"]) < 400
+    assert served.ctx.service.requests == []
+
+
+async def test_objects_of_one_body_may_have_the_same_keys(served):
+    status, job = await served.ask("POST", "/v1/jobs", b'{"workload": "w", "params": {"workload": [{"a": 1}, {"a": 2}], "a": {"a": 3}}}')
+    assert (status, job["params"]) == (201, {"workload": [{"a": 1}, {"a": 2}], "a": {"a": 3}})
+
+
 async def test_long_bodies_are_refused_before_they_are_read(served):
     status, _ = await served.ask("POST", "/v1/jobs", b"", **{"Content-Length": str(JSON_BYTES_MAX + 1)})
     assert status == 413

@@ -81,7 +81,7 @@ REFUSED = [
     {"workload": "w", "shared": 1}, {"workload": "w", "after": "job-1"}, {"workload": "w", "after": ["a/b"]}, {"workload": "w", "after": ["j"] * (ARRAY_MAX + 1)},
     {"workload": "w", "user": "\x00../x"}, {"workload": "w", "user": "../x"}, {"workload": "w", "user": "a\nb"}, {"workload": "w", "allow_failed": -1}, {"workload": "w", "allow_failed": True}, {"workload": "w", "allow_failed": 1.5}, {"workload": "w", "allow_failed": 2**63},
     {"workload": "w", "retry": -1}, {"workload": "w", "retry": "1"}, {"workload": "w", "key": ""}, {"workload": "w", "key": "x" * (KEY_CHARS_MAX + 1)},
-    {"workload": "w", "array": []}, {"workload": "w", "array": [1]}, {"workload": "w", "array": [{}] * (ARRAY_MAX + 1)}, {"workload": "w", "user": 7},
+    {"workload": "w", "key": "a\x00b"}, {"workload": "w", "key": "a\n"}, {"workload": "w", "key": "\x7f"}, {"workload": "w", "array": []}, {"workload": "w", "array": [1]}, {"workload": "w", "array": [{}] * (ARRAY_MAX + 1)}, {"workload": "w", "user": 7},
     {"workload": "\ud800"}, {"workload": "w", "params": {"x": float("nan")}},
 ]  # fmt: skip
 
