@@ -4,7 +4,9 @@ A model of BERT-base's shape with random weights, which cost the same as trained
 index, and no vector is known from before. `stages_s` are the stages one after the other in this process, so what of a job is work.
 
     python bench/embed_card_job.py                                       # units of 16,384 to 262,144 tokens, 3 rounds
-    python bench/embed_card_job.py --model FOLDER --source FOLDER --device cpu --chunks 200 --rounds 1 --output -
+    python bench/embed_card_job.py --device cpu --shape tiny --chunks 5000 --tokens 16384 --output -
+
+A model of one small layer (`--shape tiny`) costs next to nothing: its rate is that of all else, on any machine.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from dgpunet_dask.hardware.card_facts import card_facts
 from dgpunet_dask.retrieval.encoder import EngineEncoder, load_encoder
 from dgpunet_dask.retrieval.modelfiles import find_model
 
+#: Another shape than BERT-base's.
+SHAPES: dict[str, dict[str, int]] = {"base": {}, "tiny": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}}
 TOKENS = "batch: {tokens: 16384}"
 
 
@@ -59,7 +63,7 @@ def run(client: Client, job: Path, tree: Path, index: str, model: str) -> dict[s
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run the jobs, taking turns, then the encoder alone on the same texts."""
     like = Path(options.model) if options.model else find_model("minilm", folder).folder
-    model = str(bert_base(like, folder / "bert_base"))
+    model = str(bert_base(like, folder / options.shape, **SHAPES[options.shape]))
     chunks = corpus(options.source, folder / "tree", options.chunks, options.seed, model)
     small = folder / "small"
     small.mkdir()
@@ -80,7 +84,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     alone = by_itself(encoder, [c.text for c in chunks], options.rounds)
     return {
         "what": "tokens per second of an embed job on a card, submitted on a warm cluster until done, by the tokens of a unit",
-        "chunks": len(chunks), "tokens": sum(c.tokens for c in chunks), "rounds": options.rounds, "seed": options.seed, "startup_s": startup,
+        "chunks": len(chunks), "tokens": sum(c.tokens for c in chunks), "shape": options.shape, "rounds": options.rounds, "seed": options.seed, "startup_s": startup,
         "jobs": {tokens: _told(found) for tokens, found in runs.items()}, "alone_tokens_per_second": alone,
         "stages_s": breakdown(folder / "tree", folder, encoder, model),
         "machine": {"cards": [card.model for card in card_facts() if card.present], "cores": os.cpu_count(), "load": os.getloadavg()},
@@ -109,6 +113,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=20000)
     parser.add_argument("--tokens", type=int, nargs="*", default=[16384, 65536, 262144])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="base")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "embed_card_job.json"), help="- prints only")

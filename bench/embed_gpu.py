@@ -43,17 +43,18 @@ PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "num
 SWEPT = (8192, 16384, 32768, 131072)
 
 
-def bert_base(like: Path, into: Path) -> Path:
-    """Save random weights of BERT-base's shape (109M parameters) with the tokenizer, pooling and prompts of the model in `like`."""
+def bert_base(like: Path, into: Path, **shape: int) -> Path:
+    """Save random weights of BERT-base's shape (109M parameters), or of another, with the tokenizer, pooling and prompts of the model in `like`."""
     import torch
     from transformers import BertConfig, BertModel
 
     shutil.copytree(like, into, ignore=shutil.ignore_patterns("*.safetensors", "onnx", "openvino", "*.bin"))
     torch.manual_seed(0)
     inner = transformer_folder(into)
-    BertModel(BertConfig(architectures=["BertModel"])).save_pretrained(inner)
+    config = BertConfig(architectures=["BertModel"], **shape)
+    BertModel(config).save_pretrained(inner)
     pooling = into / "1_Pooling/config.json"
-    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"word_embedding_dimension": 768}))
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"word_embedding_dimension": config.hidden_size}))
     return into
 
 

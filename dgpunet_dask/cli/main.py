@@ -6,6 +6,7 @@ Command modules are loaded when a command is called, so that ``--help`` and ``se
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import io
@@ -14,8 +15,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import click
 
@@ -24,9 +25,6 @@ from dgpunet_dask.cli.context import CliContext, printable
 from dgpunet_dask.config.home import home_from
 from dgpunet_dask.errors import DgpunetError, DiskFull, Interrupted, OutputFailed, UnreadablePath
 from dgpunet_dask.errors.fullness import NO_ROOM
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 PROGRAM: Final = "dgpunet-dask"
 COMPLETION: Final = "_DGPUNET_DASK_COMPLETE"
@@ -169,21 +167,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-class _Stdout(io.FileIO):
-    """Standard output whose errors name it: one without a name may be of any file."""
+class _Stdout(io.TextIOWrapper):
+    """Standard output whose errors name it: one without a name may be of any file.
 
-    def write(self, data: ReadableBuffer, /) -> int:
-        """Write, as every file does."""
-        try:
-            return super().write(data)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, _STDOUT) from None
+    Named here and not below the buffer, which would write once more what an interrupt of a write in Python had written already.
+    """
+
+    def write(self, text: str, /) -> int:
+        """Write, as every text file does."""
+        with _naming_stdout():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Flush, as every text file does."""
+        with _naming_stdout():
+            super().flush()
+
+
+@contextlib.contextmanager
+def _naming_stdout() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, _STDOUT) from None
 
 
 def _named_stdout(stdout: io.TextIOWrapper) -> io.TextIOWrapper:
     """Return what writes to the same file. A hit may hold what the terminal's encoding does not: that is written as an escape."""
-    buffer = io.BufferedWriter(_Stdout(stdout.fileno(), "w", closefd=False))
-    return io.TextIOWrapper(buffer, stdout.encoding, "backslashreplace", line_buffering=stdout.line_buffering, write_through=stdout.write_through)
+    buffer = io.BufferedWriter(io.FileIO(stdout.fileno(), "w", closefd=False))
+    return _Stdout(buffer, stdout.encoding, "backslashreplace", line_buffering=stdout.line_buffering, write_through=stdout.write_through)
 
 
 def run(words: list[str]) -> int:
